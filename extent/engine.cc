@@ -1,0 +1,97 @@
+#include "extent/engine.h"
+
+#include <algorithm>
+#include <condition_variable>
+#include <cstdint>
+#include <exception>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "extent/interrupt.h"
+
+namespace qchain {
+
+namespace {
+
+class Engine {
+ public:
+  void run(Worker& worker) {
+    try {
+      std::uint64_t ticket = 0;
+      while (take(worker, ticket)) {
+        worker.fetch();
+        if (!settle(worker, ticket)) return;
+        worker.store();
+      }
+    } catch (...) {
+      fail(std::current_exception());
+    }
+  }
+
+  void fail(std::exception_ptr error) {
+    const std::scoped_lock both(taking_, settling_);
+    if (!error_) error_ = std::move(error);
+    turn_changed_.notify_all();
+  }
+
+  void rethrow() const {
+    if (error_) std::rethrow_exception(error_);
+  }
+
+ private:
+  bool take(Worker& worker, std::uint64_t& ticket) {
+    const std::lock_guard lock(taking_);
+    if (error_ || ended_) return false;
+    throw_if_interrupted();
+    ended_ = !worker.take();
+    ticket = next_ticket_;
+    if (!ended_) ++next_ticket_;
+    return !ended_;
+  }
+
+  bool settle(Worker& worker, std::uint64_t ticket) {
+    std::unique_lock lock(settling_);
+    turn_changed_.wait(lock, [&] { return error_ || turn_ == ticket; });
+    if (error_) return false;
+    worker.settle();
+    ++turn_;
+    turn_changed_.notify_all();
+    return true;
+  }
+
+  std::mutex taking_;
+  std::mutex settling_;
+  std::condition_variable turn_changed_;
+  std::exception_ptr error_;  // written under both locks, read under either
+  bool ended_ = false;
+  std::uint64_t next_ticket_ = 0;
+  std::uint64_t turn_ = 0;
+};
+
+}  // namespace
+
+void run_workers(const WorkerFactory& make_worker, unsigned threads) {
+  Engine engine;
+  const std::unique_ptr<Worker> first = make_worker();
+  std::vector<std::jthread> others;
+  for (unsigned i = 1; i < threads; ++i) {
+    others.emplace_back([&engine, &make_worker] {
+      std::unique_ptr<Worker> worker;
+      try {
+        worker = make_worker();
+      } catch (...) {
+        engine.fail(std::current_exception());
+      }
+      if (worker) engine.run(*worker);
+    });
+  }
+  engine.run(*first);
+  others.clear();  // joins
+  engine.rethrow();
+}
+
+unsigned default_workers() { return std::max(4U, std::thread::hardware_concurrency()); }
+
+}  // namespace qchain

@@ -1,0 +1,183 @@
+#include "extent/file.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/falloc.h>
+#include <linux/fs.h>
+#include <sys/ioctl.h>
+#include <sys/stat.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cerrno>
+#include <filesystem>
+#include <vector>
+
+#include "extent/error.h"
+
+namespace qchain {
+
+namespace {
+
+struct stat stat_of(const File& file) {
+  struct stat status {};
+  if (fstat(file.descriptor(), &status) != 0) {
+    throw system_error(fmt::format("{}: cannot stat", file.path()), errno);
+  }
+  return status;
+}
+
+}  // namespace
+
+File::File(File&& other) noexcept
+    : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
+
+File& File::operator=(File&& other) noexcept {
+  std::swap(descriptor_, other.descriptor_);
+  std::swap(path_, other.path_);
+  return *this;
+}
+
+File::~File() {
+  if (descriptor_ >= 0) close(descriptor_);
+}
+
+File File::open_to_read(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
+  return {descriptor, path};
+}
+
+FileIdentity File::identity() const {
+  const struct stat status = stat_of(*this);
+  return {status.st_dev, status.st_ino};
+}
+
+bool File::is_regular() const { return S_ISREG(stat_of(*this).st_mode); }
+bool File::is_block_device() const { return S_ISBLK(stat_of(*this).st_mode); }
+
+std::uint64_t File::size() const {
+  const struct stat status = stat_of(*this);
+  if (!S_ISBLK(status.st_mode)) return static_cast<std::uint64_t>(status.st_size);
+  std::uint64_t bytes = 0;
+  if (ioctl(descriptor_, BLKGETSIZE64, &bytes) != 0) {
+    throw system_error(fmt::format("{}: cannot learn the size of the device", path_), errno);
+  }
+  return bytes;
+}
+
+std::uint64_t File::allocated_bytes() const {
+  return static_cast<std::uint64_t>(stat_of(*this).st_blocks) * kSectorSize;
+}
+
+std::size_t File::read_at_most(HostOffset offset, std::span<std::byte> into) const {
+  std::size_t done = 0;
+  while (done < into.size()) {
+    const ssize_t n = pread(descriptor_, into.data() + done, into.size() - done,
+                            static_cast<off_t>(offset.bytes() + done));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      throw system_error(fmt::format("{}: cannot read {} bytes at offset {:#x}", path_,
+                                     into.size() - done, offset.bytes() + done),
+                         errno);
+    }
+    if (n == 0) break;
+    done += static_cast<std::size_t>(n);
+  }
+  return done;
+}
+
+void File::read(HostOffset offset, std::span<std::byte> into) const {
+  const std::size_t done = read_at_most(offset, into);
+  if (done < into.size()) {
+    throw Error(Outcome::Mismatch,
+                fmt::format("{}: ends at offset {:#x}, inside {} bytes at {:#x} that belong to it; "
+                            "the file is truncated",
+                            path_, offset.bytes() + done, into.size(), offset.bytes()));
+  }
+}
+
+void File::write(HostOffset offset, std::span<const std::byte> bytes) const {
+  // pwritev does not change what its parts point at.
+  iovec part{const_cast<std::byte*>(bytes.data()), bytes.size()};
+  write(offset, std::span(&part, 1));
+}
+
+void File::write(HostOffset offset, std::span<iovec> parts) const {
+  constexpr std::size_t kMaxParts = 1024;  // IOV_MAX
+  while (!parts.empty()) {
+    if (parts.front().iov_len == 0) {
+      parts = parts.subspan(1);
+      continue;
+    }
+    const int count = static_cast<int>(std::min(parts.size(), kMaxParts));
+    const ssize_t n =
+        pwritev(descriptor_, parts.data(), count, static_cast<off_t>(offset.bytes()));
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) {
+      throw system_error(fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes()),
+                         errno);
+    }
+    auto written = static_cast<std::size_t>(n);
+    offset = offset + written;
+    while (written > 0) {
+      iovec& part = parts.front();
+      const std::size_t step = std::min(written, part.iov_len);
+      part.iov_base = static_cast<std::byte*>(part.iov_base) + step;
+      part.iov_len -= step;
+      written -= step;
+      if (part.iov_len == 0) parts = parts.subspan(1);
+    }
+  }
+}
+
+void File::append(std::span<const std::byte> bytes) const {
+  while (!bytes.empty()) {
+    const ssize_t n = ::write(descriptor_, bytes.data(), bytes.size());
+    if (n < 0 && errno == EINTR) continue;
+    if (n < 0) throw system_error(fmt::format("{}: cannot write", path_), errno);
+    bytes = bytes.subspan(static_cast<std::size_t>(n));
+  }
+}
+
+void File::resize(std::uint64_t bytes) const {
+  if (ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) {
+    throw system_error(fmt::format("{}: cannot resize to {} bytes", path_, bytes), errno);
+  }
+}
+
+void File::write_zeros(HostOffset offset, std::uint64_t length) const {
+  // Block devices take ZERO_RANGE as "write zeros"; where neither mode is known, zeros are written.
+  for (const int mode : {FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
+                         FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE}) {
+    if (fallocate(descriptor_, mode, static_cast<off_t>(offset.bytes()),
+                  static_cast<off_t>(length)) == 0) {
+      return;
+    }
+  }
+  static constexpr std::array<std::byte, std::size_t{64} << 10> kZeros{};
+  while (length > 0) {
+    const std::size_t step = std::min<std::uint64_t>(length, kZeros.size());
+    write(offset, std::span(kZeros).first(step));
+    offset = offset + step;
+    length -= step;
+  }
+}
+
+void File::sync() const {
+  if (fsync(descriptor_) != 0 && errno != EINVAL) {
+    throw system_error(fmt::format("{}: cannot make what was written durable", path_), errno);
+  }
+}
+
+void sync_directory_of(const std::string& path) {
+  const std::string parent = std::filesystem::path(path).parent_path();
+  const std::string directory = parent.empty() ? std::string(1, '.') : parent;
+  const int descriptor = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+  if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", directory), errno);
+  File(descriptor, directory).sync();
+}
+
+}  // namespace qchain

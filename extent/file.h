@@ -1,0 +1,67 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <utility>
+
+#include "extent/range.h"
+
+struct iovec;
+
+namespace qchain {
+
+/// Which file this is, whatever it is called.
+struct FileIdentity {
+  std::uint64_t device = 0;
+  std::uint64_t inode = 0;
+  friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
+};
+
+/// An open file, device or pipe. Every failure is an Error (Io) that names the path.
+class File {
+ public:
+  /// Takes over an open descriptor; `path` is for messages.
+  File(int descriptor, std::string path) : descriptor_(descriptor), path_(std::move(path)) {}
+  File(File&& other) noexcept;
+  File& operator=(File&& other) noexcept;
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+  ~File();
+
+  static File open_to_read(const std::string& path);
+
+  int descriptor() const noexcept { return descriptor_; }
+  const std::string& path() const noexcept { return path_; }
+  FileIdentity identity() const;
+  bool is_regular() const;
+  bool is_block_device() const;
+  /// Length of a regular file, size of a block device.
+  std::uint64_t size() const;
+  /// Bytes that a regular file occupies on its file system.
+  std::uint64_t allocated_bytes() const;
+
+  /// Reads up to into.size() bytes; fewer only at the end of the file.
+  std::size_t read_at_most(HostOffset offset, std::span<std::byte> into) const;
+  /// Reads exactly; an end of file inside is an error.
+  void read(HostOffset offset, std::span<std::byte> into) const;
+  void write(HostOffset offset, std::span<const std::byte> bytes) const;
+  /// Writes the concatenation of `parts`, which is changed on the way.
+  void write(HostOffset offset, std::span<iovec> parts) const;
+  /// Writes at the current position: for pipes.
+  void append(std::span<const std::byte> bytes) const;
+  void resize(std::uint64_t bytes) const;
+  /// Makes [offset, offset + length) read as zeros, by the fastest way that the target has.
+  void write_zeros(HostOffset offset, std::uint64_t length) const;
+  void sync() const;
+
+ private:
+  int descriptor_;
+  std::string path_;
+};
+
+/// Makes a change of the directory that holds `path` durable.
+void sync_directory_of(const std::string& path);
+
+}  // namespace qchain

@@ -1,0 +1,386 @@
+#include "extent/nbd_connection.h"
+
+#include <fmt/format.h>
+#include <libnbd.h>
+#include <poll.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "extent/error.h"
+#include "extent/interrupt.h"
+
+namespace qchain {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+// libnbd's words for the last failed call of this thread; they last only until the next call.
+std::string last_error() {
+  const char* words = nbd_get_error();
+  return words != nullptr ? words : "unknown error";
+}
+
+int last_errno() {
+  const int number = nbd_get_errno();
+  return number != 0 ? number : EIO;
+}
+
+// Callbacks run inside libnbd, which is C: no exception may leave them.
+int add_context_name(void* user_data, const char* name) noexcept {
+  static_cast<std::vector<std::string>*>(user_data)->emplace_back(name);
+  return 0;
+}
+
+int note_option_error(void* user_data, int* error) noexcept {
+  *static_cast<int*>(user_data) = *error;
+  return 1;  // libnbd forgets the option
+}
+
+int ignore_chunk(void*, const void*, std::size_t, std::uint64_t, unsigned, int*) noexcept {
+  return 0;
+}
+
+bool starts_with_tls_scheme(const std::string& uri) {
+  return uri.starts_with("nbds:") || uri.starts_with("nbds+");
+}
+
+}  // namespace
+
+void NbdConnection::Close::operator()(nbd_handle* handle) const noexcept { nbd_close(handle); }
+
+struct NbdConnection::InFlight {
+  std::int64_t cookie;
+  ReadRequest request;
+};
+
+NbdConnection::NbdConnection(const NbdTarget& target)
+    : target_(target), handle_(nbd_create()), request_size_(target.request_size) {
+  if (!handle_) throw Error(Outcome::Io, fmt::format("{}: {}", target.uri, last_error()));
+  set_up_tls();
+  nbd_set_opt_mode(handle_.get(), true);
+  if (nbd_aio_connect_uri(handle_.get(), target_.uri.c_str()) != 0) {
+    throw Error(Outcome::Io, fmt::format("{}: cannot connect: {}", target_.uri, last_error()));
+  }
+  wait_until_connected("connect");
+}
+
+NbdConnection::~NbdConnection() {
+  // A word of goodbye, without waiting for an answer.
+  if (!silent_ && nbd_aio_is_ready(handle_.get()) > 0) nbd_aio_disconnect(handle_.get(), 0);
+}
+
+void NbdConnection::set_up_tls() {
+  nbd_handle* const handle = handle_.get();
+  if (!starts_with_tls_scheme(target_.uri)) {
+    if (!target_.tls_certificates.empty() || !target_.tls_psk_file.empty()) {
+      throw Error(Outcome::Usage,
+                  fmt::format("{}: TLS was asked for, but the URI does not begin with nbds", target_.uri));
+    }
+    return;
+  }
+  if (nbd_supports_tls(handle) == 0) {
+    throw Error(Outcome::Io, fmt::format("{}: this libnbd was built without TLS", target_.uri));
+  }
+  nbd_set_tls(handle, LIBNBD_TLS_REQUIRE);
+  if (!target_.tls_psk_file.empty()) {
+    nbd_set_tls_psk_file(handle, target_.tls_psk_file.c_str());
+    return;
+  }
+  if (target_.tls_certificates.empty()) {
+    throw Error(Outcome::Usage,
+                fmt::format("{}: TLS needs --tls-psk-file FILE or --tls-certificates DIR, or the server "
+                            "could be anyone",
+                            target_.uri));
+  }
+  // libnbd verifies the peer's name only over TCP, and nobody at all where the CA file is missing.
+  const std::string authority = target_.tls_certificates + "/ca-cert.pem";
+  if (access(authority.c_str(), R_OK) != 0) {
+    throw system_error(fmt::format("{}: cannot be read, so the server cannot be verified", authority),
+                       errno);
+  }
+  if (!target_.uri.starts_with("nbds:")) {
+    throw Error(Outcome::Usage,
+                fmt::format("{}: a certificate cannot be checked against a name on this transport; use "
+                            "--tls-psk-file",
+                            target_.uri));
+  }
+  nbd_set_tls_certificates(handle, target_.tls_certificates.c_str());
+  nbd_set_tls_verify_peer(handle, true);
+}
+
+std::vector<std::string> NbdConnection::offered_contexts() {
+  std::vector<std::string> names;
+  nbd_handle* const handle = handle_.get();
+  if (nbd_aio_is_negotiating(handle) <= 0) return names;  // an oldstyle server has none
+  nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION);
+  nbd_add_meta_context(handle, "qemu:");
+  int option_error = 0;
+  const int started = nbd_aio_opt_list_meta_context(
+      handle, nbd_context_callback{add_context_name, &names, nullptr},
+      nbd_completion_callback{note_option_error, &option_error, nullptr});
+  if (started == 0) wait_until_connected("list meta contexts");
+  nbd_clear_meta_contexts(handle);
+  return names;  // a server that cannot list them is one that has none
+}
+
+void NbdConnection::negotiate(const std::vector<std::string>& contexts) {
+  nbd_handle* const handle = handle_.get();
+  if (nbd_aio_is_negotiating(handle) > 0) {
+    for (const std::string& context : contexts) nbd_add_meta_context(handle, context.c_str());
+    int option_error = 0;
+    if (nbd_aio_opt_go(handle, nbd_completion_callback{note_option_error, &option_error, nullptr}) !=
+        0) {
+      throw Error(Outcome::Io, fmt::format("{}: {}", target_.uri, last_error()));
+    }
+    wait_until_connected("open the export");
+    if (nbd_aio_is_ready(handle) <= 0) {
+      throw system_error(fmt::format("{}: the server does not offer this export", target_.uri),
+                         option_error != 0 ? option_error : ENOENT);
+    }
+  }
+  if (starts_with_tls_scheme(target_.uri) && nbd_get_tls_negotiated(handle) <= 0) {
+    throw Error(Outcome::Io, fmt::format("{}: the server did not agree to TLS", target_.uri));
+  }
+  learn_limits();
+}
+
+void NbdConnection::learn_limits() {
+  nbd_handle* const handle = handle_.get();
+  const std::int64_t size = nbd_get_size(handle);
+  if (size < 0) {
+    throw Error(Outcome::Io, fmt::format("{}: size unknown: {}", target_.uri, last_error()));
+  }
+  size_ = static_cast<std::uint64_t>(size);
+  multi_conn_ = nbd_can_multi_conn(handle) > 0;
+  df_ = nbd_can_df(handle) > 0;
+  const std::int64_t minimum = nbd_get_block_size(handle, LIBNBD_SIZE_MINIMUM);
+  minimum_block_ = minimum > 0 ? static_cast<std::uint64_t>(minimum) : kSectorSize;
+  if (minimum > 0 && size_ % minimum_block_ != 0) {
+    throw Error(Outcome::Io,
+                fmt::format("{}: the last {} bytes cannot be read: the export has {} bytes, which is not "
+                            "a multiple of its block size {}",
+                            target_.uri, size_ % minimum_block_, size_, minimum_block_));
+  }
+  const std::int64_t maximum = nbd_get_block_size(handle, LIBNBD_SIZE_MAXIMUM);
+  if (maximum > 0) request_size_ = std::min(request_size_, static_cast<std::uint64_t>(maximum));
+  request_size_ = std::max(minimum_block_, align_down(request_size_, minimum_block_));
+}
+
+bool NbdConnection::has_context(const std::string& context) const {
+  return nbd_can_meta_context(handle_.get(), context.c_str()) > 0;
+}
+
+bool NbdConnection::is_dead() const {
+  return silent_ || nbd_aio_is_dead(handle_.get()) > 0 || nbd_aio_is_closed(handle_.get()) > 0;
+}
+
+bool NbdConnection::wait_for_server() {
+  constexpr std::chrono::milliseconds kSlice{200};  // how late an interrupt may be noticed
+  nbd_handle* const handle = handle_.get();
+  const unsigned direction = nbd_aio_get_direction(handle);
+  pollfd waiting{nbd_aio_get_fd(handle), 0, 0};
+  if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0) waiting.events |= POLLIN;
+  if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0) waiting.events |= POLLOUT;
+  const Clock::time_point deadline = Clock::now() + target_.timeout;
+  for (;;) {
+    try {
+      throw_if_interrupted();
+    } catch (...) {
+      silent_ = true;  // commands may be in flight into buffers that are about to go
+      throw;
+    }
+    const int ready = poll(&waiting, 1, static_cast<int>(kSlice.count()));
+    if (ready < 0 && errno != EINTR) throw system_error("poll", errno);
+    if (ready > 0) break;
+    if (Clock::now() >= deadline) {
+      silent_ = true;
+      return false;
+    }
+  }
+  if ((waiting.revents & POLLIN) != 0 || (waiting.revents & POLLOUT) == 0) {
+    nbd_aio_notify_read(handle);
+  } else {
+    nbd_aio_notify_write(handle);
+  }
+  return !is_dead();
+}
+
+void NbdConnection::wait_until_connected(const char* step) {
+  while (nbd_aio_is_connecting(handle_.get()) > 0) {
+    if (!wait_for_server()) {
+      const std::string reason =
+          silent_ ? fmt::format("no answer within {} ms", target_.timeout.count()) : last_error();
+      throw Error(Outcome::Io, fmt::format("{}: cannot {}: {}", target_.uri, step, reason));
+    }
+  }
+  if (is_dead()) {
+    throw Error(Outcome::Io, fmt::format("{}: cannot {}: {}", target_.uri, step, last_error()));
+  }
+}
+
+std::vector<ReadRequest> NbdConnection::requests_for(std::span<const ReadRequest> batch) const {
+  std::vector<ReadRequest> requests;
+  for (ReadRequest rest : batch) {
+    while (!rest.into.empty()) {
+      const std::size_t step = std::min<std::uint64_t>(rest.into.size(), request_size_);
+      requests.push_back({rest.begin, rest.into.first(step)});
+      rest = {rest.begin + step, rest.into.subspan(step)};
+    }
+  }
+  return requests;
+}
+
+bool NbdConnection::start(const ReadRequest& request, std::vector<InFlight>& in_flight) {
+  nbd_handle* const handle = handle_.get();
+  // With DF a server reads; without, QEMU goes through its block status, which can race with the
+  // guest and send holes for what is data.
+  const std::int64_t cookie =
+      df_ ? nbd_aio_pread_structured(handle, request.into.data(), request.into.size(),
+                                     request.begin.bytes(), nbd_chunk_callback{ignore_chunk, nullptr, nullptr},
+                                     nbd_completion_callback{}, LIBNBD_CMD_FLAG_DF)
+          : nbd_aio_pread(handle, request.into.data(), request.into.size(), request.begin.bytes(),
+                          nbd_completion_callback{}, 0);
+  if (cookie >= 0) {
+    in_flight.push_back({cookie, request});
+    return true;
+  }
+  if (is_dead()) return false;
+  throw Error(Outcome::Io, fmt::format("{}: cannot ask for {}: {}", target_.uri,
+                                       to_string(request.range()), last_error()));
+}
+
+// Commands are never retired by a callback: libnbd looks for bytes that a structured reply left out
+// only in nbd_aio_command_completed().
+void NbdConnection::retire(std::vector<InFlight>& in_flight, std::vector<FailedRead>& failed) {
+  std::erase_if(in_flight, [&](const InFlight& command) {
+    const int completed =
+        nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(command.cookie));
+    if (completed < 0) failed.push_back({command.request, last_errno()});
+    return completed != 0;
+  });
+}
+
+std::vector<FailedRead> NbdConnection::read(std::span<const ReadRequest> batch) {
+  std::vector<FailedRead> failed;
+  std::vector<InFlight> in_flight;
+  const std::vector<ReadRequest> requests = requests_for(batch);
+  std::size_t next = 0;
+  while (next < requests.size() || !in_flight.empty()) {
+    while (next < requests.size() && in_flight.size() < target_.requests_in_flight && !is_dead()) {
+      const ReadRequest& request = requests[next];
+      const bool aligned = request.begin.bytes() % minimum_block_ == 0 &&
+                           (request.into.size() % minimum_block_ == 0 ||
+                            request.range().end == GuestOffset(size_));
+      if (!aligned) {
+        if (!in_flight.empty()) break;  // alone, after what is under way
+        if (const std::optional<FailedRead> failure = read_unaligned(request)) {
+          failed.push_back(*failure);
+        }
+      } else if (!start(request, in_flight)) {
+        break;
+      }
+      ++next;
+    }
+    if (is_dead()) {
+      for (const InFlight& command : in_flight) failed.push_back({command.request, ENOTCONN});
+      for (; next < requests.size(); ++next) failed.push_back({requests[next], ENOTCONN});
+      return failed;
+    }
+    if (in_flight.empty()) continue;
+    wait_for_server();
+    if (!silent_) retire(in_flight, failed);
+  }
+  return failed;
+}
+
+std::optional<FailedRead> NbdConnection::read_unaligned(const ReadRequest& request) {
+  const std::uint64_t begin = align_down(request.begin.bytes(), minimum_block_);
+  const std::uint64_t end =
+      std::min(size_, align_up(request.range().end.bytes(), minimum_block_));
+  std::vector<std::byte> enclosing(end - begin);
+  const ReadRequest whole{GuestOffset(begin), enclosing};
+  const std::vector<FailedRead> failed = read(std::span(&whole, 1));
+  if (!failed.empty()) return FailedRead{request, failed.front().error_number};
+  std::memcpy(request.into.data(), enclosing.data() + (request.begin.bytes() - begin),
+              request.into.size());
+  return std::nullopt;
+}
+
+namespace {
+
+// What the extent callbacks of one command have brought.
+struct StatusReply {
+  std::vector<std::string> contexts;
+  std::uint64_t limit;
+  std::vector<std::vector<ContextExtent>> extents;
+  const char* complaint = nullptr;
+
+  void take(const char* context, std::span<const std::uint32_t> entries) {
+    const auto known = std::ranges::find(contexts, context);
+    if (known == contexts.end()) return;  // never asked for: not our business
+    std::vector<ContextExtent>& list = extents[static_cast<std::size_t>(known - contexts.begin())];
+    if (!list.empty()) complaint = "the same context twice";
+    std::uint64_t covered = 0;
+    for (std::size_t i = 0; i + 1 < entries.size() && covered < limit; i += 2) {
+      if (entries[i] == 0) {
+        complaint = "an extent of no length";
+        return;
+      }
+      const std::uint64_t length = std::min<std::uint64_t>(entries[i], limit - covered);
+      list.push_back({length, entries[i + 1]});
+      covered += length;
+    }
+  }
+};
+
+// The reply is shared with libnbd, which may still hold the callback when an exception leaves
+// block_status().
+using SharedReply = std::shared_ptr<StatusReply>;
+
+int note_extents(void* user_data, const char* context, std::uint64_t, std::uint32_t* entries,
+                 std::size_t count, int*) noexcept {
+  (*static_cast<SharedReply*>(user_data))->take(context, {entries, count});
+  return 0;
+}
+
+void drop_reply(void* user_data) noexcept { delete static_cast<SharedReply*>(user_data); }
+
+}  // namespace
+
+std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
+    const GuestRange& range, const std::vector<std::string>& contexts) {
+  const auto complain = [&](const std::string& what) {
+    return Error(Outcome::Io,
+                 fmt::format("{}: block status of {}: {}", target_.uri, to_string(range), what));
+  };
+  const auto reply = std::make_shared<StatusReply>(
+      StatusReply{contexts, range.length(), {contexts.size(), std::vector<ContextExtent>{}}});
+  const std::int64_t cookie = nbd_aio_block_status(
+      handle_.get(), range.length(), range.begin.bytes(),
+      nbd_extent_callback{note_extents, new SharedReply(reply), drop_reply},
+      nbd_completion_callback{}, 0);
+  if (cookie < 0) throw complain(last_error());
+  for (;;) {
+    const int completed =
+        nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(cookie));
+    if (completed > 0) break;
+    if (completed < 0) throw complain(last_error());
+    wait_for_server();
+    if (silent_) throw complain(fmt::format("no answer within {} ms", target_.timeout.count()));
+  }
+  if (reply->complaint != nullptr) {
+    throw complain(fmt::format("the server sent {}", reply->complaint));
+  }
+  for (std::size_t i = 0; i < contexts.size(); ++i) {
+    if (reply->extents[i].empty()) {
+      throw complain(fmt::format("the server sent nothing for {}", contexts[i]));
+    }
+  }
+  return std::move(reply->extents);
+}
+
+}  // namespace qchain

@@ -1,0 +1,103 @@
+// One connection to an NBD server: libnbd, with time-outs of our own, and with distrust of what the
+// server says. Only nbd_export.cc uses it.
+#pragma once
+
+#include <chrono>
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "extent/block_device.h"
+
+struct nbd_handle;
+
+namespace qchain {
+
+/// The flags that one meta context gives to a range; for qemu:allocation-depth, the depth.
+struct ContextExtent {
+  std::uint64_t length = 0;
+  std::uint32_t flags = 0;
+};
+
+/// How a connection is made.
+struct NbdTarget {
+  std::string uri;
+  /// A directory with ca-cert.pem (and a client certificate), or a PSK file: for nbds URIs.
+  std::string tls_certificates;
+  std::string tls_psk_file;
+  /// How long a server may stay silent before it counts as gone.
+  std::chrono::milliseconds timeout{30000};
+  unsigned requests_in_flight = 16;
+  std::uint64_t request_size = std::uint64_t{256} << 10;
+};
+
+/// A request that failed, and why.
+struct FailedRead {
+  ReadRequest request;
+  int error_number = 0;
+};
+
+class NbdConnection {
+ public:
+  /// Connects and negotiates. `choose` is given the meta contexts that the server offers and returns
+  /// those to ask for; it may throw. Throws Error: Io where the server or the export is not there.
+  template <class Choose>
+  NbdConnection(const NbdTarget& target, Choose&& choose) : NbdConnection(target) {
+    negotiate(std::forward<Choose>(choose)(offered_contexts()));
+  }
+  ~NbdConnection();
+  NbdConnection(const NbdConnection&) = delete;
+  NbdConnection& operator=(const NbdConnection&) = delete;
+
+  std::uint64_t size() const noexcept { return size_; }
+  bool can_multi_conn() const noexcept { return multi_conn_; }
+  /// The smallest unit that can be read: at least 1.
+  std::uint64_t minimum_block() const noexcept { return minimum_block_; }
+  /// Whether the server agreed to `context`.
+  bool has_context(const std::string& context) const;
+  /// Whether the connection was lost. It does not come back.
+  bool is_dead() const;
+
+  /// Reads a batch, many requests in flight at a time. Returns what could not be read: parts of the
+  /// batch; after a loss of the connection, all that was not complete. Throws only on an interrupt and
+  /// where libnbd refuses a request.
+  std::vector<FailedRead> read(std::span<const ReadRequest> batch);
+
+  /// What each of `contexts` says of `range` (at most 4 GiB - 1) from its beginning on: never empty,
+  /// never zero-length, clipped to the range, each perhaps of another total length. Throws Error (Io).
+  std::vector<std::vector<ContextExtent>> block_status(const GuestRange& range,
+                                                       const std::vector<std::string>& contexts);
+
+ private:
+  struct Close {
+    void operator()(nbd_handle* handle) const noexcept;
+  };
+  struct InFlight;
+
+  explicit NbdConnection(const NbdTarget& target);
+  void set_up_tls();
+  std::vector<std::string> offered_contexts();
+  void negotiate(const std::vector<std::string>& contexts);
+  void learn_limits();
+  /// Waits for the server once; false where it stayed silent too long, or is gone.
+  bool wait_for_server();
+  void wait_until_connected(const char* step);
+  std::vector<ReadRequest> requests_for(std::span<const ReadRequest> batch) const;
+  bool start(const ReadRequest& request, std::vector<InFlight>& in_flight);
+  void retire(std::vector<InFlight>& in_flight, std::vector<FailedRead>& failed);
+  std::optional<FailedRead> read_unaligned(const ReadRequest& request);
+
+  NbdTarget target_;
+  std::unique_ptr<nbd_handle, Close> handle_;
+  std::uint64_t size_ = 0;
+  std::uint64_t minimum_block_ = 1;
+  std::uint64_t request_size_ = 0;
+  bool multi_conn_ = false;
+  bool df_ = false;
+  bool silent_ = false;  // timed out: as good as dead
+};
+
+}  // namespace qchain

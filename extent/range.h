@@ -1,0 +1,72 @@
+// Offsets and ranges of the two address spaces. Guest minus host does not compile; addition is
+// checked; ranges are half-open.
+#pragma once
+
+#include <compare>
+#include <cstdint>
+#include <string>
+
+namespace qchain {
+
+inline constexpr std::uint64_t kSectorSize = 512;
+
+/// a + b; throws Error (Mismatch) where 64 bits do not hold it: only a hostile input comes here.
+std::uint64_t checked_add(std::uint64_t a, std::uint64_t b);
+/// a * b, likewise.
+std::uint64_t checked_multiply(std::uint64_t a, std::uint64_t b);
+
+/// The multiple of `unit` (> 0, any value) at or below `value`.
+constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t unit) {
+  return value - value % unit;
+}
+/// The multiple of `unit` at or above `value`; throws Error where that overflows.
+inline std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
+  return align_down(checked_add(value, unit - 1), unit);
+}
+/// How many pieces of `unit` hold `value`.
+constexpr std::uint64_t divide_up(std::uint64_t value, std::uint64_t unit) {
+  return value / unit + (value % unit != 0 ? 1 : 0);
+}
+
+/// A byte offset in one address space.
+template <class Space>
+class Offset {
+ public:
+  constexpr Offset() = default;
+  constexpr explicit Offset(std::uint64_t bytes) : bytes_(bytes) {}
+  constexpr std::uint64_t bytes() const { return bytes_; }
+
+  friend constexpr auto operator<=>(Offset, Offset) = default;
+  friend Offset operator+(Offset a, std::uint64_t length) {
+    return Offset(checked_add(a.bytes_, length));
+  }
+  /// The distance from `b` to `a`; requires b <= a.
+  friend constexpr std::uint64_t operator-(Offset a, Offset b) { return a.bytes_ - b.bytes_; }
+
+ private:
+  std::uint64_t bytes_ = 0;
+};
+
+/// Where a byte is on the disk that the guest sees.
+using GuestOffset = Offset<struct GuestSpace>;
+/// Where a byte is in the file that holds it.
+using HostOffset = Offset<struct HostSpace>;
+
+/// Bytes [begin, end) of the guest's disk.
+struct GuestRange {
+  GuestOffset begin;
+  GuestOffset end;
+
+  constexpr std::uint64_t length() const { return end - begin; }
+  constexpr bool empty() const { return end <= begin; }
+  friend constexpr bool operator==(const GuestRange&, const GuestRange&) = default;
+};
+
+/// `length` bytes from `begin` on.
+GuestRange guest_range(std::uint64_t begin, std::uint64_t length);
+/// What two ranges share; empty (begin == end) where they share nothing.
+GuestRange intersect(const GuestRange& a, const GuestRange& b);
+/// "[0x10000, 0x20000)".
+std::string to_string(const GuestRange& range);
+
+}  // namespace qchain

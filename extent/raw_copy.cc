@@ -1,0 +1,143 @@
+#include "extent/raw_copy.h"
+
+#include <algorithm>
+#include <array>
+#include <utility>
+#include <vector>
+
+#include "extent/engine.h"
+#include "extent/piece.h"
+#include "extent/zero.h"
+
+namespace qchain {
+
+namespace {
+
+// The unit in which zeros are looked for and holes are made.
+constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
+
+struct Copy {
+  BlockDevice& source;
+  const GuestRange range;
+  const File& target;
+  const TargetContent content;
+  const CopyOptions& options;
+  PiecePlanner planner;
+  CopyResult result;
+
+  HostOffset target_of(GuestOffset offset) const { return HostOffset(offset - range.begin); }
+};
+
+class CopyWorker : public Worker {
+ public:
+  CopyWorker(Copy& copy, std::unique_ptr<Reader> reader)
+      : copy_(copy), reader_(std::move(reader)), buffer_(PieceLimits{}.data) {}
+
+  bool take() override { return copy_.planner.next(piece_); }
+
+  void fetch() override {
+    std::vector<ReadRequest> batch;
+    std::span<std::byte> free(buffer_);
+    for (const Extent& run : piece_.runs) {
+      if (run.kind != Kind::Data) continue;
+      batch.push_back({run.range.begin, free.first(run.range.length())});
+      free = free.subspan(run.range.length());
+    }
+    reader_->read(batch);
+    split_zeros(batch);
+  }
+
+  void settle() override {
+    for (const Part& part : parts_) {
+      (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) +=
+          part.range.length();
+      if (copy_.content == TargetContent::Stream) append(part);
+    }
+    copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
+  }
+
+  void store() override {
+    if (copy_.content == TargetContent::Stream) return;
+    for (const Part& part : parts_) {
+      if (!part.bytes.empty()) {
+        copy_.target.write(copy_.target_of(part.range.begin), part.bytes);
+      } else if (copy_.content == TargetContent::Unknown) {
+        copy_.target.write_zeros(copy_.target_of(part.range.begin), part.range.length());
+      }
+    }
+  }
+
+ private:
+  // A run of blocks that are all zeros (no bytes), or the bytes to write.
+  struct Part {
+    GuestRange range;
+    std::span<const std::byte> bytes;
+  };
+
+  void split_zeros(std::span<const ReadRequest> batch) {
+    parts_.clear();
+    for (const Extent& run : piece_.runs) {
+      if (run.kind != Kind::Data) {
+        add({run.range, {}});
+        continue;
+      }
+      GuestOffset begin = run.range.begin;
+      for (std::span<const std::byte> rest = batch.front().into; !rest.empty();) {
+        const std::span<const std::byte> block = rest.first(std::min(rest.size(), kBlock));
+        add({{begin, begin + block.size()}, is_zero(block) ? block.first(0) : block});
+        begin = begin + block.size();
+        rest = rest.subspan(block.size());
+      }
+      batch = batch.subspan(1);
+    }
+  }
+
+  void add(const Part& part) {
+    if (!parts_.empty() && parts_.back().bytes.empty() == part.bytes.empty()) {
+      Part& last = parts_.back();
+      const bool joined = last.bytes.data() + last.bytes.size() == part.bytes.data();
+      if (part.bytes.empty() || joined) {
+        last.range.end = part.range.end;
+        if (joined) last.bytes = {last.bytes.data(), last.bytes.size() + part.bytes.size()};
+        return;
+      }
+    }
+    parts_.push_back(part);
+  }
+
+  void append(const Part& part) const {
+    static constexpr std::array<std::byte, kBlock> kZeros{};
+    if (!part.bytes.empty()) return copy_.target.append(part.bytes);
+    for (std::uint64_t rest = part.range.length(); rest > 0;) {
+      const std::size_t step = std::min(rest, kBlock);
+      copy_.target.append(std::span(kZeros).first(step));
+      rest -= step;
+    }
+  }
+
+  Copy& copy_;
+  std::unique_ptr<Reader> reader_;
+  std::vector<std::byte> buffer_;
+  Piece piece_;
+  std::vector<Part> parts_;
+};
+
+}  // namespace
+
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target,
+                    TargetContent content, const CopyOptions& options) {
+  if (content == TargetContent::Zeros) target.resize(range.length());
+  // Zero is as good as Inherit here: whatever is not data is zeros.
+  ExtentSource kinds = normalise(extents_of(source, range), kBlock, Position::Bottom);
+  Copy copy{source, range, target, content, options, PiecePlanner(std::move(kinds), {}), {}};
+  run_workers(
+      [&]() -> std::unique_ptr<Worker> {
+        std::unique_ptr<Reader> reader = source.open_reader();
+        if (!reader) return nullptr;
+        return std::make_unique<CopyWorker>(copy, std::move(reader));
+      },
+      options.workers);
+  return copy.result;
+}
+
+}  // namespace qchain

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+
+#include "extent/block_device.h"
+#include "extent/file.h"
+
+namespace qchain {
+
+/// What the target of a copy holds before it begins.
+enum class TargetContent {
+  Zeros,    ///< A new, empty file: zeros are left out, and stay holes.
+  Unknown,  ///< A device: zeros are written too, so that no old content shows.
+  Stream,   ///< A pipe: every byte is written, in order.
+};
+
+struct CopyOptions {
+  unsigned workers = 1;
+  /// Called with the bytes of the range that have been dealt with, in guest order.
+  std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
+};
+
+struct CopyResult {
+  std::uint64_t data_bytes = 0;  ///< Read from the source.
+  std::uint64_t zero_bytes = 0;  ///< Known or found to be zeros.
+};
+
+/// Writes bytes `range` of `source` to `target`, from its offset 0 on. A target with Zeros gets the
+/// length of the range. Does not make anything durable. Throws Error.
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target,
+                    TargetContent content, const CopyOptions& options);
+
+}  // namespace qchain

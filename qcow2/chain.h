@@ -1,0 +1,101 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "extent/block_device.h"
+#include "extent/error.h"
+#include "extent/raw_file.h"
+#include "qcow2/image.h"
+#include "qcow2/policy.h"
+
+namespace qchain {
+
+/// One layer of a chain: a qcow2 image, or a raw base.
+class Layer {
+ public:
+  explicit Layer(Image image) : source_(std::move(image)) {}
+  explicit Layer(RawFile raw) : source_(std::move(raw)) {}
+
+  /// nullptr for a raw base.
+  const Image* image() const noexcept { return std::get_if<Image>(&source_); }
+  /// nullptr for a qcow2 image.
+  RawFile* raw() noexcept { return std::get_if<RawFile>(&source_); }
+
+  const File& file() const noexcept;
+  const std::string& path() const noexcept { return file().path(); }
+  const char* format() const noexcept { return image() != nullptr ? "qcow2" : "raw"; }
+  /// Bytes of the disk; of a raw file rounded up to sectors, as QEMU does.
+  std::uint64_t virtual_size() const noexcept;
+  std::optional<Identity> identity() const;
+  /// Bytes that the disk had before it was rounded up to sectors, where that is known.
+  std::uint64_t true_length() const;
+
+ private:
+  std::variant<Image, RawFile> source_;
+};
+
+enum class ImageFormat { Qcow2, Raw };
+
+/// What following the backing names from the top led to: the layers that could be opened, and what was
+/// wrong on the way.
+struct Survey {
+  struct Problem {
+    std::size_t layer = 0;  ///< Whose; layers.size() for one that could not be opened.
+    Outcome outcome = Outcome::Done;
+    std::string message;
+  };
+  std::vector<Layer> layers;      ///< From the top.
+  std::vector<Problem> problems;  ///< None: the chain is whole, and its links fit.
+};
+
+/// Follows a chain as far as it goes. Throws nothing for what an image says: all of it is a Problem.
+Survey survey(const std::string& path, ImageFormat format,
+              const std::vector<std::string>& backing_roots);
+
+/// The bytes that one layer holds itself.
+struct LayerUsage {
+  std::uint64_t data = 0;     ///< Including compressed, counted as guest bytes.
+  std::uint64_t zero = 0;
+  std::uint64_t inherit = 0;
+};
+
+/// Counts. Throws Error (Mismatch) at an entry that is corrupt.
+LayerUsage usage_of(Layer& layer);
+
+/// A chain of layers as the one disk that it describes. Only a whole chain becomes one.
+class Chain : public BlockDevice {
+ public:
+  /// Throws Error: the first of survey()'s problems, or what require_readable() says.
+  static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format,
+                                     const std::vector<std::string>& backing_roots);
+
+  std::string name() const override { return top().path(); }
+  std::uint64_t size() const override { return top().virtual_size(); }
+  /// Zero where nothing has to be read: what no layer holds reads as zeros.
+  Extents extents(const GuestRange& range) override;
+  std::unique_ptr<Reader> open_reader() override;
+
+  const std::vector<Layer>& layers() const noexcept { return layers_; }
+  const Layer& top() const noexcept { return layers_.front(); }
+  /// Whether `file` is one of the layers, by whatever name.
+  bool contains(const FileIdentity& file) const;
+
+  /// Which layer has the bytes of `range`, and where: in order, without gaps, for a part of the range
+  /// that is never empty. Inherit: no layer has them; they read as zeros, as does what lies past the end
+  /// of a layer, whatever is beneath it.
+  std::vector<Mapping> map(const GuestRange& range);
+
+ private:
+  explicit Chain(std::vector<Layer> layers) : layers_(std::move(layers)) {}
+  GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted,
+                        GuestOffset end, std::vector<Mapping>& found,
+                        std::vector<GuestRange>& below);
+
+  std::vector<Layer> layers_;
+};
+
+}  // namespace qchain

@@ -1,0 +1,102 @@
+#include "qcow2/entry.h"
+
+#include <fmt/format.h>
+
+namespace qchain {
+
+namespace {
+
+constexpr std::uint64_t kCompressedFlag = std::uint64_t{1} << 62;
+constexpr std::uint64_t kZeroFlag = 1;
+constexpr std::uint64_t kL1Reserved = 0x7F000000000001FF;
+constexpr std::uint64_t kL2Reserved = 0x3F000000000001FE;
+constexpr std::uint32_t kAll = 0xFFFFFFFF;
+constexpr std::uint64_t kSector = 512;  // the unit of a compressed stream's length
+constexpr std::uint64_t kMaxCompressedOffset = std::uint64_t{1} << 56;
+
+// Bits of a compressed descriptor below the sector count.
+unsigned compressed_offset_bits(const Geometry& geometry) { return 70 - geometry.cluster_bits(); }
+
+L2Entry decode_compressed(std::uint64_t raw, const Geometry& geometry) {
+  const unsigned bits = compressed_offset_bits(geometry);
+  const std::uint64_t payload = raw & (kCompressedFlag - 1);
+  const std::uint64_t offset = payload & ((std::uint64_t{1} << bits) - 1);
+  const std::uint64_t sectors = (payload >> bits) + 1;
+  L2Entry entry;
+  entry.storage = Storage::Compressed;
+  entry.host = HostOffset(offset);
+  entry.compressed_bytes = sectors * kSector - (offset & (kSector - 1));
+  entry.copied = (raw & kCopied) != 0;
+  entry.reserved = offset & ~(kMaxCompressedOffset - 1);
+  entry.allocated = kAll;
+  return entry;
+}
+
+}  // namespace
+
+L1Entry decode_l1(std::uint64_t raw) {
+  return {HostOffset(raw & kEntryOffsetMask), (raw & kCopied) != 0, raw & kL1Reserved};
+}
+
+std::uint64_t encode_l1(const L1Entry& entry) {
+  return entry.table.bytes() | (entry.copied ? kCopied : 0) | entry.reserved;
+}
+
+L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geometry,
+                  unsigned version, bool data_file) {
+  if ((raw & kCompressedFlag) != 0) {
+    L2Entry entry = decode_compressed(raw, geometry);
+    entry.reserved |= bitmap;  // a compressed cluster has no subclusters
+    return entry;
+  }
+  L2Entry entry;
+  entry.host = HostOffset(raw & kEntryOffsetMask);
+  entry.copied = (raw & kCopied) != 0;
+  const bool allocated = entry.host != HostOffset(0) || (data_file && entry.copied);
+  entry.storage = allocated ? Storage::Plain : Storage::None;
+  if (geometry.extended_l2()) {
+    entry.reserved = raw & kL2Reserved;
+    entry.allocated = static_cast<std::uint32_t>(bitmap);
+    entry.zero = static_cast<std::uint32_t>(bitmap >> 32);
+    return entry;
+  }
+  const bool zero = version >= 3 && (raw & kZeroFlag) != 0;
+  entry.reserved = raw & (version >= 3 ? kL2Reserved : kL2Reserved | kZeroFlag);
+  entry.zero = zero ? kAll : 0;
+  entry.allocated = allocated && !zero ? kAll : 0;
+  return entry;
+}
+
+std::string complaint_about(const L2Entry& entry, const Geometry& geometry) {
+  if (entry.reserved != 0) return fmt::format("reserved bits {:#x} are set", entry.reserved);
+  if (entry.storage == Storage::Compressed) return {};
+  if ((entry.allocated & entry.zero) != 0) {
+    return fmt::format("subclusters {:#010x} are both allocated and zero",
+                       entry.allocated & entry.zero);
+  }
+  if (entry.allocated != 0 && entry.storage == Storage::None) {
+    return fmt::format("subclusters {:#010x} are allocated without a host cluster",
+                       entry.allocated);
+  }
+  if (geometry.offset_in_cluster(entry.host.bytes()) != 0) {
+    return fmt::format("host offset {:#x} is not a multiple of the cluster size {:#x}",
+                       entry.host.bytes(), geometry.cluster_size());
+  }
+  return {};
+}
+
+RawL2Entry encode_l2(const L2Entry& entry, const Geometry& geometry) {
+  const std::uint64_t copied = entry.copied ? kCopied : 0;
+  const std::uint64_t bitmap =
+      geometry.extended_l2() ? std::uint64_t{entry.zero} << 32 | entry.allocated : 0;
+  if (entry.storage == Storage::Compressed) {
+    const std::uint64_t offset = entry.host.bytes();
+    const std::uint64_t last = offset + entry.compressed_bytes - 1;
+    const std::uint64_t more_sectors = last / kSector - offset / kSector;
+    return {kCompressedFlag | more_sectors << compressed_offset_bits(geometry) | offset | copied, 0};
+  }
+  const std::uint64_t zero = !geometry.extended_l2() && entry.zero != 0 ? kZeroFlag : 0;
+  return {entry.host.bytes() | copied | zero | entry.reserved, bitmap};
+}
+
+}  // namespace qchain

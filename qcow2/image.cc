@@ -1,0 +1,180 @@
+#include "qcow2/image.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "extent/error.h"
+#include "qcow2/compression.h"
+#include "qcow2/format.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::size_t kMinWindowBytes = 4096;
+
+Header read_header(const File& file, std::uint64_t file_size) {
+  std::vector<std::byte> bytes(4096);
+  bytes.resize(file.read_at_most(HostOffset(0), bytes));
+  bytes.resize(header_bytes(bytes));
+  bytes.resize(file.read_at_most(HostOffset(0), bytes));
+  return decode_header(bytes, file_size, file.path());
+}
+
+}  // namespace
+
+void append(std::vector<Mapping>& mappings, const Mapping& mapping) {
+  if (mapping.range.empty()) return;
+  if (!mappings.empty()) {
+    Mapping& last = mappings.back();
+    const bool alike = last.kind == mapping.kind && last.storage == mapping.storage &&
+                       last.layer == mapping.layer && last.range.end == mapping.range.begin;
+    const bool continues =
+        mapping.storage == Storage::None ||
+        (mapping.storage == Storage::Plain && last.host + last.range.length() == mapping.host);
+    if (alike && continues) {
+      last.range.end = mapping.range.end;
+      return;
+    }
+  }
+  mappings.push_back(mapping);
+}
+
+Image::Image(File file)
+    : file_(std::move(file)),
+      file_size_(file_.size()),
+      header_(read_header(file_, file_size_)),
+      geometry_(header_.geometry()) {
+  if (header_.identity) identity_ = decode_identity(*header_.identity, path());
+}
+
+void Image::require_readable() const {
+  const std::vector<std::string> names = header_.unsupported();
+  if (names.empty()) return;
+  std::string list = names.front();
+  for (std::size_t i = 1; i < names.size(); ++i) list += ", " + names[i];
+  throw Error(Outcome::Incomplete, fmt::format("{}: uses {}, which cannot be read", path(), list));
+}
+
+void Image::read_compressed(const Mapping& mapping, std::span<std::byte> cluster) const {
+  std::vector<std::byte> stream(mapping.compressed_bytes);
+  // The length is rounded up to sectors, and the last stream of a file may end before that.
+  stream.resize(file_.read_at_most(mapping.host, stream));
+  const std::string complaint = decompress(header_.compression(), stream, cluster);
+  if (!complaint.empty()) {
+    throw Error(Outcome::Mismatch,
+                fmt::format("{}: compressed cluster at {:#x} for guest {}: {}", path(),
+                            mapping.host.bytes(), to_string(mapping.range), complaint));
+  }
+}
+
+// One word of a table, read through the window: at least kMinWindowBytes at a time, more where the
+// caller is going to want more, never past the table's end.
+std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index,
+                           std::uint64_t wanted, std::uint64_t table_words) {
+  constexpr std::uint64_t kWord = sizeof(std::uint64_t);
+  const std::uint64_t held = window.bytes.size() / kWord;
+  if (window.table != table || index < window.first || index - window.first >= held) {
+    const std::uint64_t words =
+        std::min(std::max<std::uint64_t>(wanted, kMinWindowBytes / kWord), table_words - index);
+    window.bytes.resize(words * kWord);
+    window.table = HostOffset(0);
+    image_.file().read(table + index * kWord, window.bytes);
+    window.table = table;
+    window.first = index;
+  }
+  return decode_struct<Be64>(window.bytes.data() + (index - window.first) * kWord);
+}
+
+HostOffset Mapper::l2_table(std::uint64_t l1_index) {
+  const Header& header = image_.header();
+  const L1Entry entry = decode_l1(word(l1_, header.l1_table, l1_index, 0, header.l1_entries));
+  const std::uint64_t cluster_size = image_.geometry().cluster_size();
+  const std::uint64_t at = entry.table.bytes();
+  const bool outside = at > image_.file_size() || cluster_size > image_.file_size() - at;
+  if (entry.reserved != 0 || image_.geometry().offset_in_cluster(at) != 0 || (at != 0 && outside)) {
+    throw Error(Outcome::Mismatch,
+                fmt::format("{}: L1 entry {} at {:#x} is {:#018x}: {}", image_.path(), l1_index,
+                            (header.l1_table + l1_index * sizeof(std::uint64_t)).bytes(),
+                            encode_l1(entry),
+                            entry.reserved != 0 ? "reserved bits are set"
+                            : outside           ? "its L2 table ends past the end of the file"
+                                                : "its L2 table is not at a cluster's beginning"));
+  }
+  return entry.table;
+}
+
+void Mapper::judge(const L2Entry& entry, GuestOffset cluster) const {
+  std::string complaint = complaint_about(entry, image_.geometry());
+  const bool looked_at = entry.storage == Storage::Compressed ||
+                         (entry.storage == Storage::Plain && entry.allocated != 0);
+  if (complaint.empty() && looked_at && entry.host >= HostOffset(image_.file_size())) {
+    complaint = fmt::format("host offset {:#x} is past the end of the file ({} bytes)",
+                            entry.host.bytes(), image_.file_size());
+  }
+  if (complaint.empty()) return;
+  throw Error(Outcome::Mismatch,
+              fmt::format("{}: L2 entry for guest offset {:#x}: {}", image_.path(), cluster.bytes(),
+                          complaint));
+}
+
+void Mapper::map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
+                         std::vector<Mapping>& mappings) const {
+  if (entry.storage == Storage::Compressed) {
+    append(mappings, {part, Kind::Data, Storage::Compressed, entry.host, entry.compressed_bytes, 0});
+    return;
+  }
+  const Geometry& geometry = image_.geometry();
+  for (GuestRange rest = part; !rest.empty();) {
+    const std::uint64_t within = rest.begin - cluster;
+    const std::uint64_t index = geometry.extended_l2() ? within / geometry.unit() : 0;
+    const GuestOffset unit_end = cluster + (index + 1) * geometry.unit();
+    const Kind kind = entry.kind(static_cast<unsigned>(index));
+    Mapping mapping{{rest.begin, std::min(rest.end, unit_end)}, kind, Storage::None, {}, 0, 0};
+    if (kind == Kind::Data) {
+      mapping.storage = Storage::Plain;
+      mapping.host = entry.host + within;
+    }
+    append(mappings, mapping);
+    rest.begin = mapping.range.end;
+  }
+}
+
+GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Mapping>& mappings) {
+  const Geometry& geometry = image_.geometry();
+  const std::uint64_t coverage = geometry.l2_coverage();
+  const std::uint64_t words_per_entry = geometry.l2_entry_bytes() / sizeof(std::uint64_t);
+  const std::uint64_t table_words = geometry.l2_entries() * words_per_entry;
+  GuestOffset at = range.begin;
+  while (at < range.end && mappings.size() < max) {
+    const std::uint64_t l1_index = at.bytes() / coverage;
+    const GuestRange covered = intersect({at, range.end}, guest_range(l1_index * coverage, coverage));
+    const HostOffset table = l2_table(l1_index);
+    if (table == HostOffset(0)) {
+      append(mappings, {covered, Kind::Inherit, Storage::None, {}, 0, 0});
+      at = covered.end;
+      continue;
+    }
+    while (at < covered.end && mappings.size() < max) {
+      const GuestOffset cluster(align_down(at.bytes(), geometry.cluster_size()));
+      const std::uint64_t index =
+          (cluster.bytes() % coverage) / geometry.cluster_size() * words_per_entry;
+      const std::uint64_t wanted =
+          divide_up(covered.end - cluster, geometry.cluster_size()) * words_per_entry;
+      const std::uint64_t raw = word(l2_, table, index, wanted, table_words);
+      const std::uint64_t bitmap =
+          geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
+      const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, false);
+      judge(entry, cluster);
+      const GuestRange part =
+          intersect({at, covered.end}, {cluster, cluster + geometry.cluster_size()});
+      map_cluster(entry, cluster, part, mappings);
+      at = part.end;
+    }
+  }
+  return at;
+}
+
+}  // namespace qchain

@@ -1,0 +1,90 @@
+#pragma once
+
+#include <cstdint>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "extent/file.h"
+#include "qcow2/entry.h"
+#include "qcow2/header.h"
+#include "qcow2/identity.h"
+
+namespace qchain {
+
+/// Where the bytes of a range are, in one layer.
+struct Mapping {
+  GuestRange range;
+  Kind kind = Kind::Inherit;
+  Storage storage = Storage::None;
+  /// Plain: of the first byte of the range. Compressed: of the cluster's stream.
+  HostOffset host;
+  std::uint64_t compressed_bytes = 0;  ///< Upper bound of the stream's length.
+  std::size_t layer = 0;               ///< Index in the chain, 0 at the top.
+
+  friend bool operator==(const Mapping&, const Mapping&) = default;
+};
+
+/// Adds `mapping` at the end, as a part of the last one where the two continue each other.
+void append(std::vector<Mapping>& mappings, const Mapping& mapping);
+
+/// One qcow2 file, opened for reading. Its tables stay on disk: what is asked for is read when it is
+/// asked for, so that an image costs no memory. Safe to use from several threads.
+class Image {
+ public:
+  /// Decodes the header. Throws Error as decode_header() does.
+  explicit Image(File file);
+
+  const File& file() const noexcept { return file_; }
+  const std::string& path() const noexcept { return file_.path(); }
+  const Header& header() const noexcept { return header_; }
+  const Geometry& geometry() const noexcept { return geometry_; }
+  const std::optional<Identity>& identity() const noexcept { return identity_; }
+  std::uint64_t file_size() const noexcept { return file_size_; }
+
+  /// Throws Error (Incomplete), naming them, where the image uses features that cannot be read.
+  void require_readable() const;
+
+  /// Reads a compressed cluster; cluster.size() is the cluster size. Throws Error (Mismatch).
+  void read_compressed(const Mapping& mapping, std::span<std::byte> cluster) const;
+
+ private:
+  File file_;
+  std::uint64_t file_size_;
+  Header header_;
+  Geometry geometry_;
+  std::optional<Identity> identity_;
+};
+
+/// A way through the mapping of one image: remembers the piece of a table that it read last. A short
+/// question reads little; a long one reads tables whole.
+class Mapper {
+ public:
+  explicit Mapper(const Image& image) : image_(image) {}
+
+  /// Appends the mapping of `range` (inside the disk) to `mappings`, in order, until its end or until
+  /// there are `max` of them. Returns how far that is. Throws Error (Mismatch), naming file, offset and
+  /// value, for an entry that breaks the format or points outside the file.
+  GuestOffset map(const GuestRange& range, std::size_t max, std::vector<Mapping>& mappings);
+
+ private:
+  // A part of a table: entries [first, first + raw.size()).
+  struct Window {
+    HostOffset table;
+    std::uint64_t first = 0;
+    std::vector<std::byte> bytes;
+  };
+
+  std::uint64_t word(Window& window, HostOffset table, std::uint64_t index, std::uint64_t wanted,
+                     std::uint64_t table_words);
+  HostOffset l2_table(std::uint64_t l1_index);
+  void map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
+                   std::vector<Mapping>& mappings) const;
+  void judge(const L2Entry& entry, GuestOffset cluster) const;
+
+  const Image& image_;
+  Window l1_;
+  Window l2_;
+};
+
+}  // namespace qchain

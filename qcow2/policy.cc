@@ -1,0 +1,92 @@
+#include "qcow2/policy.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <filesystem>
+
+#include "extent/error.h"
+
+namespace qchain {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+std::string canonical_directory(const fs::path& directory) {
+  std::error_code error;
+  fs::path canonical = fs::canonical(directory.empty() ? fs::path(".") : directory, error);
+  if (error) throw system_error(fmt::format("{}: cannot be resolved", directory.string()), error.value());
+  return canonical.string();
+}
+
+bool is_beneath(const std::string& path, const std::string& root) {
+  const std::string prefix = root.ends_with('/') ? root : root + '/';
+  return path.starts_with(prefix);
+}
+
+// Names a file without opening it: no device is woken, no pipe is waited for.
+File locate(const std::string& path) {
+  const int descriptor = open(path.c_str(), O_PATH | O_CLOEXEC);
+  if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
+  return {descriptor, path};
+}
+
+std::string link_of(const File& located) {
+  return fmt::format("/proc/self/fd/{}", located.descriptor());
+}
+
+File reopen_to_read(const File& located) {
+  if (!located.is_regular() && !located.is_block_device()) {
+    throw Error(Outcome::Io,
+                fmt::format("{}: neither a file nor a block device", located.path()));
+  }
+  const int descriptor = open(link_of(located).c_str(), O_RDONLY | O_CLOEXEC);
+  if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", located.path()), errno);
+  return {descriptor, located.path()};
+}
+
+}  // namespace
+
+Policy::Policy(const std::string& top_image, const std::vector<std::string>& backing_roots) {
+  roots_.push_back(canonical_directory(fs::path(top_image).parent_path()));
+  for (const std::string& root : backing_roots) roots_.push_back(canonical_directory(root));
+}
+
+File Policy::open_backing(const std::string& overlay, const std::string& name) const {
+  if (has_protocol(name)) {
+    throw Error(Outcome::Incomplete,
+                fmt::format("{}: its backing file is \"{}\"; only plain local paths are followed",
+                            overlay, name));
+  }
+  const File located = locate(backing_path(overlay, name));
+  // What was found counts, not what was named: links and ".." have been followed by now.
+  std::error_code error;
+  const std::string found = fs::read_symlink(link_of(located), error).string();
+  const bool allowed = !error && std::ranges::any_of(roots_, [&](const std::string& root) {
+    return is_beneath(found, root);
+  });
+  if (!allowed) {
+    throw Error(Outcome::Incomplete,
+                fmt::format("{}: its backing file {} is outside the directory of the top image; if it "
+                            "is to be trusted, allow its directory with --backing-root {}",
+                            overlay, found, fs::path(found).parent_path().string()));
+  }
+  return reopen_to_read(located);
+}
+
+File open_image_file(const std::string& path) { return reopen_to_read(locate(path)); }
+
+std::string backing_path(const std::string& overlay, const std::string& name) {
+  return (fs::path(overlay).parent_path() / name).string();
+}
+
+bool has_protocol(const std::string& name) {
+  const std::size_t colon = name.find(':');
+  return colon != std::string::npos && name.find('/') > colon;
+}
+
+}  // namespace qchain

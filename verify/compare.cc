@@ -1,0 +1,213 @@
+#include "verify/compare.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cstring>
+#include <utility>
+
+#include "extent/engine.h"
+#include "extent/piece.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::size_t kMaxDifferences = 1000;
+
+struct Job {
+  Chain& chain;
+  const std::uint64_t chain_length;
+  BlockDevice& live;
+  const CompareOptions& options;
+  PiecePlanner planner;
+  DiskDigest live_digest;
+  DiskDigest chain_digest;
+  Comparison result;
+
+  // A block that differs, sector by sector, so that the range is named as narrowly as it can be.
+  void add_difference(const Difference& difference) {
+    result.different_bytes += difference.range.length();
+    result.live_moved = result.live_moved || difference.live_moved;
+    std::vector<Difference>& all = result.differences;
+    if (!all.empty()) {
+      Difference& last = all.back();
+      const bool same_source = last.source.layer == difference.source.layer &&
+                               last.source.storage == difference.source.storage &&
+                               last.source.kind == difference.source.kind;
+      if (last.range.end == difference.range.begin && same_source &&
+          last.live_moved == difference.live_moved) {
+        last.range.end = difference.range.end;
+        return;
+      }
+    }
+    if (all.size() < kMaxDifferences) all.push_back(difference);
+  }
+};
+
+class CompareWorker : public Worker {
+ public:
+  CompareWorker(Job& job, std::unique_ptr<Reader> live, std::unique_ptr<Reader> chain)
+      : job_(job),
+        live_reader_(std::move(live)),
+        chain_reader_(std::move(chain)),
+        hasher_(job.options.algorithm),
+        live_(PieceLimits{}.data),
+        chain_(PieceLimits{}.data) {}
+
+  bool take() override { return job_.planner.next(piece_); }
+
+  void fetch() override {
+    read(*live_reader_, live_, job_.live.size());
+    read(*chain_reader_, chain_, job_.chain_length);
+    blocks_.clear();
+    std::size_t at = 0;
+    for (const Extent& run : piece_.runs) {
+      if (run.kind != Kind::Data) continue;
+      for (GuestRange rest = run.range; !rest.empty();) {
+        const std::uint64_t length = std::min(rest.length(), kDigestBlock);
+        compare_block({rest.begin, rest.begin + length}, at);
+        rest.begin = rest.begin + length;
+        at += length;
+      }
+    }
+  }
+
+  void settle() override {
+    auto block = blocks_.begin();
+    for (const Extent& run : piece_.runs) {
+      job_.result.compared_bytes += run.range.length();
+      if (run.kind != Kind::Data) {
+        add_zeros(job_.live_digest, job_.live.size(), run.range);
+        add_zeros(job_.chain_digest, job_.chain_length, run.range);
+        continue;
+      }
+      job_.result.read_bytes += run.range.length();
+      for (std::uint64_t left = run.range.length(); left > 0; ++block) {
+        if (block->live_length > 0) job_.live_digest.add_block(block->live, block->live_length);
+        if (block->chain_length > 0) job_.chain_digest.add_block(block->chain, block->chain_length);
+        for (const Difference& difference : block->differences) job_.add_difference(difference);
+        left -= std::min(left, kDigestBlock);
+      }
+    }
+    job_.options.progress(piece_.runs.back().range.end.bytes());
+  }
+
+ private:
+  // What a block's two sides are.
+  struct Block {
+    Digest live;
+    Digest chain;
+    std::uint64_t live_length = 0;   // as far as that side reaches
+    std::uint64_t chain_length = 0;
+    std::vector<Difference> differences;
+  };
+
+  static std::uint64_t reach(const GuestRange& range, std::uint64_t size) {
+    return intersect(range, guest_range(0, size)).length();
+  }
+
+  static void add_zeros(DiskDigest& digest, std::uint64_t size, const GuestRange& range) {
+    const std::uint64_t length = reach(range, size);
+    if (length > 0) digest.add_zeros(length);
+  }
+
+  // Reads the piece's data; past the end of this side there are zeros.
+  void read(Reader& reader, std::vector<std::byte>& buffer, std::uint64_t size) {
+    std::vector<ReadRequest> batch;
+    std::span<std::byte> free(buffer);
+    for (const Extent& run : piece_.runs) {
+      if (run.kind != Kind::Data) continue;
+      const std::span<std::byte> into = free.first(run.range.length());
+      const std::uint64_t there = reach(run.range, size);
+      if (there > 0) batch.push_back({run.range.begin, into.first(there)});
+      std::ranges::fill(into.subspan(there), std::byte{0});
+      free = free.subspan(into.size());
+    }
+    reader.read(batch);
+  }
+
+  void compare_block(const GuestRange& range, std::size_t at) {
+    const std::span<const std::byte> live = std::span(live_).subspan(at, range.length());
+    const std::span<const std::byte> chain = std::span(chain_).subspan(at, range.length());
+    Block& block = blocks_.emplace_back();
+    block.live_length = reach(range, job_.live.size());
+    block.chain_length = reach(range, job_.chain_length);
+    if (block.live_length > 0) block.live = hasher_.of(live.first(block.live_length));
+    // Equal bytes have equal digests: the second one is not computed where the bytes were compared.
+    const bool equal = std::memcmp(live.data(), chain.data(), live.size()) == 0;
+    if (equal && block.live_length == block.chain_length) {
+      block.chain = block.live;
+      return;
+    }
+    if (block.chain_length > 0) block.chain = hasher_.of(chain.first(block.chain_length));
+    if (!equal) note_differences(range, live, chain, block);
+  }
+
+  void note_differences(const GuestRange& range, std::span<const std::byte> live,
+                        std::span<const std::byte> chain, Block& block) {
+    std::vector<std::byte> again(live.size());
+    const ReadRequest request{range.begin, std::span(again).first(block.live_length)};
+    if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
+    Difference difference;
+    difference.live_moved = !std::ranges::equal(live, again);
+    difference.live_digest = named(block.live);
+    difference.chain_digest = named(block.chain);
+    for (std::size_t at = 0; at < live.size(); at += kSectorSize) {
+      const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
+      if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
+      difference.range = {range.begin + at, range.begin + at + length};
+      difference.source = source_of(difference.range);
+      block.differences.push_back(difference);
+    }
+  }
+
+  Mapping source_of(const GuestRange& range) const {
+    if (reach(range, job_.chain.size()) == 0) return {range, Kind::Inherit, Storage::None, {}, 0, 0};
+    return job_.chain.map(intersect(range, guest_range(0, job_.chain.size()))).front();
+  }
+
+  std::string named(const Digest& digest) const {
+    return fmt::format("{}:{}", to_string(job_.options.algorithm), digest.hex());
+  }
+
+  Job& job_;
+  std::unique_ptr<Reader> live_reader_;
+  std::unique_ptr<Reader> chain_reader_;
+  Hasher hasher_;
+  std::vector<std::byte> live_;
+  std::vector<std::byte> chain_;
+  Piece piece_;
+  std::vector<Block> blocks_;  // of the piece's data
+};
+
+// Of a disk with a part that only one side has: that part has to be looked at.
+ExtentSource both_sides(Chain& chain, BlockDevice& live) {
+  return normalise(zip(extents_of(chain), extents_of(live), either_data), kDigestBlock,
+                   Position::Bottom);
+}
+
+}  // namespace
+
+Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& options) {
+  Job job{chain,
+          chain.top().true_length(),
+          live,
+          options,
+          PiecePlanner(both_sides(chain, live), {}),
+          DiskDigest(options.algorithm),
+          DiskDigest(options.algorithm),
+          {}};
+  run_workers(
+      [&]() -> std::unique_ptr<Worker> {
+        std::unique_ptr<Reader> live_reader = live.open_reader();
+        if (!live_reader) return nullptr;
+        return std::make_unique<CompareWorker>(job, std::move(live_reader), chain.open_reader());
+      },
+      options.workers);
+  job.result.live = job.live_digest.finish();
+  job.result.chain = job.chain_digest.finish();
+  return std::move(job.result);
+}
+
+}  // namespace qchain

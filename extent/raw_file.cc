@@ -25,7 +25,7 @@ class RawReader : public Reader {
 
 }  // namespace
 
-Extents RawFile::extents(const GuestRange& range) {
+Extents RawFile::holes_and_data(const GuestRange& range) const {
   // A file system without holes answers that all is data; so does this, for anything unexpected.
   const auto seek = [&](int whence) {
     return lseek(file_.descriptor(), static_cast<off_t>(range.begin.bytes()), whence);

@@ -110,7 +110,7 @@ class Surveyor {
 
 class ChainReader : public Reader {
  public:
-  explicit ChainReader(Chain& chain) : chain_(chain) {}
+  explicit ChainReader(const Chain& chain) : chain_(chain) {}
 
   void read(std::span<const ReadRequest> batch) override {
     for (const ReadRequest& request : batch) {
@@ -148,7 +148,7 @@ class ChainReader : public Reader {
     std::memcpy(into.data(), cluster_.data() + within, into.size());
   }
 
-  Chain& chain_;
+  const Chain& chain_;
   std::vector<std::byte> cluster_;
 };
 
@@ -161,21 +161,21 @@ Mapping raw_mapping(const Extent& extent) {
 // The mapping of one layer, whatever it is; see Mapper::map().
 class LayerMapper {
  public:
-  explicit LayerMapper(Layer& layer) : layer_(layer) {
+  explicit LayerMapper(const Layer& layer) : layer_(layer) {
     if (layer.image() != nullptr) mapper_.emplace(*layer.image());
   }
 
   GuestOffset map(const GuestRange& range, std::size_t max, std::vector<Mapping>& mappings) {
     if (mapper_) return mapper_->map(range, max, mappings);
     GuestOffset at = range.begin;
-    RawFile& raw = *layer_.raw();
+    const RawFile& raw = *layer_.raw();
     const GuestOffset end(raw.size());
     while (at < range.end && mappings.size() < max) {
       if (at >= end) {  // the padding of the last sector
         append(mappings, {{at, range.end}, Kind::Zero, Storage::None, {}, 0, 0});
         return range.end;
       }
-      for (const Extent& extent : raw.extents({at, std::min(range.end, end)})) {
+      for (const Extent& extent : raw.holes_and_data({at, std::min(range.end, end)})) {
         append(mappings, raw_mapping(extent));
         at = extent.range.end;
       }
@@ -184,7 +184,7 @@ class LayerMapper {
   }
 
  private:
-  Layer& layer_;
+  const Layer& layer_;
   std::optional<Mapper> mapper_;
 };
 
@@ -219,7 +219,7 @@ Survey survey(const std::string& path, ImageFormat format,
   return Surveyor(backing_roots).run(path, format);
 }
 
-LayerUsage usage_of(Layer& layer) {
+LayerUsage usage_of(const Layer& layer) {
   LayerUsage usage;
   LayerMapper mapper(layer);
   std::vector<Mapping> mappings;
@@ -277,7 +277,7 @@ std::unique_ptr<Reader> Chain::open_reader() { return std::make_unique<ChainRead
 // goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
 GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& wanted,
                              GuestOffset end, std::vector<Mapping>& found,
-                             std::vector<GuestRange>& below) {
+                             std::vector<GuestRange>& below) const {
   LayerMapper mapper(layers_[layer]);
   const GuestOffset layer_end(layers_[layer].virtual_size());
   std::vector<Mapping> mappings;
@@ -307,7 +307,7 @@ GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& w
   return end;
 }
 
-std::vector<Mapping> Chain::map(const GuestRange& range) {
+std::vector<Mapping> Chain::map(const GuestRange& range) const {
   std::vector<Mapping> found;
   std::vector<GuestRange> wanted{range};
   GuestOffset end = range.end;

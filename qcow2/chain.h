@@ -23,7 +23,7 @@ class Layer {
   /// nullptr for a raw base.
   const Image* image() const noexcept { return std::get_if<Image>(&source_); }
   /// nullptr for a qcow2 image.
-  RawFile* raw() noexcept { return std::get_if<RawFile>(&source_); }
+  const RawFile* raw() const noexcept { return std::get_if<RawFile>(&source_); }
 
   const File& file() const noexcept;
   const std::string& path() const noexcept { return file().path(); }
@@ -64,7 +64,7 @@ struct LayerUsage {
 };
 
 /// Counts. Throws Error (Mismatch) at an entry that is corrupt.
-LayerUsage usage_of(Layer& layer);
+LayerUsage usage_of(const Layer& layer);
 
 /// A chain of layers as the one disk that it describes. Only a whole chain becomes one.
 class Chain : public BlockDevice {
@@ -87,13 +87,13 @@ class Chain : public BlockDevice {
   /// Which layer has the bytes of `range`, and where: in order, without gaps, for a part of the range
   /// that is never empty. Inherit: no layer has them; they read as zeros, as does what lies past the end
   /// of a layer, whatever is beneath it.
-  std::vector<Mapping> map(const GuestRange& range);
+  std::vector<Mapping> map(const GuestRange& range) const;
 
  private:
   explicit Chain(std::vector<Layer> layers) : layers_(std::move(layers)) {}
   GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted,
                         GuestOffset end, std::vector<Mapping>& found,
-                        std::vector<GuestRange>& below);
+                        std::vector<GuestRange>& below) const;
 
   std::vector<Layer> layers_;
 };

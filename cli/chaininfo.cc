@@ -1,0 +1,265 @@
+#include "cli/chaininfo.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+
+#include <memory>
+
+#include "cli/text.h"
+#include "qcow2/chain.h"
+
+namespace qchain {
+
+namespace {
+
+// One layer, with all that could be learned of it.
+struct LayerInfo {
+  const Layer* layer = nullptr;
+  std::optional<LayerUsage> usage;  // none: its tables cannot be read
+};
+
+struct ChainInfo {
+  Survey survey;
+  std::vector<LayerInfo> layers;
+  Outcome outcome = Outcome::Done;
+  std::uint64_t file_bytes = 0;
+  std::uint64_t disk_bytes = 0;
+};
+
+void learn_usage(ChainInfo& info, std::size_t index) {
+  const Layer& layer = info.survey.layers[index];
+  LayerInfo& known = info.layers.emplace_back(LayerInfo{&layer, std::nullopt});
+  try {
+    if (layer.image() != nullptr) layer.image()->require_readable();
+    known.usage = usage_of(layer);
+  } catch (const Error& error) {
+    info.survey.problems.push_back({index, error.outcome(), error.what()});
+  }
+}
+
+ChainInfo learn(const ChaininfoOptions& o) {
+  ChainInfo info;
+  info.survey = survey(o.image, ImageFormat::Qcow2, o.common.backing_roots);
+  for (std::size_t i = 0; i < info.survey.layers.size(); ++i) {
+    learn_usage(info, i);
+    info.file_bytes += info.survey.layers[i].file().size();
+    info.disk_bytes += info.survey.layers[i].file().allocated_bytes();
+  }
+  for (const Survey::Problem& problem : info.survey.problems) {
+    info.outcome = worse(info.outcome, problem.outcome);
+  }
+  return info;
+}
+
+std::string identity_text(const Identity& identity) {
+  std::string text = fmt::format("    layer        {} ({})\n", identity.id,
+                                 identity.overlay ? "increment" : "full");
+  if (!identity.parent_id.empty()) text += fmt::format("    written on   {}\n", identity.parent_id);
+  if (!identity.checkpoint.empty()) {
+    text += fmt::format("    checkpoint   {}{}\n", escaped(identity.checkpoint),
+                        identity.since.empty() ? "" : ", since " + escaped(identity.since));
+  }
+  text += fmt::format("    digest       {}\n",
+                      identity.digest.empty() ? "unknown" : escaped(identity.digest));
+  text += fmt::format("    written      {} by {}\n", escaped(identity.time), escaped(identity.tool));
+  return text;
+}
+
+std::string qcow2_text(const Image& image) {
+  const Header& header = image.header();
+  const std::vector<std::string> features = header.features();
+  std::string text = fmt::format("    format       qcow2 version {}, clusters of {}{}{}\n",
+                                 header.version, human_size(image.geometry().cluster_size()),
+                                 features.empty() ? "" : ", ", fmt::join(features, ", "));
+  if (!header.backing_name.empty()) {
+    text += fmt::format("    backing file {} ({})\n", escaped(header.backing_name),
+                        header.backing_format ? escaped(*header.backing_format) : "format not recorded");
+  }
+  if (!header.data_file_name.empty()) {
+    text += fmt::format("    data file    {} (not opened)\n", escaped(header.data_file_name));
+  }
+  return text;
+}
+
+std::string layer_text(std::size_t index, const LayerInfo& info) {
+  const Layer& layer = *info.layer;
+  std::string text = fmt::format("{:3} {}\n", index, escaped(layer.path()));
+  text += layer.image() != nullptr ? qcow2_text(*layer.image()) : "    format       raw\n";
+  text += fmt::format("    virtual size {} ({} bytes)\n", human_size(layer.virtual_size()),
+                      layer.virtual_size());
+  if (info.usage) {
+    text += fmt::format("    holds        {} of data, {} of zeros, {} inherited\n",
+                        human_size(info.usage->data), human_size(info.usage->zero),
+                        human_size(info.usage->inherit));
+  }
+  text += fmt::format("    on disk      {} (file of {})\n", human_size(layer.file().allocated_bytes()),
+                      human_size(layer.file().size()));
+  if (const std::optional<Identity> identity = layer.identity()) text += identity_text(*identity);
+  return text;
+}
+
+Json identity_json(const Identity& identity) {
+  const auto known = [](const std::string& text) {
+    return text.empty() ? Json(nullptr) : Json(escaped(text));
+  };
+  Json json;
+  json["id"] = identity.id;
+  json["kind"] = identity.overlay ? "increment" : "full";
+  json["parent"] = known(identity.parent_id);
+  json["checkpoint"] = known(identity.checkpoint);
+  json["since"] = known(identity.since);
+  json["digest"] = known(identity.digest);
+  json["parent_digest"] = known(identity.parent_digest);
+  json["length"] = identity.length;
+  json["time"] = known(identity.time);
+  json["tool"] = known(identity.tool);
+  return json;
+}
+
+void add_qcow2_json(const Image& image, Json& json) {
+  const Header& header = image.header();
+  json["version"] = header.version;
+  json["cluster_size"] = image.geometry().cluster_size();
+  json["features"] = header.features();
+  json["backing_file"] = header.backing_name.empty() ? Json(nullptr) : Json(escaped(header.backing_name));
+  json["backing_format"] =
+      header.backing_format ? Json(escaped(*header.backing_format)) : Json(nullptr);
+  if (!header.data_file_name.empty()) json["data_file"] = escaped(header.data_file_name);
+}
+
+Json layer_json(std::size_t index, const LayerInfo& info) {
+  const Layer& layer = *info.layer;
+  Json json;
+  json["index"] = index;
+  json["file"] = escaped(layer.path());
+  json["format"] = layer.format();
+  json["virtual_size"] = layer.virtual_size();
+  if (layer.image() != nullptr) add_qcow2_json(*layer.image(), json);
+  json["data_bytes"] = info.usage ? Json(info.usage->data) : Json(nullptr);
+  json["zero_bytes"] = info.usage ? Json(info.usage->zero) : Json(nullptr);
+  json["inherited_bytes"] = info.usage ? Json(info.usage->inherit) : Json(nullptr);
+  json["file_bytes"] = layer.file().size();
+  json["disk_bytes"] = layer.file().allocated_bytes();
+  const std::optional<Identity> identity = layer.identity();
+  json["identity"] = identity ? identity_json(*identity) : Json(nullptr);
+  return json;
+}
+
+Json chain_json(const ChaininfoOptions& o, const ChainInfo& info) {
+  Json json;
+  json["image"] = escaped(o.image);
+  json["depth"] = info.layers.size();
+  json["complete"] = info.survey.problems.empty();
+  json["virtual_size"] =
+      info.layers.empty() ? Json(nullptr) : Json(info.layers.front().layer->virtual_size());
+  json["file_bytes"] = info.file_bytes;
+  json["disk_bytes"] = info.disk_bytes;
+  json["layers"] = Json::array();
+  for (std::size_t i = 0; i < info.layers.size(); ++i) {
+    json["layers"].push_back(layer_json(i, info.layers[i]));
+  }
+  json["problems"] = Json::array();
+  for (const Survey::Problem& problem : info.survey.problems) {
+    Json entry;
+    entry["layer"] = problem.layer < info.layers.size() ? Json(problem.layer) : Json(nullptr);
+    entry["outcome"] = to_string(problem.outcome);
+    entry["message"] = escaped(problem.message);
+    json["problems"].push_back(entry);
+  }
+  return json;
+}
+
+// The mapping of a whole chain, piece by piece.
+class MapCursor {
+ public:
+  explicit MapCursor(const Chain& chain) : chain_(chain), end_(chain.size()) {}
+
+  const Mapping* next() {
+    if (index_ == window_.size()) {
+      if (at_ >= end_) return nullptr;
+      window_ = chain_.map({at_, end_});
+      at_ = window_.back().range.end;
+      index_ = 0;
+    }
+    return &window_[index_++];
+  }
+
+ private:
+  const Chain& chain_;
+  const GuestOffset end_;
+  GuestOffset at_;
+  std::vector<Mapping> window_;
+  std::size_t index_ = 0;
+};
+
+Json mapping_json(const Mapping& mapping) {
+  Json json;
+  json["start"] = mapping.range.begin.bytes();
+  json["length"] = mapping.range.length();
+  json["kind"] = to_string(mapping.kind);
+  json["layer"] = mapping.layer;
+  if (mapping.storage != Storage::None) json["host_offset"] = mapping.host.bytes();
+  if (mapping.storage == Storage::Compressed) json["compressed"] = true;
+  return json;
+}
+
+void print_map(const Chain& chain, Console& console) {
+  console.print(fmt::format("{:>18} {:>18} {:8} {:>5} {:>18}\n", "start", "length", "kind", "layer", "host"));
+  MapCursor cursor(chain);
+  while (const Mapping* const mapping = cursor.next()) {
+    const std::string host =
+        mapping->storage == Storage::None ? "-" : fmt::format("{:#x}", mapping->host.bytes());
+    console.print(fmt::format("{:>#18x} {:>#18x} {:8} {:>5} {:>18}{}\n",
+                              mapping->range.begin.bytes(), mapping->range.length(),
+                              to_string(mapping->kind), mapping->layer, host,
+                              mapping->storage == Storage::Compressed ? " compressed" : ""));
+  }
+}
+
+void print_text(const ChainInfo& info, Console& console) {
+  for (std::size_t i = 0; i < info.layers.size(); ++i) {
+    console.print(layer_text(i, info.layers[i]));
+  }
+  for (const Survey::Problem& problem : info.survey.problems) console.error(problem.message);
+  console.print(fmt::format("{} layers{}, {} on disk (files of {})\n", info.layers.size(),
+                            info.survey.problems.empty() ? "" : " (as far as they can be read)",
+                            human_size(info.disk_bytes), human_size(info.file_bytes)));
+}
+
+}  // namespace
+
+std::optional<ChaininfoOptions> parse_chaininfo(const std::vector<std::string>& words) {
+  CommandLine line("chaininfo", "IMAGE [options]",
+                   "Shows what a chain is made of, from the top. What can be read is printed; then the "
+                   "exit is 3 for a\nmissing layer, 1 for a loop or a link that does not fit, 4 for what "
+                   "cannot be read.");
+  line.add_positional("IMAGE");
+  line.add()("map", "list which layer holds what, over the whole disk");
+  if (!line.parse(words)) return std::nullopt;
+  ChaininfoOptions o;
+  o.common = line.common();
+  o.image = line.required("IMAGE");
+  o.map = line.has("map");
+  return o;
+}
+
+Outcome chaininfo(const ChaininfoOptions& o, Console& console) {
+  const ChainInfo info = learn(o);
+  print_text(info, console);
+  const Json fields = chain_json(o, info);
+  if (!o.map || info.outcome != Outcome::Done) {
+    console.document(info.outcome, fields);
+    return info.outcome;
+  }
+  const std::unique_ptr<Chain> chain =
+      Chain::open(o.image, ImageFormat::Qcow2, o.common.backing_roots);
+  if (!console.json()) print_map(*chain, console);
+  MapCursor cursor(*chain);
+  console.document(info.outcome, fields, "map", [&] {
+    const Mapping* const mapping = cursor.next();
+    return mapping != nullptr ? mapping_json(*mapping) : Json(nullptr);
+  });
+  return info.outcome;
+}
+
+}  // namespace qchain

@@ -1,0 +1,70 @@
+#include "cli/console.h"
+
+#include <fmt/format.h>
+
+#include <cstdio>
+
+#include "cli/text.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr int kSchemaVersion = 1;
+
+void write_out(const std::string& text) {
+  if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::ferror(stdout) != 0) {
+    throw system_error("standard output: cannot write", errno);
+  }
+}
+
+}  // namespace
+
+void Console::tell(const char* severity, const std::string& message,
+                   std::vector<std::string>& list) {
+  const std::string safe = escaped(message);
+  list.push_back(safe);
+  std::fputs(fmt::format("qchain: {}{}\n", severity, safe).c_str(), stderr);
+}
+
+void Console::note(const std::string& message) { tell("note: ", message, notes_); }
+void Console::warn(const std::string& message) { tell("warning: ", message, warnings_); }
+void Console::error(const std::string& message) { tell("", message, errors_); }
+
+void Console::print(const std::string& text) {
+  if (!json_) write_out(text);
+}
+
+Json Console::with_frame(Outcome outcome, const Json& fields) const {
+  Json document;
+  document["schema"] = "qchain." + command_;
+  document["version"] = kSchemaVersion;
+  document["tool"] = "qchain " QCHAIN_VERSION;
+  document["outcome"] = to_string(outcome);
+  document["exit_code"] = static_cast<int>(outcome);
+  document.update(fields);
+  document["notes"] = notes_;
+  document["warnings"] = warnings_;
+  if (!errors_.empty()) document["errors"] = errors_;
+  return document;
+}
+
+void Console::document(Outcome outcome, const Json& fields) {
+  if (json_) write_out(with_frame(outcome, fields).dump(2) + '\n');
+}
+
+void Console::document(Outcome outcome, const Json& fields, const char* name,
+                       const std::function<Json()>& next) {
+  if (!json_) return;
+  std::string open = with_frame(outcome, fields).dump(2);
+  open.resize(open.rfind("\n}"));  // the frame is never empty
+  write_out(fmt::format("{},\n  \"{}\": [", open, name));
+  const char* separator = "\n    ";
+  for (Json element = next(); !element.is_null(); element = next()) {
+    write_out(separator + element.dump());
+    separator = ",\n    ";
+  }
+  write_out("\n  ]\n}\n");
+}
+
+}  // namespace qchain

@@ -1,0 +1,72 @@
+#include "cli/digest.h"
+
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "cli/text.h"
+#include "extent/nbd_export.h"
+#include "verify/device_digest.h"
+
+namespace qchain {
+
+namespace po = boost::program_options;
+
+namespace {
+
+// The digest of `device`'s first `length` bytes.
+Digest digest_with_progress(const DigestCommandOptions& o, BlockDevice& device, std::uint64_t length,
+                            Console& console) {
+  Progress progress(console.progress_style(), "digest", length);
+  return digest_of(device, length, {o.algorithm, o.nbd.workers(), progress.updater()});
+}
+
+void report(const DigestCommandOptions& o, const Digest& value, std::uint64_t length,
+            Console& console) {
+  console.print(fmt::format("{}  {}\n", value.hex(), escaped(o.source)));
+  Json fields;
+  fields["source"] = escaped(o.source);
+  fields["algorithm"] = to_string(o.algorithm);
+  fields["cryptographic"] = is_cryptographic(o.algorithm);
+  fields["block_size"] = kDigestBlock;
+  fields["length"] = length;
+  fields["digest"] = value.hex();
+  console.document(Outcome::Done, fields);
+}
+
+}  // namespace
+
+std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words) {
+  CommandLine line("digest", "IMAGE|FILE|URI [options]",
+                   "Prints the content digest (blkhash form, blocks of 64 KiB) of the disk that an image "
+                   "describes,\nof a raw file or of an NBD export.");
+  line.add_positional("IMAGE|FILE|URI");
+  line.add()("format", po::value<std::string>()->value_name("FORMAT"), "of a file: qcow2 (default) or raw");
+  line.add()("digest", po::value<std::string>()->value_name("ALGORITHM"),
+             "sha256 (default), sha512, blake2b512 or xxh3-128");
+  line.add_nbd();
+  if (!line.parse(words)) return std::nullopt;
+  DigestCommandOptions o;
+  o.common = line.common();
+  o.nbd = line.nbd();
+  o.source = line.required("IMAGE|FILE|URI");
+  o.format = image_format_named(line.text("format", "qcow2"), "--format");
+  o.algorithm = algorithm_named(line.text("digest", "sha256"));
+  return o;
+}
+
+Outcome digest(const DigestCommandOptions& o, Console& console) {
+  if (is_nbd_uri(o.source)) {
+    NbdExport live(o.nbd.target(o.source), {});
+    const Digest value = digest_with_progress(o, live, live.size(), console);
+    live.confirm();
+    report(o, value, live.size(), console);
+    return Outcome::Done;
+  }
+  const std::unique_ptr<Chain> chain = Chain::open(o.source, o.format, o.common.backing_roots);
+  const std::uint64_t length = chain->top().true_length();
+  report(o, digest_with_progress(o, *chain, length, console), length, console);
+  return Outcome::Done;
+}
+
+}  // namespace qchain

@@ -1,0 +1,26 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/console.h"
+#include "cli/options.h"
+#include "qcow2/chain.h"
+#include "verify/digest.h"
+
+namespace qchain {
+
+/// qchain digest: prints the content digest of an image, a raw file or an NBD export.
+struct DigestCommandOptions {
+  CommonOptions common;
+  NbdOptions nbd;
+  std::string source;
+  ImageFormat format = ImageFormat::Qcow2;  ///< Of a file.
+  Algorithm algorithm = Algorithm::Sha256;
+};
+
+std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words);
+Outcome digest(const DigestCommandOptions& options, Console& console);
+
+}  // namespace qchain

@@ -1,0 +1,140 @@
+// qchain: one table of commands, one place where errors end.
+
+#include <fmt/format.h>
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <array>
+#include <csignal>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "cli/chaininfo.h"
+#include "cli/console.h"
+#include "cli/digest.h"
+#include "cli/pull.h"
+#include "cli/restore.h"
+#include "cli/verify.h"
+#include "extent/interrupt.h"
+
+namespace qchain {
+namespace {
+
+using Words = std::vector<std::string>;
+
+// Runs one command: its options decide how it speaks, also of its failure.
+template <class Options>
+Outcome run(const char* name, const Words& words,
+            std::optional<Options> (*parse)(const Words&),
+            Outcome (*command)(const Options&, Console&)) {
+  const bool json = std::ranges::find(words, "--json") != words.end();
+  Console console(name, json, ProgressStyle::None);
+  try {
+    const std::optional<Options> options = parse(words);
+    if (!options) return Outcome::Done;
+    console = Console(name, json, options->common.progress);
+    return command(*options, console);
+  } catch (const Error& error) {
+    console.error(error.what());
+    console.document(error.outcome(), Json::object());
+    return error.outcome();
+  }
+}
+
+struct Command {
+  const char* name;
+  const char* summary;
+  std::function<Outcome(const char*, const Words&)> run;
+};
+
+const std::array<Command, 5>& commands() {
+  static const std::array<Command, 5> table{{
+      {"pull", "copy a live export into the next layer of a chain",
+       [](const char* name, const Words& words) { return run(name, words, parse_pull, pull); }},
+      {"verify", "prove a chain against the live export",
+       [](const char* name, const Words& words) { return run(name, words, parse_verify, verify); }},
+      {"chaininfo", "show what a chain is made of",
+       [](const char* name, const Words& words) {
+         return run(name, words, parse_chaininfo, chaininfo);
+       }},
+      {"restore", "write out the disk that a chain describes",
+       [](const char* name, const Words& words) { return run(name, words, parse_restore, restore); }},
+      {"digest", "print the content digest of an image, a raw file or an NBD export",
+       [](const char* name, const Words& words) { return run(name, words, parse_digest, digest); }},
+  }};
+  return table;
+}
+
+std::string help() {
+  std::string text =
+      "Usage: qchain COMMAND ...\n\n"
+      "Turns live backup exports into chains of qcow2 images, and proves them.\n\n";
+  for (const Command& command : commands()) {
+    text += fmt::format("  {:10} {}\n", command.name, command.summary);
+  }
+  return text +
+         "\nqchain COMMAND --help tells more; --version names this version.\n"
+         "Exit codes: 0 done, 1 mismatch or corruption, 2 usage, 3 I/O error, 4 incomplete,\n"
+         "5 manifest or signature bad, 6 inconclusive, 130 and 143 interrupted.\n";
+}
+
+Outcome dispatch(const Words& words) {
+  if (words.empty()) {
+    std::fputs(help().c_str(), stderr);
+    return Outcome::Usage;
+  }
+  if (words.front() == "--help" || words.front() == "-h" || words.front() == "help") {
+    std::fputs(help().c_str(), stdout);
+    return Outcome::Done;
+  }
+  if (words.front() == "--version") {
+    std::fputs("qchain " QCHAIN_VERSION "\n", stdout);
+    return Outcome::Done;
+  }
+  const auto* const found =
+      std::ranges::find_if(commands(), [&](const Command& c) { return c.name == words.front(); });
+  if (found == commands().end()) {
+    Console("main", false, ProgressStyle::None)
+        .error(fmt::format("there is no command \"{}\"; see qchain --help", words.front()));
+    return Outcome::Usage;
+  }
+  return found->run(found->name, Words(words.begin() + 1, words.end()));
+}
+
+void set_up_process() {
+  struct sigaction action {};
+  action.sa_handler = request_interrupt;
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  std::signal(SIGPIPE, SIG_IGN);  // a broken pipe is an error like any other
+  // A chain can have more layers than the soft limit has descriptors.
+  rlimit files{};
+  if (getrlimit(RLIMIT_NOFILE, &files) == 0) {
+    files.rlim_cur = files.rlim_max;
+    setrlimit(RLIMIT_NOFILE, &files);
+  }
+}
+
+}  // namespace
+}  // namespace qchain
+
+int main(int argc, char** argv) {
+  using namespace qchain;
+  set_up_process();
+  Words words(argv + std::min(argc, 1), argv + argc);
+  const std::string called = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "";
+  const bool version = !words.empty() && words.front() == "--version";
+  if (called == "chaininfo" && !version) words.insert(words.begin(), called);
+  try {
+    return static_cast<int>(dispatch(words));
+  } catch (const std::bad_alloc&) {
+    std::fputs("qchain: out of memory\n", stderr);
+  } catch (const std::exception& error) {
+    std::fputs(fmt::format("qchain: {}\n", error.what()).c_str(), stderr);
+  }
+  return static_cast<int>(Outcome::Io);
+}

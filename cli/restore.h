@@ -1,0 +1,24 @@
+#pragma once
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/console.h"
+#include "cli/options.h"
+
+namespace qchain {
+
+/// qchain restore: writes out the disk that a chain describes, to a raw file or a block device.
+struct RestoreOptions {
+  CommonOptions common;
+  std::string image;
+  std::string destination;
+  bool no_verify = false;
+  bool force = false;
+};
+
+std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words);
+Outcome restore(const RestoreOptions& options, Console& console);
+
+}  // namespace qchain

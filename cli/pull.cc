@@ -16,6 +16,7 @@
 #include "extent/nbd_export.h"
 #include "extent/publication.h"
 #include "extent/raw_copy.h"
+#include "qcow2/format.h"
 #include "qcow2/increment.h"
 #include "qcow2/layer_writer.h"
 
@@ -113,17 +114,30 @@ std::string canonical_directory_of(const std::string& path) {
 }
 
 // The parent's name as the layer records it: relative to the layer's directory.
-std::string backing_name_for(const std::string& output, const std::string& parent) {
+std::string backing_name_for(const std::string& output, const Layer& parent) {
   const fs::path directory = canonical_directory_of(output);
-  const fs::path target = fs::path(canonical_directory_of(parent)) / fs::path(parent).filename();
+  const fs::path target =
+      fs::path(canonical_directory_of(parent.path())) / fs::path(parent.path()).filename();
   std::string name = target.lexically_relative(directory).string();
   if (has_protocol(name)) name = "./" + name;
-  constexpr std::size_t kMaxName = 1023;
-  if (name.size() > kMaxName) {
-    usage(fmt::format("{}: the way to it from {} has {} bytes; {} are possible", parent,
-                      directory.string(), name.size(), kMaxName));
+  if (name.size() > kMaxBackingName) {
+    usage(fmt::format("{}: the way to it from {} has {} bytes; {} are possible", parent.path(),
+                      directory.string(), name.size(), kMaxBackingName));
+  }
+  // Whoever opens the layer has to arrive at this file and no other.
+  struct stat status {};
+  if (stat(backing_path(output, name).c_str(), &status) != 0 ||
+      FileIdentity{status.st_dev, status.st_ino} != parent.file().identity()) {
+    throw Error(Outcome::Io, fmt::format("{}: \"{}\" does not lead to it from {}", parent.path(), name,
+                                         directory.string()));
   }
   return name;
+}
+
+void tell_where_parent_is(const std::string& backing_name, Console& console) {
+  if (!backing_name.starts_with("../")) return;
+  console.note("the parent is outside the output's directory: those who read the chain have to allow it "
+               "with --backing-root");
 }
 
 // The time that the layer records; SOURCE_DATE_EPOCH makes it reproducible.
@@ -187,6 +201,11 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
     judge_since(o, parent->top(), console);
     protect_layers(o, *parent);
   }
+  std::string backing_name;
+  if (parent) {
+    backing_name = backing_name_for(o.output, parent->top());
+    tell_where_parent_is(backing_name, console);
+  }
   Publication publication(o.output, o.force ? Existing::Replace : Existing::Refuse);
   NbdExport live(o.nbd.target(o.uri), changes_for(o));
   tell_about(o, live, console);
@@ -206,7 +225,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   WrittenLayer written = write_layer(source, publication.file(), layer);
   written.header.identity = encode_identity(identity);
   if (parent) {
-    written.header.backing_name = backing_name_for(o.output, o.parent);
+    written.header.backing_name = backing_name;
     written.header.backing_format = parent->top().format();
   }
   // Everything is durable before the header makes it an image, and the export is the same one after the

@@ -49,6 +49,8 @@ void judge(const PullOptions& o) {
   raw_needs_none(!o.checkpoint.empty(), "--checkpoint");
   raw_needs_none(o.cluster_size.has_value(), "--cluster-size");
   raw_needs_none(!o.layer_id.empty(), "--layer-id");
+  raw_needs_none(o.extended_l2, "--extended-l2");
+  raw_needs_none(o.compression.has_value(), "--compress");
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
   if (!raw && o.output == "-") usage("only a raw output can go to a pipe: add --format raw");
   if (o.output == "-" && o.common.json) usage("standard output cannot take the disk and --json both");
@@ -218,6 +220,12 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   LayerOptions layer;
   layer.position = parent ? Position::Overlay : Position::Bottom;
   layer.cluster_bits = cluster_bits_for(o, parent.get());
+  layer.extended_l2 = o.extended_l2;
+  layer.compression = o.compression;
+  if (o.extended_l2 && layer.cluster_bits < kMinExtendedL2ClusterBits) {
+    usage(fmt::format("--extended-l2 needs clusters of at least {} bytes; add --cluster-size 64K",
+                      1U << kMinExtendedL2ClusterBits));
+  }
   layer.workers = o.nbd.workers();
   Progress progress(console.progress_style(), "pull", source.size());
   layer.progress = progress.updater();
@@ -252,6 +260,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   fields["cluster_size"] = std::uint64_t{1} << written.header.cluster_bits;
   fields["data_bytes"] = written.data_bytes;
   fields["zero_bytes"] = written.zero_bytes;
+  fields["compressed_clusters"] = written.compressed_clusters;
   fields["inherited_bytes"] = written.inherited_bytes;
   fields["read_bytes"] = written.read_bytes;
   fields["file_bytes"] = written.file_bytes;
@@ -325,6 +334,8 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   line.add()("checkpoint", text()->value_name("NAME"), "record the point in time that this layer is");
   line.add()("since", text()->value_name("NAME"), "the checkpoint that the changes count from");
   line.add()("cluster-size", text()->value_name("SIZE"), "4K to 2M (default: the parent's, else 64K)");
+  line.add()("extended-l2", "subclusters: what is stored is 1/32 of a cluster at least");
+  line.add()("compress", text()->value_name("TYPE"), "none (default), zlib or zstd, with :LEVEL if need be");
   line.add()("format", text()->value_name("FORMAT"), "qcow2 (default) or raw");
   line.add()("range", text()->value_name("OFFSET:LENGTH"), "a part of the disk, as raw");
   line.add()("layer-id", text()->value_name("UUID"), "the layer's identity (default: random)");
@@ -343,6 +354,8 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   o.checkpoint = line.text("checkpoint");
   o.since = line.text("since");
   o.cluster_size = line.size("cluster-size");
+  o.extended_l2 = line.has("extended-l2");
+  o.compression = parse_compression(line.text("compress", "none"));
   o.format = image_format_named(line.text("format", "qcow2"), "--format");
   if (line.has("range")) o.range = parse_range(line.text("range"));
   o.layer_id = line.text("layer-id");

@@ -8,6 +8,7 @@
 #include "cli/options.h"
 #include "extent/range.h"
 #include "qcow2/chain.h"
+#include "qcow2/compression.h"
 
 namespace qchain {
 
@@ -24,6 +25,8 @@ struct PullOptions {
   std::string checkpoint;
   std::string since;
   std::optional<std::uint64_t> cluster_size;
+  bool extended_l2 = false;
+  std::optional<CompressionChoice> compression;
   ImageFormat format = ImageFormat::Qcow2;
   std::optional<GuestRange> range;  ///< Raw only.
   std::string layer_id;             ///< Empty: a random one.

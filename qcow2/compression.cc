@@ -4,11 +4,19 @@
 #include <zlib.h>
 #include <zstd.h>
 
+#include <charconv>
 #include <memory>
+
+#include "extent/error.h"
 
 namespace qchain {
 
 namespace {
+
+// QEMU writes deflate with this window, and older readers of the format rely on it.
+constexpr int kWrittenWindow = -12;
+constexpr int kMemoryLevel = 9;
+constexpr int kMaxZlibLevel = 9;
 
 std::string inflate_cluster(std::span<const std::byte> stream, std::span<std::byte> cluster) {
   constexpr int kRawMaxWindow = -15;
@@ -56,6 +64,85 @@ std::string unzstd_cluster(std::span<const std::byte> stream, std::span<std::byt
 }
 
 }  // namespace
+
+std::optional<CompressionChoice> parse_compression(const std::string& text) {
+  if (text == "none") return std::nullopt;
+  const std::size_t colon = text.find(':');
+  const std::string name = text.substr(0, colon);
+  if (name != "zlib" && name != "zstd") {
+    throw Error(Outcome::Usage,
+                "--compress: choose none, zlib or zstd, the last two with :LEVEL if need be");
+  }
+  const bool zlib = name == "zlib";
+  CompressionChoice choice{zlib ? Compression::Deflate : Compression::Zstd,
+                           zlib ? Z_DEFAULT_COMPRESSION : ZSTD_CLEVEL_DEFAULT};
+  if (colon == std::string::npos) return choice;
+  const int max = zlib ? kMaxZlibLevel : ZSTD_maxCLevel();
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, choice.level);
+  if (error != std::errc() || rest != end || choice.level < 1 || choice.level > max) {
+    throw Error(Outcome::Usage, fmt::format("--compress: levels of {} go from 1 to {}", name, max));
+  }
+  return choice;
+}
+
+struct Compressor::State {
+  struct EndZlib {
+    void operator()(z_stream* z) const {
+      deflateEnd(z);
+      delete z;
+    }
+  };
+  struct EndZstd {
+    void operator()(ZSTD_CCtx* context) const { ZSTD_freeCCtx(context); }
+  };
+  CompressionChoice choice;
+  std::unique_ptr<z_stream, EndZlib> zlib;
+  std::unique_ptr<ZSTD_CCtx, EndZstd> zstd;
+};
+
+Compressor::Compressor(const CompressionChoice& choice) : state_(std::make_unique<State>()) {
+  state_->choice = choice;
+  if (choice.type == Compression::Zstd) {
+    state_->zstd.reset(ZSTD_createCCtx());
+    if (!state_->zstd) throw Error(Outcome::Io, "zstd cannot be initialised");
+    ZSTD_CCtx_setParameter(state_->zstd.get(), ZSTD_c_compressionLevel, choice.level);
+    return;
+  }
+  auto* const z = new z_stream{};
+  if (deflateInit2(z, choice.level, Z_DEFLATED, kWrittenWindow, kMemoryLevel, Z_DEFAULT_STRATEGY) !=
+      Z_OK) {
+    delete z;
+    throw Error(Outcome::Io, "zlib cannot be initialised");
+  }
+  state_->zlib.reset(z);
+}
+
+Compressor::~Compressor() = default;
+Compressor::Compressor(Compressor&&) noexcept = default;
+
+std::size_t Compressor::compress(std::span<const std::byte> cluster,
+                                 std::vector<std::byte>& streams) {
+  const std::size_t begin = streams.size();
+  const std::size_t room = cluster.size() - 1;
+  streams.resize(begin + room);
+  std::size_t length = 0;
+  if (state_->zstd) {
+    const std::size_t result = ZSTD_compress2(state_->zstd.get(), streams.data() + begin, room,
+                                              cluster.data(), cluster.size());
+    length = ZSTD_isError(result) != 0 ? 0 : result;
+  } else {
+    z_stream& z = *state_->zlib;
+    deflateReset(&z);
+    z.next_in = reinterpret_cast<Bytef*>(const_cast<std::byte*>(cluster.data()));
+    z.avail_in = static_cast<uInt>(cluster.size());
+    z.next_out = reinterpret_cast<Bytef*>(streams.data() + begin);
+    z.avail_out = static_cast<uInt>(room);
+    if (deflate(&z, Z_FINISH) == Z_STREAM_END) length = room - z.avail_out;
+  }
+  streams.resize(begin + length);
+  return length;
+}
 
 std::string decompress(Compression type, std::span<const std::byte> stream,
                        std::span<std::byte> cluster) {

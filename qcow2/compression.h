@@ -1,12 +1,41 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
+#include <vector>
 
 #include "qcow2/header.h"
 
 namespace qchain {
+
+/// A type and a level, as the user asked for them.
+struct CompressionChoice {
+  Compression type = Compression::Zstd;
+  int level = 0;
+};
+
+/// From "zlib", "zstd" or "TYPE:LEVEL"; without a level, the library's default. nullopt for "none". Throws
+/// Error (Usage).
+std::optional<CompressionChoice> parse_compression(const std::string& text);
+
+/// Encodes clusters. One thread at a time.
+class Compressor {
+ public:
+  explicit Compressor(const CompressionChoice& choice);
+  ~Compressor();
+  Compressor(Compressor&&) noexcept;
+
+  /// Encodes one cluster at the end of `streams`; returns the stream's length, or 0, with `streams` as it
+  /// was, where it would not be smaller than the cluster.
+  std::size_t compress(std::span<const std::byte> cluster, std::vector<std::byte>& streams);
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
 
 /// Decodes the stream of one compressed cluster: fills `cluster`, never more. `stream` may be followed
 /// by other bytes. Returns what is wrong with it; empty where nothing is. For deflate: a raw stream with

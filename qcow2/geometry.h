@@ -13,6 +13,7 @@ inline constexpr std::uint64_t kMaxL1Bytes = std::uint64_t{32} << 20;
 inline constexpr std::uint64_t kMaxRefcountTableBytes = std::uint64_t{8} << 20;
 inline constexpr unsigned kMaxRefcountOrder = 6;
 inline constexpr unsigned kSubclustersPerCluster = 32;
+inline constexpr unsigned kMinExtendedL2ClusterBits = 14;
 
 /// How one image divides its disk: the sizes that follow from cluster_bits, extended L2 and the
 /// virtual size. Plain arithmetic; valid for every value within QEMU's limits.
@@ -30,6 +31,11 @@ class Geometry {
   std::uint64_t unit() const {
     return extended_l2_ ? cluster_size() / kSubclustersPerCluster : cluster_size();
   }
+
+  /// Units in a cluster: 32 subclusters, or the cluster itself.
+  unsigned units_per_cluster() const { return extended_l2_ ? kSubclustersPerCluster : 1; }
+  /// The bits of all of a cluster's units.
+  std::uint32_t all_units() const { return extended_l2_ ? ~std::uint32_t{0} : 1; }
 
   std::uint64_t l2_entry_bytes() const { return extended_l2_ ? 16 : 8; }
   /// Entries of one L2 table, which fills one cluster.

@@ -16,7 +16,6 @@ constexpr std::uint64_t kKnownIncompatible = kIncompatibleDirty | kIncompatibleC
                                              kIncompatibleDataFile | kIncompatibleCompression |
                                              kIncompatibleExtendedL2;
 constexpr std::uint32_t kMaxSnapshots = 65536;
-constexpr unsigned kMinExtendedL2ClusterBits = 14;
 constexpr std::uint64_t kExtensionAlignment = 8;
 
 // Throws for one image: every message begins with its path.

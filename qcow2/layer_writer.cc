@@ -9,6 +9,7 @@
 #include "extent/engine.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
+#include "qcow2/format.h"
 #include "qcow2/placement.h"
 
 namespace qchain {
@@ -38,7 +39,7 @@ ExtentSource stored_kinds(BlockDevice& source, const Geometry& geometry, Positio
     kinds = zip(std::move(kinds), stream(tail),
                 [](Kind kind, Kind in_tail) { return in_tail == Kind::Data ? in_tail : kind; });
   }
-  return normalise(std::move(kinds), geometry.cluster_size(), position);
+  return normalise(std::move(kinds), geometry.unit(), position);
 }
 
 struct Job {
@@ -82,91 +83,186 @@ class WriteList {
   std::vector<Run> runs_;
 };
 
+// What one cluster of a piece, or a run of zero clusters, becomes.
+struct ClusterPlan {
+  std::uint64_t index = 0;
+  std::uint64_t count = 1;  // more than one: all of them zeros
+  std::uint32_t data = 0;   // by unit
+  std::uint32_t zero = 0;
+  std::size_t first_part = 0;
+  std::size_t part_count = 0;
+  std::size_t stream_begin = 0;
+  std::size_t stream_length = 0;  // 0: not compressed
+};
+
+// Neighbouring units of one cluster, with their bytes.
+struct ClusterPart {
+  unsigned unit = 0;
+  std::span<const std::byte> bytes;
+};
+
 class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader)
-      : job_(job), reader_(std::move(reader)), buffer_(limits_for(job.geometry).data) {}
+      : job_(job), reader_(std::move(reader)), buffer_(limits_for(job.geometry).data) {
+    if (job.options.compression) compressor_.emplace(*job.options.compression);
+  }
 
   bool take() override { return job_.planner.next(piece_); }
 
   void fetch() override {
-    const std::uint64_t cluster_size = job_.geometry.cluster_size();
-    std::vector<ReadRequest> batch;
-    std::span<std::byte> free(buffer_);
+    const std::vector<ReadRequest> fetched = read();
+    plans_.clear();
+    parts_.clear();
+    streams_.clear();
+    usage_ = {};
+    auto data = fetched.begin();
     for (const Extent& run : piece_.runs) {
-      if (run.kind != Kind::Data) continue;
-      const std::uint64_t length = run.range.length();
-      batch.push_back({run.range.begin, free.first(length)});
-      // Only the disk's last cluster can be cut short; zeros fill it.
-      const std::uint64_t whole = align_up(length, cluster_size);
-      std::ranges::fill(free.subspan(length, whole - length), std::byte{0});
-      free = free.subspan(whole);
+      switch (run.kind) {
+        case Kind::Inherit:
+          usage_.inherited_bytes += run.range.length();
+          break;
+        case Kind::Zero:
+          plan_zeros(run.range);
+          break;
+        case Kind::Data:
+          plan_data(*data++);
+          break;
+      }
     }
-    reader_->read(batch);
-    zero_clusters_.clear();
-    for (std::size_t at = 0; at < buffer_.size() - free.size(); at += cluster_size) {
-      zero_clusters_.push_back(is_zero(std::span(buffer_).subspan(at, cluster_size)));
-    }
+    if (compressor_) compress();
   }
 
   void settle() override {
     writes_.clear();
-    tables_.clear();
-    std::size_t fetched = 0;
-    for (const Extent& run : piece_.runs) {
-      const std::uint64_t first = run.range.begin.bytes() / job_.geometry.cluster_size();
-      const std::uint64_t count = divide_up(run.range.length(), job_.geometry.cluster_size());
-      switch (run.kind) {
-        case Kind::Inherit:
-          job_.written.inherited_bytes += run.range.length();
-          break;
-        case Kind::Zero:
-          place_zero(first, count, run.range.length());
-          break;
-        case Kind::Data:
-          place_data(run.range, first, count, fetched);
-          fetched += count;
-          break;
-      }
-    }
-    job_.written.read_bytes += piece_.data_bytes;
-    take_tables();
+    for (const ClusterPlan& plan : plans_) place(plan);
+    tables_ = job_.placement.take_finished();
+    for (const FinishedTable& table : tables_) writes_.add(table.at, table.bytes);
+    WrittenLayer& total = job_.written;
+    total.data_bytes += usage_.data_bytes;
+    total.zero_bytes += usage_.zero_bytes;
+    total.inherited_bytes += usage_.inherited_bytes;
+    total.compressed_clusters += usage_.compressed_clusters;
+    total.read_bytes += piece_.data_bytes;
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
   void store() override { writes_.write_to(job_.file); }
 
  private:
-  void place_zero(std::uint64_t first, std::uint64_t count, std::uint64_t bytes) {
-    job_.written.zero_bytes += bytes;
-    if (job_.position == Position::Overlay) job_.placement.place_zero(first, count);
+  const Geometry& geometry() const { return job_.geometry; }
+
+  // Reads the piece's data, one request a run. Only the disk's last unit can be cut short; zeros follow
+  // it in the buffer.
+  std::vector<ReadRequest> read() {
+    std::vector<ReadRequest> batch;
+    std::span<std::byte> free(buffer_);
+    for (const Extent& run : piece_.runs) {
+      if (run.kind != Kind::Data) continue;
+      const std::uint64_t length = run.range.length();
+      const std::uint64_t whole = align_up(length, geometry().unit());
+      batch.push_back({run.range.begin, free.first(length)});
+      std::ranges::fill(free.subspan(length, whole - length), std::byte{0});
+      free = free.subspan(whole);
+    }
+    reader_->read(batch);
+    return batch;
   }
 
-  void place_data(const GuestRange& range, std::uint64_t first, std::uint64_t count,
-                  std::size_t fetched) {
-    const std::uint64_t cluster_size = job_.geometry.cluster_size();
-    for (std::uint64_t i = 0; i < count; ++i) {
-      const std::uint64_t bytes = std::min(cluster_size, range.length() - i * cluster_size);
-      if (zero_clusters_[fetched + i]) {
-        place_zero(first + i, 1, bytes);
+  unsigned unit_of(GuestOffset offset) const {
+    return static_cast<unsigned>(geometry().offset_in_cluster(offset.bytes()) / geometry().unit());
+  }
+
+  ClusterPlan& plan_of(GuestOffset offset) {
+    const std::uint64_t index = offset.bytes() / geometry().cluster_size();
+    if (plans_.empty() || plans_.back().index + plans_.back().count <= index) {
+      plans_.push_back({.index = index, .first_part = parts_.size()});
+    }
+    return plans_.back();
+  }
+
+  void plan_data(const ReadRequest& run) {
+    const std::uint64_t unit = geometry().unit();
+    for (std::uint64_t at = 0; at < run.into.size(); at += unit) {
+      const GuestOffset offset = run.begin + at;
+      const std::span<const std::byte> bytes(run.into.data() + at, unit);  // with its zero padding
+      const std::uint64_t length = std::min(unit, run.into.size() - at);
+      if (is_zero(bytes)) {
+        plan_zeros({offset, offset + length});
         continue;
       }
-      job_.written.data_bytes += bytes;
-      const HostOffset at = job_.placement.place_data(first + i);
-      writes_.add(at, std::span(buffer_).subspan((fetched + i) * cluster_size, cluster_size));
+      usage_.data_bytes += length;
+      ClusterPlan& plan = plan_of(offset);
+      plan.data |= std::uint32_t{1} << unit_of(offset);
+      ClusterPart* const last = plan.part_count > 0 ? &parts_.back() : nullptr;
+      // Neighbours in the buffer need not be neighbours in the cluster.
+      if (last != nullptr && last->bytes.data() + last->bytes.size() == bytes.data() &&
+          last->unit + last->bytes.size() / unit == unit_of(offset)) {
+        last->bytes = {last->bytes.data(), last->bytes.size() + bytes.size()};
+      } else {
+        parts_.push_back({unit_of(offset), bytes});
+        ++plan.part_count;
+      }
     }
   }
 
-  void take_tables() {
-    tables_ = job_.placement.take_finished();
-    for (const FinishedTable& table : tables_) writes_.add(table.at, table.bytes);
+  void plan_zeros(const GuestRange& range) {
+    usage_.zero_bytes += range.length();
+    if (job_.position == Position::Bottom) return;
+    const std::uint64_t cluster_size = geometry().cluster_size();
+    for (GuestRange rest = range; !rest.empty();) {
+      const GuestOffset cluster(align_down(rest.begin.bytes(), cluster_size));
+      ClusterPlan& plan = plan_of(rest.begin);
+      const std::uint64_t whole = rest.length() / cluster_size;
+      if (rest.begin == cluster && whole > 1) {
+        plan.count = whole;
+        plan.zero = geometry().all_units();
+        rest.begin = rest.begin + whole * cluster_size;
+        continue;
+      }
+      const GuestOffset end = std::min(rest.end, cluster + cluster_size);
+      for (GuestOffset at = rest.begin; at < end; at = at + geometry().unit()) {
+        plan.zero |= std::uint32_t{1} << unit_of(at);
+      }
+      rest.begin = end;
+    }
+  }
+
+  void compress() {
+    for (ClusterPlan& plan : plans_) {
+      if (plan.data != geometry().all_units()) continue;
+      plan.stream_begin = streams_.size();
+      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, streams_);
+      if (plan.stream_length != 0) ++usage_.compressed_clusters;
+    }
+  }
+
+  void place(const ClusterPlan& plan) {
+    if (plan.stream_length != 0) {
+      const HostOffset at = job_.placement.place_compressed(plan.index, plan.stream_length);
+      writes_.add(at, std::span(streams_).subspan(plan.stream_begin, plan.stream_length));
+      return;
+    }
+    if (plan.data == 0) {
+      for (std::uint64_t i = 0; i < plan.count; ++i) job_.placement.place_zero(plan.index + i, plan.zero);
+      return;
+    }
+    const HostOffset at = job_.placement.place_data(plan.index, plan.data, plan.zero);
+    for (std::size_t i = 0; i < plan.part_count; ++i) {
+      const ClusterPart& part = parts_[plan.first_part + i];
+      writes_.add(at + part.unit * geometry().unit(), part.bytes);
+    }
   }
 
   Job& job_;
   std::unique_ptr<Reader> reader_;
+  std::optional<Compressor> compressor_;
   std::vector<std::byte> buffer_;
   Piece piece_;
-  std::vector<bool> zero_clusters_;  // of what was fetched, cluster by cluster
+  std::vector<ClusterPlan> plans_;  // in guest order
+  std::vector<ClusterPart> parts_;
+  std::vector<std::byte> streams_;
+  WrittenLayer usage_;  // of this piece
   std::vector<FinishedTable> tables_;
   WriteList writes_;
 };
@@ -174,7 +270,8 @@ class LayerWorker : public Worker {
 }  // namespace
 
 WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptions& options) {
-  const Geometry geometry(options.cluster_bits, false, align_up(source.size(), kSectorSize));
+  const Geometry geometry(options.cluster_bits, options.extended_l2,
+                          align_up(source.size(), kSectorSize));
   Job job{geometry,
           options.position,
           file,
@@ -193,6 +290,11 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
   Header& header = job.written.header;
   header.cluster_bits = options.cluster_bits;
   header.virtual_size = geometry.virtual_size();
+  if (options.extended_l2) header.incompatible_features |= kIncompatibleExtendedL2;
+  if (options.compression && options.compression->type != Compression::Deflate) {
+    header.incompatible_features |= kIncompatibleCompression;
+    header.compression_type = static_cast<std::uint8_t>(options.compression->type);
+  }
   job.placement.finish(header);
   for (const FinishedTable& table : job.placement.take_finished()) {
     file.write(table.at, table.bytes);

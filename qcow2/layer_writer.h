@@ -2,10 +2,12 @@
 
 #include <cstdint>
 #include <functional>
+#include <optional>
 #include <string>
 
 #include "extent/block_device.h"
 #include "extent/file.h"
+#include "qcow2/compression.h"
 #include "qcow2/header.h"
 #include "qcow2/identity.h"
 
@@ -17,6 +19,8 @@ inline constexpr unsigned kDefaultClusterBits = 16;
 struct LayerOptions {
   Position position = Position::Bottom;
   unsigned cluster_bits = kDefaultClusterBits;  ///< kMinWrittenClusterBits to kMaxClusterBits.
+  bool extended_l2 = false;                     ///< Needs kMinExtendedL2ClusterBits.
+  std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
   /// Called with the bytes of the disk that have been dealt with, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
@@ -26,6 +30,7 @@ struct LayerOptions {
 struct WrittenLayer {
   Header header;  ///< Backing name, format and identity are still to be filled in.
   std::uint64_t data_bytes = 0;
+  std::uint64_t compressed_clusters = 0;
   std::uint64_t zero_bytes = 0;
   std::uint64_t inherited_bytes = 0;
   std::uint64_t read_bytes = 0;  ///< From the source; what of it was zeros is not stored.

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cassert>
 #include <utility>
 
@@ -15,7 +16,7 @@ namespace {
 constexpr unsigned kRefcountOrder = 4;
 constexpr std::uint64_t kRefcountBytes = 2;
 constexpr std::uint64_t kWord = sizeof(std::uint64_t);
-constexpr std::uint32_t kAllSubclusters = 0xFFFFFFFF;
+constexpr unsigned kMaxRefcount = 0xFFFF;
 
 }  // namespace
 
@@ -35,26 +36,54 @@ Placement::Placement(const Geometry& geometry)
 
 HostOffset Placement::allocate(std::uint64_t clusters) {
   const std::uint64_t first = next_;
-  for (std::uint64_t i = 0; i < clusters; ++i) count(next_++);
+  for (std::uint64_t i = 0; i < clusters; ++i) count(next_++, 1);
   place_full_blocks();
   return host(first);
 }
 
-void Placement::count(std::uint64_t cluster) {
+unsigned Placement::count(std::uint64_t cluster, unsigned references) {
   std::vector<std::byte>& block = open_blocks_[cluster / refcounts_per_block_];
   block.resize(geometry_.cluster_size());
-  encode_struct(Be16(1), block.data() + cluster % refcounts_per_block_ * kRefcountBytes);
+  std::byte* const at = block.data() + cluster % refcounts_per_block_ * kRefcountBytes;
+  const unsigned before = decode_struct<Be16>(at);
+  encode_struct(Be16(static_cast<std::uint16_t>(before + references)), at);
+  return before;
 }
 
-// A block is full when the cursor has passed its last cluster. Its own cluster is counted too, and may
-// be the one that fills the next block.
+// Packs as QEMU does: into the cluster that the last stream ended in; where it does not fit, across the
+// border if the next free cluster is the neighbour, else from the beginning of that one. Every stream is
+// one reference to each cluster that it touches.
+HostOffset Placement::allocate_stream(std::uint64_t length) {
+  const std::uint64_t cluster_size = geometry_.cluster_size();
+  const std::uint64_t open_cluster = (stream_end_ - 1) / cluster_size;
+  if (stream_at_ < stream_end_ && count(open_cluster, 0) == kMaxRefcount) stream_at_ = stream_end_;
+  if (stream_end_ - stream_at_ < length) {
+    const bool neighbour = stream_at_ < stream_end_ && stream_end_ == next_ * cluster_size;
+    if (!neighbour) stream_at_ = next_ * cluster_size;
+    count(next_, 0);  // opens its refcount block, which has to stay open as long as streams come
+    stream_end_ = ++next_ * cluster_size;
+  }
+  const std::uint64_t at = stream_at_;
+  stream_at_ += length;
+  for (std::uint64_t cluster = at / cluster_size; cluster <= (stream_at_ - 1) / cluster_size;
+       ++cluster) {
+    count(cluster, 1);
+  }
+  place_full_blocks();
+  return HostOffset(at);
+}
+
+// A block is full when the cursor has passed its last cluster, and no stream can add to one of them. Its
+// own cluster is counted too, and may be the one that fills the next block.
 void Placement::place_full_blocks() {
+  const std::uint64_t open_cluster =
+      stream_at_ < stream_end_ ? (stream_end_ - 1) / geometry_.cluster_size() : kNone;
   while (!open_blocks_.empty() &&
-         next_ / refcounts_per_block_ > open_blocks_.begin()->first) {
+         std::min(next_, open_cluster) / refcounts_per_block_ > open_blocks_.begin()->first) {
     std::vector<std::byte> block = std::move(open_blocks_.begin()->second);
     open_blocks_.erase(open_blocks_.begin());
     const std::uint64_t cluster = next_++;
-    count(cluster);
+    count(cluster, 1);
     refcount_blocks_.push_back(host(cluster));
     finished_.push_back({host(cluster), std::move(block)});
   }
@@ -65,7 +94,7 @@ void Placement::place_full_blocks() {
 void Placement::place_last_blocks() {
   while (refcount_blocks_.size() <= open_blocks_.rbegin()->first) {
     const std::uint64_t cluster = next_++;
-    count(cluster);
+    count(cluster, 1);
     refcount_blocks_.push_back(host(cluster));
   }
   for (auto& [index, block] : open_blocks_) {
@@ -98,21 +127,32 @@ void Placement::set_entry(std::uint64_t index, const L2Entry& entry) {
   if (geometry_.extended_l2()) encode_struct(Be64(raw.bitmap), at + kWord);
 }
 
-HostOffset Placement::place_data(std::uint64_t index) {
+HostOffset Placement::place_data(std::uint64_t index, std::uint32_t data, std::uint32_t zero) {
   enter_l2(index / geometry_.l2_entries());  // so that a finished table goes before the cluster
   L2Entry entry;
   entry.storage = Storage::Plain;
   entry.host = allocate(1);
   entry.copied = true;
-  entry.allocated = kAllSubclusters;
+  entry.allocated = data;
+  entry.zero = zero;
   set_entry(index, entry);
   return entry.host;
 }
 
-void Placement::place_zero(std::uint64_t first, std::uint64_t count) {
+HostOffset Placement::place_compressed(std::uint64_t index, std::uint64_t length) {
+  enter_l2(index / geometry_.l2_entries());
   L2Entry entry;
-  entry.zero = kAllSubclusters;
-  for (std::uint64_t i = 0; i < count; ++i) set_entry(first + i, entry);
+  entry.storage = Storage::Compressed;
+  entry.host = allocate_stream(length);
+  entry.compressed_bytes = length;
+  set_entry(index, entry);
+  return entry.host;
+}
+
+void Placement::place_zero(std::uint64_t index, std::uint32_t zero) {
+  L2Entry entry;
+  entry.zero = zero;
+  set_entry(index, entry);
 }
 
 std::vector<FinishedTable> Placement::take_finished() { return std::exchange(finished_, {}); }
@@ -140,6 +180,7 @@ std::vector<std::byte> table_bytes(std::uint64_t clusters, const Geometry& geome
 }  // namespace
 
 void Placement::finish(Header& header) {
+  stream_at_ = stream_end_;  // no more streams come
   close_l2();
   const std::uint64_t l1_clusters =
       divide_up(std::max<std::uint64_t>(1, l1_.size()) * kWord, geometry_.cluster_size());

@@ -5,7 +5,8 @@
 //
 // Clusters are placed in guest order, so the same input gives the same bytes. A table leaves memory as
 // soon as the cursor has passed what it covers; a refcount block that fills up in the middle of the data
-// is placed there. Everything is referenced once, so every entry carries COPIED.
+// is placed there. Streams of compressed clusters are packed to the byte and may share host clusters;
+// everything else is referenced once, so its entry carries COPIED.
 #pragma once
 
 #include <cstddef>
@@ -30,11 +31,15 @@ class Placement {
   /// Throws Error (Usage) where the disk needs an L1 table above QEMU's limit.
   explicit Placement(const Geometry& geometry);
 
-  /// Gives guest cluster `index` a host cluster. Indices only ever grow, over both functions; what is
-  /// left out is unallocated.
-  HostOffset place_data(std::uint64_t index);
-  /// Marks clusters [first, first + count) as zeros.
-  void place_zero(std::uint64_t first, std::uint64_t count);
+  // Indices of guest clusters only ever grow, over these functions; what is left out is unallocated.
+
+  /// Gives guest cluster `index` a host cluster. Bit i of `data` and of `zero` says what its unit i is
+  /// (a standard cluster has unit 0 only); units with neither are unallocated. `data` is not 0.
+  HostOffset place_data(std::uint64_t index, std::uint32_t data, std::uint32_t zero);
+  /// Gives it room for a compressed stream of `length` bytes, less than a cluster.
+  HostOffset place_compressed(std::uint64_t index, std::uint64_t length);
+  /// Marks the units in `zero` of cluster `index` as zeros, and allocates nothing.
+  void place_zero(std::uint64_t index, std::uint32_t zero);
 
   /// The tables that were finished since the last call.
   std::vector<FinishedTable> take_finished();
@@ -47,7 +52,9 @@ class Placement {
 
  private:
   HostOffset allocate(std::uint64_t clusters);
-  void count(std::uint64_t cluster);
+  /// Adds to the refcount of a host cluster, and returns what it was.
+  unsigned count(std::uint64_t cluster, unsigned references);
+  HostOffset allocate_stream(std::uint64_t length);
   void place_full_blocks();
   void place_last_blocks();
   void enter_l2(std::uint64_t l1_index);
@@ -67,6 +74,10 @@ class Placement {
   std::uint64_t l1_index_ = kNone;  // of the L2 table in l2_
   std::vector<std::byte> l2_;
   std::vector<HostOffset> refcount_blocks_;  // those that have been placed
+  // The end of the last compressed stream, and where the room for the next one ends: in the middle of a
+  // host cluster, or equal.
+  std::uint64_t stream_at_ = 0;
+  std::uint64_t stream_end_ = 0;
   // By index: those that are not placed yet. One, or two for a moment.
   std::map<std::uint64_t, std::vector<std::byte>> open_blocks_;
   std::vector<FinishedTable> finished_;

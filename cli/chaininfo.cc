@@ -39,7 +39,7 @@ void learn_usage(ChainInfo& info, std::size_t index) {
 
 ChainInfo learn(const ChaininfoOptions& o) {
   ChainInfo info;
-  info.survey = survey(o.image, ImageFormat::Qcow2, o.common.backing_roots);
+  info.survey = survey(o.image, ImageFormat::Qcow2, o.common.open);
   for (std::size_t i = 0; i < info.survey.layers.size(); ++i) {
     learn_usage(info, i);
     info.file_bytes += info.survey.layers[i].file().size();
@@ -76,7 +76,8 @@ std::string qcow2_text(const Image& image) {
                         header.backing_format ? escaped(*header.backing_format) : "format not recorded");
   }
   if (!header.data_file_name.empty()) {
-    text += fmt::format("    data file    {} (not opened)\n", escaped(header.data_file_name));
+    text += fmt::format("    data file    {}{}\n", escaped(header.data_file_name),
+                        image.has_data_file() ? "" : " (not opened)");
   }
   return text;
 }
@@ -252,7 +253,7 @@ Outcome chaininfo(const ChaininfoOptions& o, Console& console) {
     return info.outcome;
   }
   const std::unique_ptr<Chain> chain =
-      Chain::open(o.image, ImageFormat::Qcow2, o.common.backing_roots);
+      Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
   if (!console.json()) print_map(*chain, console);
   MapCursor cursor(*chain);
   console.document(info.outcome, fields, "map", [&] {

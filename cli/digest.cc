@@ -63,7 +63,7 @@ Outcome digest(const DigestCommandOptions& o, Console& console) {
     report(o, value, live.size(), console);
     return Outcome::Done;
   }
-  const std::unique_ptr<Chain> chain = Chain::open(o.source, o.format, o.common.backing_roots);
+  const std::unique_ptr<Chain> chain = Chain::open(o.source, o.format, o.common.open);
   const std::uint64_t length = chain->top().true_length();
   report(o, digest_with_progress(o, *chain, length, console), length, console);
   return Outcome::Done;

@@ -37,6 +37,9 @@ Outcome run(const char* name, const Words& words,
     const std::optional<Options> options = parse(words);
     if (!options) return Outcome::Done;
     console = Console(name, json, options->common.progress);
+    if (options->common.open.force_share) {
+      console.warn("--force-share: an image that changes while it is read can give bytes of no point in time");
+    }
     return command(*options, console);
   } catch (const Error& error) {
     console.error(error.what());

@@ -58,6 +58,8 @@ CommandLine::CommandLine(std::string command, std::string usage, std::string sum
         "auto, bar, json or none, on standard error");
   add()("backing-root", po::value<std::vector<std::string>>()->value_name("DIR"),
         "allow backing files beneath DIR too (repeatable)");
+  add()("force-share", "read images although another program, such as a guest, writes to them");
+  add()("allow-data-file", "follow the names of external data files");
   add()("help", "print this and exit");
 }
 
@@ -126,7 +128,9 @@ CommonOptions CommandLine::common() const {
   CommonOptions common;
   common.json = has("json");
   common.progress = progress_style_named(text("progress", "auto"));
-  common.backing_roots = texts("backing-root");
+  common.open.backing_roots = texts("backing-root");
+  common.open.force_share = has("force-share");
+  common.open.allow_data_file = has("allow-data-file");
   return common;
 }
 

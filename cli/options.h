@@ -18,7 +18,7 @@ namespace qchain {
 struct CommonOptions {
   bool json = false;
   ProgressStyle progress = ProgressStyle::Auto;
-  std::vector<std::string> backing_roots;
+  OpenOptions open;
 };
 
 /// What every command takes that talks to an export.

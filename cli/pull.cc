@@ -199,7 +199,7 @@ void tell_about_misses(const Increment& increment, Console& console) {
 Outcome pull_layer(const PullOptions& o, Console& console) {
   std::unique_ptr<Chain> parent;
   if (!o.parent.empty()) {
-    parent = Chain::open(o.parent, o.parent_format, o.common.backing_roots);
+    parent = Chain::open(o.parent, o.parent_format, o.common.open);
     judge_since(o, parent->top(), console);
     protect_layers(o, *parent);
   }

@@ -88,7 +88,7 @@ Outcome restore(const RestoreOptions& o, Console& console) {
                                             o.destination));
   }
   const std::unique_ptr<Chain> chain =
-      Chain::open(o.image, ImageFormat::Qcow2, o.common.backing_roots);
+      Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
   const Destination destination = look_at(o.destination);
   if (destination.exists && chain->contains(destination.identity)) {
     throw Error(Outcome::Usage,

@@ -155,7 +155,7 @@ std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words)
 
 Outcome verify(const VerifyOptions& o, Console& console) {
   const std::unique_ptr<Chain> chain =
-      Chain::open(o.image, ImageFormat::Qcow2, o.common.backing_roots);
+      Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
   return o.against.empty() ? verify_metadata(o, *chain, console)
                            : verify_against(o, *chain, console);
 }

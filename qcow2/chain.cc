@@ -6,6 +6,8 @@
 #include <cstring>
 #include <utility>
 
+#include "qcow2/format.h"
+
 namespace qchain {
 
 namespace {
@@ -16,12 +18,12 @@ constexpr std::size_t kMaxMappings = 16384;
 // Follows backing names, noting what goes wrong.
 class Surveyor {
  public:
-  explicit Surveyor(const std::vector<std::string>& backing_roots) : roots_(backing_roots) {}
+  explicit Surveyor(const OpenOptions& options) : options_(options) {}
 
   Survey run(const std::string& path, ImageFormat format) {
     noting([&] {
-      policy_.emplace(path, roots_);
-      add(open_image_file(path), format);
+      policy_.emplace(path, options_);
+      add(policy_->open_top(path), format);
     });
     while (follow_) noting([this] { step(); });
     judge_links();
@@ -56,7 +58,16 @@ class Surveyor {
       survey_.layers.emplace_back(RawFile(std::move(file)));
       return;
     }
-    survey_.layers.emplace_back(Image(std::move(file)));
+    Image image(std::move(file));
+    const Header& header = image.header();
+    if (options_.allow_data_file && header.has_incompatible(kIncompatibleDataFile)) {
+      if (header.data_file_name.empty()) {
+        throw Error(Outcome::Incomplete, fmt::format("{}: keeps its data in another file and does not "
+                                                     "record its name", image.path()));
+      }
+      image.attach_data_file(policy_->open_referred(image.path(), header.data_file_name));
+    }
+    survey_.layers.emplace_back(std::move(image));
     follow_ = true;
   }
 
@@ -64,7 +75,7 @@ class Surveyor {
     const Image& image = *survey_.layers.back().image();
     const Header& header = image.header();
     if (header.backing_name.empty()) return;
-    add(policy_->open_backing(image.path(), header.backing_name), backing_format(image));
+    add(policy_->open_referred(image.path(), header.backing_name), backing_format(image));
   }
 
   static ImageFormat backing_format(const Image& image) {
@@ -101,7 +112,7 @@ class Surveyor {
     }
   }
 
-  const std::vector<std::string>& roots_;
+  const OpenOptions& options_;
   std::optional<Policy> policy_;
   Survey survey_;
   std::vector<FileIdentity> seen_;
@@ -137,7 +148,7 @@ class ChainReader : public Reader {
           layer.image() != nullptr
               ? into.size()
               : std::min<std::uint64_t>(into.size(), layer.true_length() - mapping.host.bytes());
-      layer.file().read(mapping.host, into.first(held));
+      layer.data().read(mapping.host, into.first(held));
       std::memset(into.data() + held, 0, into.size() - held);
       return;
     }
@@ -195,6 +206,11 @@ const File& Layer::file() const noexcept {
   return qcow2 != nullptr ? qcow2->file() : std::get<RawFile>(source_).file();
 }
 
+const File& Layer::data() const noexcept {
+  const Image* const qcow2 = image();
+  return qcow2 != nullptr ? qcow2->data() : file();
+}
+
 std::uint64_t Layer::virtual_size() const noexcept {
   const Image* const qcow2 = image();
   if (qcow2 == nullptr) return align_up(std::get<RawFile>(source_).size(), kSectorSize);
@@ -214,9 +230,8 @@ std::uint64_t Layer::true_length() const {
   return virtual_size();
 }
 
-Survey survey(const std::string& path, ImageFormat format,
-              const std::vector<std::string>& backing_roots) {
-  return Surveyor(backing_roots).run(path, format);
+Survey survey(const std::string& path, ImageFormat format, const OpenOptions& options) {
+  return Surveyor(options).run(path, format);
 }
 
 LayerUsage usage_of(const Layer& layer) {
@@ -245,8 +260,8 @@ LayerUsage usage_of(const Layer& layer) {
 }
 
 std::unique_ptr<Chain> Chain::open(const std::string& path, ImageFormat format,
-                                   const std::vector<std::string>& backing_roots) {
-  Survey found = survey(path, format, backing_roots);
+                                   const OpenOptions& options) {
+  Survey found = survey(path, format, options);
   if (!found.problems.empty()) {
     const Survey::Problem& first = found.problems.front();
     throw Error(first.outcome, first.message);

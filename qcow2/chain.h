@@ -26,6 +26,8 @@ class Layer {
   const RawFile* raw() const noexcept { return std::get_if<RawFile>(&source_); }
 
   const File& file() const noexcept;
+  /// Where data clusters are: the file itself, or an external data file.
+  const File& data() const noexcept;
   const std::string& path() const noexcept { return file().path(); }
   const char* format() const noexcept { return image() != nullptr ? "qcow2" : "raw"; }
   /// Bytes of the disk; of a raw file rounded up to sectors, as QEMU does.
@@ -53,8 +55,7 @@ struct Survey {
 };
 
 /// Follows a chain as far as it goes. Throws nothing for what an image says: all of it is a Problem.
-Survey survey(const std::string& path, ImageFormat format,
-              const std::vector<std::string>& backing_roots);
+Survey survey(const std::string& path, ImageFormat format, const OpenOptions& options);
 
 /// The bytes that one layer holds itself.
 struct LayerUsage {
@@ -71,7 +72,7 @@ class Chain : public BlockDevice {
  public:
   /// Throws Error: the first of survey()'s problems, or what require_readable() says.
   static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format,
-                                     const std::vector<std::string>& backing_roots);
+                                     const OpenOptions& options);
 
   std::string name() const override { return top().path(); }
   std::uint64_t size() const override { return top().virtual_size(); }

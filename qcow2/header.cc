@@ -248,7 +248,6 @@ std::vector<std::string> Header::unsupported() const {
   if (crypt_method == kCryptAes) names.emplace_back("AES encryption");
   if (crypt_method == kCryptLuks) names.emplace_back("LUKS encryption");
   if (crypt_method > kCryptLuks) names.push_back(fmt::format("encryption method {}", crypt_method));
-  if (has_incompatible(kIncompatibleDataFile)) names.emplace_back("an external data file");
   if (compression_type > 1) names.push_back(fmt::format("compression type {}", compression_type));
   for (std::uint64_t unknown = incompatible_features & ~kKnownIncompatible; unknown != 0;
        unknown &= unknown - 1) {

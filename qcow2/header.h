@@ -53,7 +53,7 @@ struct Header {
   Compression compression() const { return static_cast<Compression>(compression_type); }
   /// Names of the set feature bits and other traits, for people: "extended L2", "zstd", ...
   std::vector<std::string> features() const;
-  /// What this program cannot read of the image's data, by name: "LUKS encryption", ... Empty: nothing.
+  /// What nobody can read with this program, by name: "LUKS encryption", ... Empty: nothing.
   std::vector<std::string> unsupported() const;
 };
 

@@ -45,13 +45,23 @@ void append(std::vector<Mapping>& mappings, const Mapping& mapping) {
 Image::Image(File file)
     : file_(std::move(file)),
       file_size_(file_.size()),
+      data_size_(file_size_),
       header_(read_header(file_, file_size_)),
       geometry_(header_.geometry()) {
   if (header_.identity) identity_ = decode_identity(*header_.identity, path());
 }
 
+void Image::attach_data_file(File data_file) {
+  data_size_ = data_file.size();
+  data_file_.emplace(std::move(data_file));
+}
+
 void Image::require_readable() const {
-  const std::vector<std::string> names = header_.unsupported();
+  std::vector<std::string> names = header_.unsupported();
+  if (header_.has_incompatible(kIncompatibleDataFile) && !has_data_file()) {
+    names.push_back(fmt::format("an external data file (\"{}\"; to follow it, add --allow-data-file)",
+                                header_.data_file_name));
+  }
   if (names.empty()) return;
   std::string list = names.front();
   for (std::size_t i = 1; i < names.size(); ++i) list += ", " + names[i];
@@ -110,9 +120,9 @@ void Mapper::judge(const L2Entry& entry, GuestOffset cluster) const {
   std::string complaint = complaint_about(entry, image_.geometry());
   const bool looked_at = entry.storage == Storage::Compressed ||
                          (entry.storage == Storage::Plain && entry.allocated != 0);
-  if (complaint.empty() && looked_at && entry.host >= HostOffset(image_.file_size())) {
-    complaint = fmt::format("host offset {:#x} is past the end of the file ({} bytes)",
-                            entry.host.bytes(), image_.file_size());
+  if (complaint.empty() && looked_at && entry.host >= HostOffset(image_.data_size())) {
+    complaint = fmt::format("host offset {:#x} is past the end of {} ({} bytes)", entry.host.bytes(),
+                            image_.data().path(), image_.data_size());
   }
   if (complaint.empty()) return;
   throw Error(Outcome::Mismatch,
@@ -147,6 +157,7 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
   const std::uint64_t coverage = geometry.l2_coverage();
   const std::uint64_t words_per_entry = geometry.l2_entry_bytes() / sizeof(std::uint64_t);
   const std::uint64_t table_words = geometry.l2_entries() * words_per_entry;
+  const bool data_file = image_.header().has_incompatible(kIncompatibleDataFile);
   GuestOffset at = range.begin;
   while (at < range.end && mappings.size() < max) {
     const std::uint64_t l1_index = at.bytes() / coverage;
@@ -166,7 +177,7 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
       const std::uint64_t raw = word(l2_, table, index, wanted, table_words);
       const std::uint64_t bitmap =
           geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
-      const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, false);
+      const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, data_file);
       judge(entry, cluster);
       const GuestRange part =
           intersect({at, covered.end}, {cluster, cluster + geometry.cluster_size()});

@@ -42,6 +42,12 @@ class Image {
   const std::optional<Identity>& identity() const noexcept { return identity_; }
   std::uint64_t file_size() const noexcept { return file_size_; }
 
+  /// Where data clusters are: the file itself, or the external data file once it is attached.
+  const File& data() const noexcept { return data_file_ ? *data_file_ : file_; }
+  std::uint64_t data_size() const noexcept { return data_size_; }
+  bool has_data_file() const noexcept { return data_file_.has_value(); }
+  void attach_data_file(File data_file);
+
   /// Throws Error (Incomplete), naming them, where the image uses features that cannot be read.
   void require_readable() const;
 
@@ -50,7 +56,9 @@ class Image {
 
  private:
   File file_;
+  std::optional<File> data_file_;
   std::uint64_t file_size_;
+  std::uint64_t data_size_;
   Header header_;
   Geometry geometry_;
   std::optional<Identity> identity_;

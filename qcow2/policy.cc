@@ -9,6 +9,7 @@
 #include <filesystem>
 
 #include "extent/error.h"
+#include "qcow2/image_lock.h"
 
 namespace qchain {
 
@@ -51,18 +52,25 @@ File reopen_to_read(const File& located) {
 
 }  // namespace
 
-Policy::Policy(const std::string& top_image, const std::vector<std::string>& backing_roots) {
+Policy::Policy(const std::string& top_image, const OpenOptions& options) : options_(options) {
   roots_.push_back(canonical_directory(fs::path(top_image).parent_path()));
-  for (const std::string& root : backing_roots) roots_.push_back(canonical_directory(root));
+  for (const std::string& root : options.backing_roots) roots_.push_back(canonical_directory(root));
 }
 
-File Policy::open_backing(const std::string& overlay, const std::string& name) const {
+File Policy::open_located(const File& located) const {
+  File file = reopen_to_read(located);
+  lock_image(file, options_.force_share ? Sharing::Force : Sharing::Read);
+  return file;
+}
+
+File Policy::open_top(const std::string& path) const { return open_located(locate(path)); }
+
+File Policy::open_referred(const std::string& referrer, const std::string& name) const {
   if (has_protocol(name)) {
     throw Error(Outcome::Incomplete,
-                fmt::format("{}: its backing file is \"{}\"; only plain local paths are followed",
-                            overlay, name));
+                fmt::format("{}: refers to \"{}\"; only plain local paths are followed", referrer, name));
   }
-  const File located = locate(backing_path(overlay, name));
+  const File located = locate(backing_path(referrer, name));
   // What was found counts, not what was named: links and ".." have been followed by now.
   std::error_code error;
   const std::string found = fs::read_symlink(link_of(located), error).string();
@@ -71,17 +79,15 @@ File Policy::open_backing(const std::string& overlay, const std::string& name) c
   });
   if (!allowed) {
     throw Error(Outcome::Incomplete,
-                fmt::format("{}: its backing file {} is outside the directory of the top image; if it "
-                            "is to be trusted, allow its directory with --backing-root {}",
-                            overlay, found, fs::path(found).parent_path().string()));
+                fmt::format("{}: refers to {}, which is outside the directory of the top image; if it is to "
+                            "be trusted, allow its directory with --backing-root {}",
+                            referrer, found, fs::path(found).parent_path().string()));
   }
-  return reopen_to_read(located);
+  return open_located(located);
 }
 
-File open_image_file(const std::string& path) { return reopen_to_read(locate(path)); }
-
-std::string backing_path(const std::string& overlay, const std::string& name) {
-  return (fs::path(overlay).parent_path() / name).string();
+std::string backing_path(const std::string& referrer, const std::string& name) {
+  return (fs::path(referrer).parent_path() / name).string();
 }
 
 bool has_protocol(const std::string& name) {

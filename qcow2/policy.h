@@ -7,31 +7,41 @@
 
 namespace qchain {
 
+/// How the files of a chain may be opened.
+struct OpenOptions {
+  std::vector<std::string> backing_roots;  ///< Backing files may be beneath these too.
+  bool force_share = false;                ///< Read images although another program writes to them.
+  bool allow_data_file = false;            ///< Follow the names of external data files.
+};
+
 /// The longest chain that is followed.
 inline constexpr std::size_t kMaxChainDepth = 1000;
 
-/// Which files an image may make us open: backing files beneath the directory of the top image, or
+/// Which files an image may make us open: backing and data files beneath the directory of the top image, or
 /// beneath one of the roots that the user named. An image is untrusted; its names are plain local paths
 /// or they are refused.
 class Policy {
  public:
   /// Throws Error (Io) where a directory is not there.
-  Policy(const std::string& top_image, const std::vector<std::string>& backing_roots);
+  Policy(const std::string& top_image, const OpenOptions& options);
 
-  /// Opens the backing file `name` of the image that was opened as `overlay`; a relative name counts
-  /// from the overlay's directory. Throws Error: Incomplete where the policy refuses, Io where the file
+  /// Opens the image that the user named, a regular file or a block device, and takes QEMU's locks.
+  File open_top(const std::string& path) const;
+
+  /// Likewise the file `name` that the image opened as `referrer` refers to; a relative name counts
+  /// from the referrer's directory. Throws Error: Incomplete where the policy refuses, Io where the file
   /// is not there.
-  File open_backing(const std::string& overlay, const std::string& name) const;
+  File open_referred(const std::string& referrer, const std::string& name) const;
 
  private:
+  File open_located(const File& located) const;
+
+  OpenOptions options_;
   std::vector<std::string> roots_;  // canonical
 };
 
-/// Opens an image that the user named: a regular file or a block device.
-File open_image_file(const std::string& path);
-
-/// The path by which `name`, recorded in the image that was opened as `overlay`, is opened.
-std::string backing_path(const std::string& overlay, const std::string& name);
+/// The path by which `name`, recorded in the image that was opened as `referrer`, is opened.
+std::string backing_path(const std::string& referrer, const std::string& name);
 
 /// Whether `name` has a protocol prefix or is a json: description, as QEMU reads names.
 bool has_protocol(const std::string& name);

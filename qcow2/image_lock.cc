@@ -1,0 +1,69 @@
+#include "qcow2/image_lock.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <array>
+#include <cerrno>
+#include <span>
+
+#include "extent/error.h"
+
+namespace qchain {
+
+namespace {
+
+// A lock on byte kHeld + i says "I hold permission i"; one on kUnshared + i: "I refuse to share i".
+// All are shared locks; a conflict is found by asking whether a write lock could be had.
+constexpr off_t kHeld = 100;
+constexpr off_t kUnshared = 200;
+constexpr off_t kConsistentRead = 0;
+constexpr off_t kWrite = 1;
+constexpr off_t kResize = 3;
+
+struct flock lock_of(short type, off_t byte) {
+  struct flock lock {};
+  lock.l_type = type;
+  lock.l_whence = SEEK_SET;
+  lock.l_start = byte;
+  lock.l_len = 1;
+  return lock;
+}
+
+// False where the file system knows no locks.
+bool take(const File& file, off_t byte) {
+  struct flock lock = lock_of(F_RDLCK, byte);
+  if (fcntl(file.descriptor(), F_OFD_SETLK, &lock) == 0) return true;
+  if (errno == EAGAIN || errno == EACCES) {
+    throw Error(Outcome::Io, fmt::format("{}: another program is about to change its locks; try again",
+                                         file.path()));
+  }
+  return false;
+}
+
+void refuse_if_locked(const File& file, off_t byte, const char* what) {
+  struct flock lock = lock_of(F_WRLCK, byte);
+  if (fcntl(file.descriptor(), F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return;
+  throw Error(Outcome::Io,
+              fmt::format("{}: in use: another program {}, such as a running guest; end that, or read it "
+                          "all the same with --force-share",
+                          file.path(), what));
+}
+
+}  // namespace
+
+void lock_image(const File& file, Sharing sharing) {
+  constexpr std::array<off_t, 3> kToRead{kHeld + kConsistentRead, kUnshared + kWrite,
+                                         kUnshared + kResize};
+  const std::span<const off_t> to_take =
+      sharing == Sharing::Read ? std::span(kToRead) : std::span(kToRead).first(1);
+  for (const off_t byte : to_take) {
+    if (!take(file, byte)) return;
+  }
+  refuse_if_locked(file, kUnshared + kConsistentRead, "lets nobody read it");
+  if (sharing == Sharing::Force) return;
+  refuse_if_locked(file, kHeld + kWrite, "writes to it");
+  refuse_if_locked(file, kHeld + kResize, "may resize it");
+}
+
+}  // namespace qchain

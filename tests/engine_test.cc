@@ -1,0 +1,225 @@
+// The engine's promises: order, exclusion, and an end after every failure.
+#include "extent/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <atomic>
+#include <chrono>
+#include <csignal>
+#include <mutex>
+#include <set>
+#include <stdexcept>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "extent/error.h"
+#include "extent/interrupt.h"
+#include "tests/random.h"
+
+namespace qchain::tests {
+namespace {
+
+// Counts who is inside; more than one is a failure of the engine.
+class Exclusive {
+ public:
+  explicit Exclusive(std::atomic<int>& inside) : inside_(inside) { EXPECT_EQ(++inside_, 1); }
+  ~Exclusive() { --inside_; }
+  Exclusive(const Exclusive&) = delete;
+  Exclusive& operator=(const Exclusive&) = delete;
+
+ private:
+  std::atomic<int>& inside_;
+};
+
+enum class Stage { Take, Fetch, Settle, Store };
+
+// Work whose pieces are the numbers below `count`.
+struct Work {
+  int count = 0;
+  int next = 0;              // changed in take(), which is exclusive
+  std::vector<int> settled;  // changed in settle(), likewise
+  std::atomic<int> in_take{0};
+  std::atomic<int> in_settle{0};
+  std::atomic<int> in_fetch{0};
+  std::atomic<int> most_in_fetch{0};
+  std::mutex mutex;
+  std::multiset<int> stored;  // under the mutex
+
+  // Which call fails, and how.
+  int failing_piece = -1;
+  Stage failing_stage = Stage::Take;
+  std::atomic<int> takes{0};
+};
+
+void pause_a_bit(int piece) {
+  // Later pieces tend to be ready earlier.
+  std::this_thread::sleep_for(std::chrono::microseconds(50 * (3 - piece % 4)));
+}
+
+class NumberWorker : public Worker {
+ public:
+  explicit NumberWorker(Work& work) : work_(work) {}
+
+  bool take() override {
+    const Exclusive alone(work_.in_take);
+    ++work_.takes;
+    if (work_.next == work_.count) return false;
+    piece_ = work_.next++;
+    fail_at(Stage::Take);
+    return true;
+  }
+  void fetch() override {
+    const int now = ++work_.in_fetch;
+    for (int most = work_.most_in_fetch; now > most;) {
+      if (work_.most_in_fetch.compare_exchange_weak(most, now)) break;
+    }
+    pause_a_bit(piece_);
+    --work_.in_fetch;
+    fail_at(Stage::Fetch);
+  }
+  void settle() override {
+    const Exclusive alone(work_.in_settle);
+    fail_at(Stage::Settle);
+    work_.settled.push_back(piece_);
+  }
+  void store() override {
+    fail_at(Stage::Store);
+    const std::lock_guard lock(work_.mutex);
+    work_.stored.insert(piece_);
+  }
+
+ private:
+  void fail_at(Stage stage) const {
+    if (piece_ == work_.failing_piece && stage == work_.failing_stage) {
+      throw std::runtime_error("piece " + std::to_string(piece_));
+    }
+  }
+
+  Work& work_;
+  int piece_ = -1;
+};
+
+WorkerFactory factory_of(Work& work) {
+  return [&work] { return std::make_unique<NumberWorker>(work); };
+}
+
+std::vector<int> numbers(int count) {
+  std::vector<int> all;
+  for (int i = 0; i < count; ++i) all.push_back(i);
+  return all;
+}
+
+class EngineTest : public testing::TestWithParam<unsigned> {};
+INSTANTIATE_TEST_SUITE_P(Threads, EngineTest, testing::Values(1, 2, 3, 8),
+                         [](const auto& threads) { return std::to_string(threads.param); });
+
+TEST_P(EngineTest, SettlesInTheOrderOfTaking) {
+  for (const int count : {0, 1, 2, 200}) {
+    Work work;
+    work.count = count;
+    run_workers(factory_of(work), GetParam());
+    EXPECT_EQ(work.settled, numbers(count));
+    const std::vector<int> stored(work.stored.begin(), work.stored.end());
+    EXPECT_EQ(stored, numbers(count)) << "each is stored once";
+  }
+}
+
+TEST_P(EngineTest, EveryStagesExceptionStopsAllAndArrives) {
+  for (const Stage stage : {Stage::Take, Stage::Fetch, Stage::Settle, Stage::Store}) {
+    for (const int failing : {0, 1, 17}) {
+      Work work;
+      work.count = 100000;  // at 50 us each this would take seconds: all have to stop
+      work.failing_piece = failing;
+      work.failing_stage = stage;
+      try {
+        run_workers(factory_of(work), GetParam());
+        ADD_FAILURE() << "nothing was thrown";
+      } catch (const std::runtime_error& error) {
+        EXPECT_EQ(error.what(), "piece " + std::to_string(failing));
+      }
+      EXPECT_LT(work.next, 1000);
+      // What had been settled is the beginning, without gaps, and nothing after the piece that failed
+      // before it was settled.
+      EXPECT_EQ(work.settled, numbers(static_cast<int>(work.settled.size())));
+      if (stage != Stage::Store) {
+        EXPECT_LE(work.settled.size(), static_cast<std::size_t>(failing));
+      }
+    }
+  }
+}
+
+TEST_P(EngineTest, WorksWithTheWorkersThatCanBeHad) {
+  Work work;
+  work.count = 100;
+  std::atomic<int> asked{0};
+  run_workers(
+      [&]() -> std::unique_ptr<Worker> {
+        if (asked++ > 0) return nullptr;
+        return std::make_unique<NumberWorker>(work);
+      },
+      GetParam());
+  EXPECT_EQ(work.settled, numbers(100));
+  EXPECT_LE(asked, static_cast<int>(GetParam()));
+}
+
+TEST_P(EngineTest, TheFactorysExceptionArrives) {
+  for (const int failing : {0, 1}) {
+    if (failing >= static_cast<int>(GetParam())) continue;
+    Work work;
+    work.count = 100000;
+    std::atomic<int> asked{0};
+    EXPECT_THROW(run_workers(
+                     [&]() -> std::unique_ptr<Worker> {
+                       if (asked++ == failing) throw std::runtime_error("no worker");
+                       return std::make_unique<NumberWorker>(work);
+                     },
+                     GetParam()),
+                 std::runtime_error);
+    EXPECT_LT(work.next, 10000);
+  }
+}
+
+TEST_P(EngineTest, AnInterruptStopsAll) {
+  struct Reset {
+    ~Reset() { request_interrupt(0); }
+  } const reset;
+  for (const auto& [signal, outcome] :
+       {std::pair{SIGINT, Outcome::Interrupted}, std::pair{SIGTERM, Outcome::Terminated}}) {
+    request_interrupt(0);
+    Work work;
+    work.count = 100000;
+    class Interrupting : public NumberWorker {
+     public:
+      Interrupting(Work& work, int signal) : NumberWorker(work), work_(work), signal_(signal) {}
+      void settle() override {
+        NumberWorker::settle();
+        if (work_.settled.size() == 10) request_interrupt(signal_);
+      }
+
+     private:
+      Work& work_;
+      int signal_;
+    };
+    try {
+      run_workers([&, number = signal] { return std::make_unique<Interrupting>(work, number); },
+                  GetParam());
+      ADD_FAILURE() << "nothing was thrown";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.outcome(), outcome);
+    }
+    EXPECT_GE(work.settled.size(), 10U);
+    EXPECT_LT(work.next, 1000);
+  }
+}
+
+TEST(EngineSideBySide, PiecesAreFetchedByAllThreads) {
+  Work work;
+  work.count = 400;
+  run_workers(factory_of(work), 4);
+  EXPECT_GE(work.most_in_fetch, 2);
+  EXPECT_LE(work.most_in_fetch, 4);
+}
+
+}  // namespace
+}  // namespace qchain::tests

@@ -1,0 +1,75 @@
+#include "disk.h"
+
+#include <algorithm>
+#include <fstream>
+#include <iterator>
+#include <stdexcept>
+
+namespace qchain::testing {
+
+Bytes disk_bytes(std::uint64_t size) {
+  Bytes bytes(size);
+  std::uint64_t mixed = 0;
+  for (std::uint64_t i = 0; i < size; ++i) {
+    if (i % 8 == 0) {  // splitmix64
+      mixed = (i / 8 + 1) * 0x9E3779B97F4A7C15U;
+      mixed = (mixed ^ (mixed >> 30U)) * 0xBF58476D1CE4E5B9U;
+      mixed = (mixed ^ (mixed >> 27U)) * 0x94D049BB133111EBU;
+    }
+    bytes[i] = static_cast<std::byte>(mixed >> (8 * (i % 8))) | std::byte{1};
+  }
+  return bytes;
+}
+
+Bytes slice(const Bytes& disk, std::uint64_t begin, std::uint64_t length) {
+  const auto first = disk.begin() + static_cast<std::ptrdiff_t>(begin);
+  return {first, first + static_cast<std::ptrdiff_t>(length)};
+}
+
+NbdTarget target_of(const std::string& uri, std::chrono::milliseconds timeout) {
+  NbdTarget target;
+  target.uri = uri;
+  target.timeout = timeout;
+  return target;
+}
+
+Bytes read(Reader& reader, std::uint64_t begin, std::uint64_t length) {
+  Bytes bytes(length, std::byte{0xEE});
+  const ReadRequest request{GuestOffset(begin), bytes};
+  reader.read({&request, 1});
+  return bytes;
+}
+
+Bytes read_all(BlockDevice& device) {
+  const std::unique_ptr<Reader> reader = device.open_reader();
+  Bytes all;
+  while (all.size() < device.size()) {
+    const Bytes part = read(*reader, all.size(), std::min(kMiB, device.size() - all.size()));
+    std::ranges::copy(part, std::back_inserter(all));
+  }
+  return all;
+}
+
+void write_file(const std::string& path, const Bytes& bytes) {
+  std::ofstream file(path, std::ios::binary);
+  file.write(reinterpret_cast<const char*>(bytes.data()),
+             static_cast<std::streamsize>(bytes.size()));
+  if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  Bytes bytes;
+  for (const char c : text) bytes.push_back(static_cast<std::byte>(c));
+  write_file(path, bytes);
+}
+
+Bytes read_file(const std::string& path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) throw std::runtime_error(path + ": cannot be read");
+  Bytes bytes;
+  std::transform(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>(),
+                 std::back_inserter(bytes), [](char c) { return static_cast<std::byte>(c); });
+  return bytes;
+}
+
+}  // namespace qchain::testing

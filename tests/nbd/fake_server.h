@@ -1,0 +1,138 @@
+// An NBD server that does what a test tells it to, however wrong: fixed newstyle handshake, structured
+// replies and meta contexts, on a Unix socket, a thread for each connection.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <mutex>
+#include <optional>
+#include <span>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "disk.h"
+#include "server_process.h"
+
+namespace qchain::testing {
+
+/// What goes over the wire: integers are big-endian there.
+struct Packet {
+  Bytes bytes;
+
+  Packet& u16(std::uint16_t value) { return integer(value, 2); }
+  Packet& u32(std::uint32_t value) { return integer(value, 4); }
+  Packet& u64(std::uint64_t value) { return integer(value, 8); }
+  Packet& text(const std::string& value);
+  Packet& raw(std::span<const std::byte> value);
+
+ private:
+  Packet& integer(std::uint64_t value, unsigned size);
+};
+
+/// What a connection is told during its handshake.
+struct Offer {
+  enum class Greeting { Proper, Silent, Garbage, Hangup };
+  Greeting greeting = Greeting::Proper;
+  std::uint64_t size = 0;
+  bool multi_conn = true;
+  bool structured = true;
+  bool df = true;
+  std::vector<std::string> contexts{"base:allocation"};  ///< Their ids are 1, 2, ...
+  std::string refused;                                   ///< One of them that is listed, and then not set.
+  std::uint32_t minimum_block = 0;                       ///< 0: none is advertised.
+  std::uint32_t maximum_block = 32U << 20U;              ///< Advertised with a minimum only.
+};
+
+inline constexpr std::uint16_t kRead = 0;
+inline constexpr std::uint16_t kStatus = 7;
+
+struct Request {
+  unsigned connection = 0;  ///< 0 is the first one that came: the witness.
+  std::uint16_t flags = 0;
+  std::uint16_t type = 0;
+  std::uint64_t cookie = 0;
+  std::uint64_t offset = 0;
+  std::uint32_t length = 0;
+};
+
+/// A length and its flags, as they are sent.
+using StatusEntries = std::vector<std::pair<std::uint32_t, std::uint32_t>>;
+
+enum class Last : std::uint16_t { No = 0, Yes = 1 };
+
+/// The server's end of a connection, after the handshake.
+class Wire {
+ public:
+  static constexpr std::uint16_t kChunkNone = 0, kChunkData = 1, kChunkHole = 2, kChunkStatus = 5,
+                                 kChunkError = 0x8001, kChunkErrorOffset = 0x8002;
+
+  Wire(int socket, bool structured) : socket_(socket), structured_(structured) {}
+
+  /// A chunk of a structured reply.
+  void chunk(const Request& request, std::uint16_t type, const Packet& payload, Last last);
+  /// One with data of the disk, or, without structured replies, a simple reply.
+  void data(const Request& request, std::uint64_t offset, const Bytes& bytes, Last last);
+  void hole(const Request& request, std::uint64_t offset, std::uint32_t length, Last last);
+  void status(const Request& request, std::uint32_t context, const StatusEntries& entries, Last last);
+  /// With an errno value of the protocol, such as 5.
+  void error(const Request& request, std::uint32_t number, Last last);
+  /// A chunk without content.
+  void done(const Request& request) { chunk(request, kChunkNone, {}, Last::Yes); }
+  void send(const Packet& packet);
+  /// Ends the connection.
+  [[noreturn]] void hang_up();
+
+ private:
+  int socket_;
+  bool structured_;
+};
+
+class FakeServer {
+ public:
+  using Handler = std::function<void(Wire&, const Request&)>;
+
+  /// Serves `disk`, honestly and as nothing but data, until it is told otherwise. What follows is set
+  /// before the first client comes; handlers run in the threads of their connections, and may return
+  /// without an answer.
+  explicit FakeServer(Bytes disk);
+  ~FakeServer();
+  FakeServer(const FakeServer&) = delete;
+  FakeServer& operator=(const FakeServer&) = delete;
+
+  Offer offer;
+  /// Changes the offer for the connection of that number.
+  std::function<void(Offer&, unsigned connection)> adapt = [](Offer&, unsigned) {};
+  Handler on_read = [this](Wire& wire, const Request& request) { answer(wire, request); };
+  Handler on_status = [this](Wire& wire, const Request& request) { answer(wire, request); };
+
+  /// A handler that gives the first request to `handler`, and answers the others honestly.
+  Handler once(Handler handler) const;
+
+  /// The honest answer.
+  void answer(Wire& wire, const Request& request) const;
+  const Bytes& disk() const { return disk_; }
+  std::string uri() const { return unix_uri(dir_.path("s"), "vda"); }
+  unsigned connections() const { return connections_; }
+  /// Ends all connections; no further one is accepted.
+  void stop();
+  /// Ends the connection of that number.
+  void drop(unsigned connection);
+
+ private:
+  void accept_all();
+  void serve(int socket, unsigned connection);
+
+  const Bytes disk_;
+  TempDir dir_;
+  int listening_ = -1;
+  std::atomic<unsigned> connections_{0};
+  std::mutex sockets_in_use_;
+  std::vector<int> sockets_;
+  std::vector<std::jthread> threads_;
+  std::jthread acceptor_;
+};
+
+}  // namespace qchain::testing

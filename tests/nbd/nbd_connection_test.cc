@@ -1,0 +1,218 @@
+// Opening an export, its limits, its connections, and whether it is still the same one at the end.
+#include <gmock/gmock.h>
+
+#include <atomic>
+#include <filesystem>
+
+#include "cli/pull.h"
+#include "extent/nbd_export.h"
+#include "fake_server.h"
+
+namespace qchain::testing {
+namespace {
+
+class NbdOpening : public ::testing::Test {
+ protected:
+  NbdOpening() : server(disk_bytes(kMiB)) {}
+
+  auto opening(std::chrono::milliseconds timeout = std::chrono::seconds(5)) {
+    return [this, timeout] { NbdExport(target_of(server.uri(), timeout), {}); };
+  }
+
+  FakeServer server;
+};
+
+TEST_F(NbdOpening, FailsWhereNobodyListens) {
+  server.stop();
+  EXPECT_THAT(opening(), Fails(Outcome::Io, server.uri()));
+}
+
+TEST_F(NbdOpening, FailsWhereNoSocketIs) {
+  EXPECT_THAT([] { NbdExport(target_of(unix_uri("no-such-folder/s")), {}); },
+              Fails(Outcome::Io, "no-such-folder/s"));
+}
+
+TEST_F(NbdOpening, FailsAtASilentServer) {
+  server.offer.greeting = Offer::Greeting::Silent;
+  const Stopwatch stopwatch;
+  EXPECT_THAT(opening(kSoon), Fails(Outcome::Io, "no answer within 300 ms"));
+  EXPECT_LT(stopwatch.seconds(), 3);
+}
+
+TEST_F(NbdOpening, FailsWhereTheServerHangsUp) {
+  server.offer.greeting = Offer::Greeting::Hangup;
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "cannot connect"));
+}
+
+TEST_F(NbdOpening, FailsWhereSomethingElseListens) {
+  server.offer.greeting = Offer::Greeting::Garbage;
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "cannot connect"));
+}
+
+TEST_F(NbdOpening, FailsWhereTheSizeIsAbsurd) {
+  server.offer.size = ~std::uint64_t{0};
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "size"));
+}
+
+TEST_F(NbdOpening, FailsWhereTheTailCannotBeRead) {
+  server.offer.minimum_block = 4096;
+  server.offer.size = kMiB + 1000;
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "the last 1000 bytes cannot be read"));
+}
+
+TEST_F(NbdOpening, TakesATailOfBytesWhereTheServerDoes) {
+  FakeServer odd(disk_bytes(1001));
+  for (const std::uint32_t minimum : {0U, 1U}) {
+    odd.offer.minimum_block = minimum;
+    NbdExport live(target_of(odd.uri()), {});
+    EXPECT_EQ(live.size(), 1001U);
+    EXPECT_EQ(read_all(live), odd.disk());
+    EXPECT_NO_THROW(live.confirm());
+  }
+}
+
+TEST_F(NbdOpening, ToleratesAMaximumThatIsNoMultipleOfTheMinimum) {
+  server.offer.minimum_block = 4096;
+  server.offer.maximum_block = 10000;
+  NbdExport live(target_of(server.uri()), {});
+  EXPECT_EQ(read_all(live), server.disk());
+}
+
+// The connections of the readers.
+
+TEST_F(NbdOpening, GivesReadersConnectionsOfTheirOwn) {
+  NbdExport live(target_of(server.uri()), {});
+  const auto a = live.open_reader();
+  const auto b = live.open_reader();
+  EXPECT_EQ(server.connections(), 3U);
+  EXPECT_EQ(read(*a, 0, 4096), slice(server.disk(), 0, 4096));
+  EXPECT_EQ(read(*b, 4096, 4096), slice(server.disk(), 4096, 4096));
+}
+
+TEST_F(NbdOpening, SharesTheWitnessWhereOneConnectionIsAllThereIs) {
+  for (const bool multi_conn : {false, true}) {
+    FakeServer lonely(disk_bytes(kMiB));
+    lonely.offer.multi_conn = multi_conn;
+    lonely.adapt = [](Offer& offer, unsigned connection) {
+      if (connection > 0) offer.greeting = Offer::Greeting::Hangup;
+    };
+    NbdExport live(target_of(lonely.uri()), {});
+    const auto only = live.open_reader();
+    ASSERT_NE(only, nullptr);
+    EXPECT_EQ(live.open_reader(), nullptr);
+    EXPECT_EQ(read(*only, 0, kMiB), lonely.disk());
+    EXPECT_EQ(live.status(guest_range(0, 4096)).size(), 1U);
+  }
+}
+
+TEST_F(NbdOpening, DoesNotWaitLongWhereASecondConnectionIsNotAnswered) {
+  server.offer.multi_conn = false;
+  server.adapt = [](Offer& offer, unsigned connection) {
+    if (connection > 0) offer.greeting = Offer::Greeting::Silent;
+  };
+  NbdExport live(target_of(server.uri(), std::chrono::seconds(30)), {});
+  const auto only = live.open_reader();
+  const Stopwatch stopwatch;
+  EXPECT_EQ(live.open_reader(), nullptr);
+  EXPECT_LT(stopwatch.seconds(), 3);
+  EXPECT_EQ(read(*only, 0, kMiB), server.disk());
+}
+
+TEST_F(NbdOpening, DoesNotReadFromAnExportOfAnotherSize) {
+  server.adapt = [](Offer& offer, unsigned connection) {
+    if (connection > 0) offer.size /= 2;
+  };
+  std::atomic<int> elsewhere = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    if (request.connection != 0) ++elsewhere;
+    server.answer(wire, request);
+  };
+  NbdExport live(target_of(server.uri()), {});
+  const auto reader = live.open_reader();
+  EXPECT_EQ(read(*reader, 0, kMiB), server.disk());
+  EXPECT_EQ(live.open_reader(), nullptr);
+  EXPECT_EQ(elsewhere, 0);
+}
+
+// Is it still the same export?
+class NbdConfirm : public NbdOpening {
+ protected:
+  auto confirming(NbdExport& live) {
+    return [&live] { live.confirm(); };
+  }
+};
+
+TEST_F(NbdConfirm, IsContentWithAWitnessThatAnswers) {
+  NbdExport live(target_of(server.uri()), {});
+  EXPECT_EQ(read_all(live), server.disk());
+  EXPECT_NO_THROW(live.confirm());
+}
+
+TEST_F(NbdConfirm, AsksTheWitness) {
+  std::atomic<int> asked = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    if (request.connection == 0) ++asked;
+    server.answer(wire, request);
+  };
+  NbdExport live(target_of(server.uri()), {});
+  live.confirm();
+  EXPECT_EQ(asked, 1);
+}
+
+TEST_F(NbdConfirm, IsContentWithAnErrorForAnAnswer) {
+  server.on_read = [](Wire& wire, const Request& request) { wire.error(request, EIO, Last::Yes); };
+  NbdExport live(target_of(server.uri()), {});
+  EXPECT_NO_THROW(live.confirm());
+}
+
+TEST_F(NbdConfirm, IsInconclusiveWhenTheWitnessHasDied) {
+  NbdExport live(target_of(server.uri()), {});
+  EXPECT_EQ(read_all(live), server.disk());
+  server.drop(0);
+  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "begin anew"));
+}
+
+TEST_F(NbdConfirm, IsInconclusiveWhenTheServerHasStopped) {
+  NbdExport live(target_of(server.uri()), {});
+  server.stop();
+  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "begin anew"));
+}
+
+TEST_F(NbdConfirm, IsInconclusiveWhenTheWitnessIsSilent) {
+  server.on_read = [](Wire&, const Request&) {};
+  NbdExport live(target_of(server.uri(), kSoon), {});
+  const Stopwatch stopwatch;
+  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_LT(stopwatch.seconds(), 3);
+}
+
+TEST_F(NbdConfirm, LetsTheEndOfAJobShow) {
+  // After the last read the job may have ended, with the server still there for a moment.
+  NbdExport live(target_of(server.uri()), {});
+  EXPECT_EQ(read_all(live), server.disk());
+  const Stopwatch stopwatch;
+  live.confirm();
+  EXPECT_GE(stopwatch.seconds(), 0.05);
+}
+
+TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
+  const TempDir dir;
+  for (const char* format : {"raw", "qcow2"}) {
+    // The last block of the disk is read, and then the witness is gone.
+    FakeServer ending(disk_bytes(kMiB));
+    ending.on_read = [&](Wire& wire, const Request& request) {
+      ending.answer(wire, request);
+      if (request.offset + request.length == kMiB) ending.drop(0);
+    };
+    const std::string out = dir.path(format);
+    const auto options =
+        parse_pull({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
+    Console console("pull", false, ProgressStyle::None);
+    EXPECT_THAT([&] { pull(*options, console); }, Fails(Outcome::Inconclusive, "begin anew"));
+    EXPECT_FALSE(std::filesystem::exists(out));
+    EXPECT_FALSE(std::filesystem::exists(out + ".partial"));
+  }
+}
+
+}  // namespace
+}  // namespace qchain::testing

@@ -1,0 +1,456 @@
+// Reading from a server that answers wrongly, in part, late or not at all: the right bytes, or an error.
+#include <gmock/gmock.h>
+
+#include <algorithm>
+#include <atomic>
+#include <mutex>
+
+#include "extent/nbd_export.h"
+#include "fake_server.h"
+
+namespace qchain::testing {
+namespace {
+
+constexpr std::uint64_t kRequest = 256 * kKiB;  // the default of NbdTarget
+
+class NbdRead : public ::testing::Test {
+ protected:
+  NbdRead() : server(disk_bytes(kMiB)) {}
+
+  // Opens the export and one reader, whose connection is the server's second one.
+  void open(std::chrono::milliseconds timeout = std::chrono::seconds(5)) {
+    live = std::make_unique<NbdExport>(target_of(server.uri(), timeout), Changes{});
+    reader = live->open_reader();
+  }
+  auto reading(std::uint64_t begin, std::uint64_t length) {
+    return [=, this] { read(*reader, begin, length); };
+  }
+  void expect_right(std::uint64_t begin, std::uint64_t length) {
+    EXPECT_EQ(read(*reader, begin, length), slice(server.disk(), begin, length));
+  }
+  // Every read that touches one of `ranges` fails with EIO.
+  void make_unreadable(std::vector<GuestRange> ranges) {
+    server.on_read = [=, this](Wire& wire, const Request& request) {
+      const GuestRange asked = guest_range(request.offset, request.length);
+      const bool bad = std::ranges::any_of(
+          ranges, [&](const GuestRange& range) { return !intersect(asked, range).empty(); });
+      bad ? wire.error(request, EIO, Last::Yes) : server.answer(wire, request);
+    };
+  }
+
+  FakeServer server;
+  std::unique_ptr<NbdExport> live;
+  std::unique_ptr<Reader> reader;
+};
+
+// A reply that is wrong in itself, as the answer to the first request for kRequest bytes at 0. All later
+// answers are right, so that the right bytes have to come out.
+struct Malformation {
+  const char* name;
+  bool df;
+  FakeServer::Handler send;
+};
+
+void PrintTo(const Malformation& malformation, std::ostream* out) { *out << malformation.name; }
+
+constexpr std::uint32_t kHalf = kRequest / 2;
+const Bytes kJunk(kRequest, std::byte{0xAA});
+Bytes junk(std::size_t length) { return slice(kJunk, 0, length); }
+
+const std::vector<Malformation> kMalformations{
+    {"ShortData", true,
+     [](Wire& wire, const Request& r) { wire.data(r, 0, junk(kHalf), Last::Yes); }},
+    {"NoData", true, [](Wire& wire, const Request& r) { wire.done(r); }},
+    {"GapBetweenChunks", false,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, 0, junk(512), Last::No);
+       wire.data(r, 1024, junk(kRequest - 1024), Last::Yes);
+     }},
+    {"OverlapThatAddsUp", true,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, 0, junk(kHalf), Last::No);
+       wire.data(r, 0, junk(kHalf), Last::Yes);
+     }},
+    {"OverlapThatAddsUpWithoutDf", false,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, kHalf - 512, junk(kHalf), Last::No);
+       wire.data(r, 0, junk(kHalf), Last::Yes);
+     }},
+    {"HoleOverDataThatAddsUp", false,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, 0, junk(kHalf), Last::No);
+       wire.hole(r, 0, kHalf, Last::Yes);
+     }},
+    {"MoreThanAskedFor", true,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, 0, junk(kRequest), Last::No);
+       wire.data(r, 0, junk(512), Last::Yes);
+     }},
+    {"ChunkBeyondTheRequest", true,
+     [](Wire& wire, const Request& r) { wire.data(r, 512, junk(kRequest), Last::Yes); }},
+    {"ChunkFarAway", true,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, ~std::uint64_t{0} - 100, junk(kRequest), Last::Yes);
+     }},
+    {"HoleBeyondTheRequest", true,
+     [](Wire& wire, const Request& r) { wire.hole(r, 0, 0xFFFFFFFF, Last::Yes); }},
+    {"WrongCookie", true,
+     [](Wire& wire, Request r) {
+       r.cookie += 1000;
+       wire.data(r, 0, junk(kRequest), Last::Yes);
+     }},
+    {"WrongMagic", true,
+     [](Wire& wire, const Request&) { wire.send(Packet().u64(0).u64(0).u64(0)); }},
+    {"SimpleReply", true,
+     [](Wire& wire, const Request& r) {
+       wire.send(Packet().u32(0x67446698).u32(0).u64(r.cookie).raw(kJunk));
+     }},
+    {"UnknownChunk", true,
+     [](Wire& wire, const Request& r) { wire.chunk(r, 4711, Packet().u64(0), Last::Yes); }},
+    {"ChunkTooSmallForItsOffset", true,
+     [](Wire& wire, const Request& r) { wire.chunk(r, Wire::kChunkData, Packet().u32(0), Last::Yes); }},
+    {"StatusChunk", true,
+     [](Wire& wire, const Request& r) { wire.status(r, 1, {{kRequest, 2}}, Last::Yes); }},
+    {"GiganticChunk", true,
+     [](Wire& wire, const Request& r) {
+       wire.send(Packet().u32(0x668e33ef).u16(1).u16(1).u64(r.cookie).u32(0xFFFFFFFF));
+     }},
+    {"ErrorAfterData", true,
+     [](Wire& wire, const Request& r) {
+       wire.data(r, 0, junk(kRequest), Last::No);
+       wire.error(r, EIO, Last::Yes);
+     }},
+    {"ErrorBeforeData", true,
+     [](Wire& wire, const Request& r) {
+       wire.error(r, EIO, Last::No);
+       wire.data(r, 0, junk(kRequest), Last::Yes);
+     }},
+    {"ErrorZero", true, [](Wire& wire, const Request& r) { wire.error(r, 0, Last::Yes); }},
+    {"ErrorAtOffset", true,
+     [](Wire& wire, const Request& r) {
+       wire.chunk(r, Wire::kChunkErrorOffset, Packet().u32(EIO).u16(0).u64(512), Last::No);
+       wire.data(r, 0, junk(512), Last::Yes);
+     }},
+    {"ErrorAtOffsetBeyond", true,
+     [](Wire& wire, const Request& r) {
+       wire.chunk(r, Wire::kChunkErrorOffset, Packet().u32(EIO).u16(0).u64(kMiB), Last::Yes);
+     }},
+    {"ErrorWithLyingMessageLength", true,
+     [](Wire& wire, const Request& r) {
+       wire.chunk(r, Wire::kChunkError, Packet().u32(EIO).u16(0xFFFF), Last::Yes);
+     }},
+    {"DroppedInMidReply", true,
+     [](Wire& wire, const Request& r) {
+       // The beginning of a chunk that is right so far.
+       wire.send(Packet().u32(0x668e33ef).u16(1).u16(1).u64(r.cookie).u32(kRequest + 8).u64(0).raw(
+           junk(1000)));
+       wire.hang_up();
+     }},
+};
+
+class NbdMalformed : public NbdRead, public ::testing::WithParamInterface<Malformation> {};
+
+TEST_P(NbdMalformed, IsReadAgain) {
+  server.offer.df = GetParam().df;
+  std::atomic<bool> first = true;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    first.exchange(false) ? GetParam().send(wire, request) : server.answer(wire, request);
+  };
+  open();
+  expect_right(0, kRequest);
+  EXPECT_FALSE(first);
+  expect_right(kRequest, kMiB - kRequest);
+  EXPECT_NO_THROW(live->confirm());
+}
+
+INSTANTIATE_TEST_SUITE_P(Reply, NbdMalformed, ::testing::ValuesIn(kMalformations),
+                         [](const auto& each) { return std::string(each.param.name); });
+
+// Right replies of unusual form.
+
+TEST_F(NbdRead, TakesChunksInAnyOrderAndHoles) {
+  server.offer.df = false;
+  server.on_read = [this](Wire& wire, const Request& r) {
+    wire.data(r, r.offset + 1024, slice(server.disk(), r.offset + 1024, 512), Last::No);
+    wire.hole(r, r.offset + 512, 512, Last::No);
+    wire.data(r, r.offset, slice(server.disk(), r.offset, 512), Last::No);
+    wire.done(r);
+  };
+  open();
+  Bytes expected = slice(server.disk(), 0, 1536);
+  std::fill_n(expected.begin() + 512, 512, std::byte{0});
+  EXPECT_EQ(read(*reader, 0, 1536), expected);
+}
+
+TEST_F(NbdRead, TakesRepliesInAnyOrder) {
+  // Every fourth request is answered, and the three before it after that.
+  std::vector<Request> held;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    held.push_back(request);
+    if (held.size() < 4) return;
+    std::ranges::reverse(held);
+    for (const Request& r : held) server.answer(wire, r);
+    held.clear();
+  };
+  open();
+  expect_right(0, kMiB);
+}
+
+TEST_F(NbdRead, ReadsWithoutStructuredReplies) {
+  server.offer.structured = false;
+  open();
+  expect_right(0, kMiB);
+}
+
+TEST_F(NbdRead, AsksForUnfragmentedRepliesWhereItCan) {
+  std::atomic<int> fragmentable = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    constexpr std::uint16_t kDf = 1U << 2U;
+    if ((request.flags & kDf) == 0) ++fragmentable;
+    server.answer(wire, request);
+  };
+  open();
+  expect_right(0, kMiB);
+  EXPECT_EQ(fragmentable, 0);
+}
+
+// Requests.
+
+TEST_F(NbdRead, KeepsManyRequestsInFlightButNotMore) {
+  // Only when all that may be in flight has come, and a while later, there is an answer.
+  NbdTarget target = target_of(server.uri());
+  target.requests_in_flight = 5;
+  target.request_size = 4096;
+  std::mutex mutex;
+  std::vector<Request> held;
+  std::size_t most = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    const std::lock_guard lock(mutex);
+    held.push_back(request);
+    most = std::max(most, held.size());
+    if (held.size() < 5) return;
+    for (const Request& r : held) server.answer(wire, r);
+    held.clear();
+  };
+  NbdExport five(target, {});
+  const auto own = five.open_reader();
+  EXPECT_EQ(read(*own, 0, 40 * 4096), slice(server.disk(), 0, 40 * 4096));
+  EXPECT_EQ(most, 5U);
+}
+
+TEST_F(NbdRead, KeepsToTheBlockSizesOfTheServer) {
+  server.offer.minimum_block = 4096;
+  server.offer.maximum_block = 64 * kKiB;
+  std::atomic<int> wrong = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    if (request.offset % 4096 != 0 || request.length % 4096 != 0 || request.length > 64 * kKiB) ++wrong;
+    server.answer(wire, request);
+  };
+  open();
+  expect_right(0, kMiB);
+  expect_right(100, 50);
+  expect_right(4095, 2);
+  expect_right(5000, 300000);
+  expect_right(kMiB - 1, 1);
+  EXPECT_NO_THROW(live->confirm());
+  EXPECT_EQ(wrong, 0);
+}
+
+TEST_F(NbdRead, AsksForStatusInTheBlockSizesOfTheServer) {
+  server.offer.minimum_block = 4096;
+  std::atomic<int> wrong = 0;
+  server.on_status = [&](Wire& wire, const Request& request) {
+    if (request.offset % 4096 != 0 || request.length % 4096 != 0) ++wrong;
+    server.answer(wire, request);
+  };
+  open();
+  const auto said = live->status(guest_range(100, 50));
+  EXPECT_EQ(said.front().range, guest_range(100, 50));
+  EXPECT_EQ(wrong, 0);
+}
+
+// Errors.
+
+TEST_F(NbdRead, NamesExactlyTheBlocksThatCannotBeRead) {
+  make_unreadable({guest_range(0x12A00, 3 * 512)});
+  open();
+  EXPECT_THAT(reading(0, kMiB), Fails(Outcome::Io, "cannot read bytes [0x12a00, 0x13000): "));
+  expect_right(0, 0x12A00);
+  expect_right(0x13000, kMiB - 0x13000);
+  EXPECT_NO_THROW(live->confirm());
+}
+
+TEST_F(NbdRead, NamesTheFirstOfSeveralRanges) {
+  make_unreadable({guest_range(0xC0000, 512), guest_range(0x40000, 512)});
+  open();
+  EXPECT_THAT(reading(0, kMiB), Fails(Outcome::Io, "cannot read bytes [0x40000, 0x40200) and others"));
+}
+
+TEST_F(NbdRead, NamesTheBlockForAReadThatIsNotAligned) {
+  // Whatever part of it was asked for: the blocks are those of the disk, not of the request.
+  make_unreadable({guest_range(512, 512)});
+  open();
+  EXPECT_THAT(reading(100, 4000), Fails(Outcome::Io, "cannot read bytes [0x200, 0x400): "));
+}
+
+TEST_F(NbdRead, NamesTheBytesWhereTheServerCountsInBytes) {
+  server.offer.minimum_block = 1;
+  make_unreadable({guest_range(0x1000, 512)});
+  open();
+  EXPECT_THAT(reading(0, kMiB), Fails(Outcome::Io, "cannot read bytes [0x1000, 0x1200): "));
+}
+
+TEST_F(NbdRead, GivesUpSoonWhereNothingCanBeRead) {
+  // QEMU advertises a block size of one byte. That is no reason to ask for each of them.
+  server.offer.minimum_block = 1;
+  std::atomic<int> requests = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    ++requests;
+    wire.error(request, EIO, Last::Yes);
+  };
+  open();
+  EXPECT_THAT(reading(0, 128 * kKiB), Fails(Outcome::Io, "cannot read bytes [0x0, "));
+  EXPECT_LT(requests, 2000);
+}
+
+TEST_F(NbdRead, RecoversFromAnErrorThatDoesNotLast) {
+  server.on_read = server.once(
+      [](Wire& wire, const Request& request) { wire.error(request, EIO, Last::Yes); });
+  open();
+  expect_right(0, kMiB);
+}
+
+TEST_F(NbdRead, RecoversFromAnErrorThatDoesNotLastInTheSmallestRequest) {
+  server.on_read = server.once(
+      [](Wire& wire, const Request& request) { wire.error(request, EIO, Last::Yes); });
+  open();
+  expect_right(512, 512);
+}
+
+TEST_F(NbdRead, NamesWhatIsAlwaysShort) {
+  server.on_read = [](Wire& wire, const Request& r) {
+    wire.data(r, r.offset, Bytes(r.length - 1), Last::Yes);
+  };
+  open();
+  EXPECT_THAT(reading(8192, 4096), Fails(Outcome::Io, "cannot read bytes [0x2000, 0x3000): "));
+}
+
+TEST_F(NbdRead, RemembersWhatCouldNotBeReadWhenTheConnectionIsLost) {
+  // The block at 0 cannot be read; the rest of the batch fails first, and then drops the connection.
+  std::atomic<int> elsewhere = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    if (request.offset == 0) return wire.error(request, EIO, Last::Yes);
+    ++elsewhere;
+    if (elsewhere == 1) return wire.error(request, EIO, Last::Yes);
+    if (elsewhere == 2) wire.hang_up();
+    server.answer(wire, request);
+  };
+  open();
+  Bytes a(512), b(8192);
+  const std::vector<ReadRequest> batch{{GuestOffset(0), a}, {GuestOffset(65536), b}};
+  EXPECT_THAT([&] { reader->read(batch); }, Fails(Outcome::Io, "cannot read bytes [0x0, 0x200): "));
+  EXPECT_EQ(b, slice(server.disk(), 65536, 8192));
+}
+
+// Loss of the connection.
+
+TEST_F(NbdRead, GoesOnAfterEveryLossAsLongAsThereIsProgress) {
+  // Each connection but the witness answers one request and drops.
+  std::atomic<unsigned> last_answered = 0;
+  server.on_read = [&](Wire& wire, const Request& request) {
+    if (request.connection != 0 && last_answered.exchange(request.connection) == request.connection) {
+      wire.hang_up();
+    }
+    server.answer(wire, request);
+  };
+  NbdTarget target = target_of(server.uri());
+  target.request_size = kMiB / 8;
+  NbdExport eight(target, {});
+  const auto own = eight.open_reader();
+  EXPECT_EQ(read(*own, 0, kMiB), server.disk());
+  EXPECT_GE(server.connections(), 1U + 8);
+}
+
+TEST_F(NbdRead, GivesUpWhenEveryConnectionIsLost) {
+  server.on_read = [](Wire& wire, const Request&) { wire.hang_up(); };
+  open();
+  EXPECT_THAT(reading(4096, 4096),
+              Fails(Outcome::Io, "connection lost while reading [0x1000, 0x2000), 5 times"));
+  EXPECT_EQ(server.connections(), 1U + 5);
+}
+
+TEST_F(NbdRead, ReadsAgainWhatASilentServerOwes) {
+  server.on_read = server.once([](Wire& wire, const Request& r) {
+    wire.data(r, r.offset, junk(512), Last::No);  // and no more
+  });
+  open(kSoon);
+  const Stopwatch stopwatch;
+  expect_right(0, kMiB);
+  EXPECT_GE(stopwatch.seconds(), 0.3);
+  EXPECT_LT(stopwatch.seconds(), 5);
+}
+
+TEST_F(NbdRead, IsInconclusiveWhenTheSizeHasChanged) {
+  server.adapt = [](Offer& offer, unsigned connection) {
+    if (connection >= 2) offer.size += 512;
+  };
+  server.on_read = [](Wire& wire, const Request&) { wire.hang_up(); };
+  open();
+  EXPECT_THAT(reading(0, 512), Fails(Outcome::Inconclusive, "another export by now"));
+}
+
+TEST_F(NbdRead, FailsWhenTheServerDoesNotComeBack) {
+  server.adapt = [](Offer& offer, unsigned connection) {
+    if (connection >= 2) offer.greeting = Offer::Greeting::Hangup;
+  };
+  server.on_read = [](Wire& wire, const Request&) { wire.hang_up(); };
+  open();
+  EXPECT_THAT(reading(0, 512), Fails(Outcome::Io, server.uri()));
+}
+
+// A reader without a connection of its own reads through the witness, which cannot be replaced.
+class NbdSharedWitness : public NbdRead {
+ protected:
+  NbdSharedWitness() { server.offer.multi_conn = false; }
+};
+
+TEST_F(NbdSharedWitness, IsInconclusiveWhenTheConnectionIsLost) {
+  server.on_read = [](Wire& wire, const Request&) { wire.hang_up(); };
+  open();
+  EXPECT_THAT(reading(0, 512), Fails(Outcome::Inconclusive, "begin anew"));
+}
+
+TEST_F(NbdSharedWitness, FailsWhenTheServerIsGone) {
+  open();
+  server.stop();
+  EXPECT_THAT(reading(0, 512), Fails(Outcome::Io, "the server is gone"));
+}
+
+TEST_F(NbdSharedWitness, IsGivenUpWhenItIsSilent) {
+  server.on_read = [](Wire&, const Request&) {};
+  open(kSoon);
+  const Stopwatch stopwatch;
+  EXPECT_THAT(reading(0, 512), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_LT(stopwatch.seconds(), 3);
+}
+
+TEST_F(NbdSharedWitness, DropsAnAnswerThatComesTooLate) {
+  // The buffer of the read is gone when the answer comes, together with that to the next question.
+  std::mutex mutex;
+  std::optional<Request> owed;
+  server.on_read = [&](Wire&, const Request& request) {
+    const std::lock_guard lock(mutex);
+    owed = request;
+  };
+  server.on_status = [&](Wire& wire, const Request& request) {
+    const std::lock_guard lock(mutex);
+    if (owed) server.answer(wire, *owed);
+    server.answer(wire, request);
+  };
+  open(kSoon);
+  EXPECT_THAT(reading(0, kRequest), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live->status(guest_range(0, kMiB)); }, Fails(Outcome::Inconclusive, "begin anew"));
+}
+
+}  // namespace
+}  // namespace qchain::testing

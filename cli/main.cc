@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <csignal>
 #include <cstdio>
 #include <filesystem>
@@ -133,7 +134,9 @@ int main(int argc, char** argv) {
   const bool version = !words.empty() && words.front() == "--version";
   if (called == "chaininfo" && !version) words.insert(words.begin(), called);
   try {
-    return static_cast<int>(dispatch(words));
+    const Outcome outcome = dispatch(words);
+    if (std::fflush(stdout) != 0) throw system_error("standard output: cannot write", errno);
+    return static_cast<int>(outcome);
   } catch (const std::bad_alloc&) {
     std::fputs("qchain: out of memory\n", stderr);
   } catch (const std::exception& error) {

@@ -190,9 +190,9 @@ void tell_about(const PullOptions& o, const NbdExport& live, Console& console) {
 
 void tell_about_misses(const Increment& increment, Console& console) {
   if (increment.missed_bytes() == 0) return;
-  console.warn(fmt::format("the dirty bitmap missed {} bytes that read as zeros now and are something "
-                           "else in the parent, the first at {}: they are in the layer; was the disk "
-                           "made smaller and larger again?",
+  console.warn(fmt::format("the dirty bitmap says clean of {} bytes that are not what the parent holds, "
+                           "the first at {}: they are in the layer; was the disk made smaller and "
+                           "larger again?",
                            increment.missed_bytes(), to_string(increment.first_missed().front().range)));
 }
 

@@ -67,17 +67,12 @@ Outcome verify_metadata(const VerifyOptions& o, Chain& chain, Console& console) 
   return Outcome::Incomplete;
 }
 
-// The live size may have been rounded up to sectors by whoever wrote the chain.
-bool same_length(const Chain& chain, const NbdExport& live) {
-  const std::uint64_t length = chain.top().true_length();
-  return live.size() == length || align_up(live.size(), kSectorSize) == length;
-}
-
-Outcome verdict_on(const Comparison& comparison, bool sizes_fit) {
-  Outcome verdict = sizes_fit ? Outcome::Done : Outcome::Mismatch;
+Outcome verdict_on(const Comparison& comparison) {
+  Outcome verdict = Outcome::Done;
   for (const Difference& difference : comparison.differences) {
     verdict = worse(verdict, difference.live_moved ? Outcome::Inconclusive : Outcome::Mismatch);
   }
+  for (const Unread& unread : comparison.unread) verdict = worse(verdict, unread.outcome);
   return verdict;
 }
 
@@ -88,10 +83,12 @@ Outcome verify_against(const VerifyOptions& o, Chain& chain, Console& console) {
       compare(chain, live, {Algorithm::Sha256, o.nbd.workers(), progress.updater()});
   live.confirm();
 
-  const bool sizes_fit = same_length(chain, live);
-  const Outcome verdict = verdict_on(comparison, sizes_fit);
+  const Outcome verdict = verdict_on(comparison);
+  for (const Unread& unread : comparison.unread) {
+    console.error(fmt::format("{}: not compared: {}", to_string(unread.range), unread.message));
+  }
   std::string text;
-  if (!sizes_fit) {
+  if (align_up(chain.top().true_length(), kSectorSize) != align_up(live.size(), kSectorSize)) {
     text += fmt::format("{}: the chain has {} bytes and the live export {}\n", escaped(o.image),
                         chain.top().true_length(), live.size());
   }
@@ -123,9 +120,11 @@ Outcome verify_against(const VerifyOptions& o, Chain& chain, Console& console) {
   fields["compared_bytes"] = comparison.compared_bytes;
   fields["read_bytes"] = comparison.read_bytes;
   fields["different_bytes"] = comparison.different_bytes;
+  fields["unread_bytes"] = comparison.unread_bytes;
   fields["algorithm"] = to_string(Algorithm::Sha256);
-  fields["chain_digest"] = comparison.chain.hex();
-  fields["live_digest"] = comparison.live.hex();
+  const bool all_read = comparison.unread_bytes == 0;
+  fields["chain_digest"] = all_read ? Json(comparison.chain.hex()) : Json(nullptr);
+  fields["live_digest"] = all_read ? Json(comparison.live.hex()) : Json(nullptr);
   fields["differences"] = Json::array();
   for (const Difference& difference : comparison.differences) {
     fields["differences"].push_back(to_json(difference, chain));

@@ -38,6 +38,9 @@ Outcome worse(Outcome a, Outcome b) noexcept { return rank_of(a) < rank_of(b) ? 
 
 const char* to_string(Outcome outcome) noexcept { return kRanks[rank_of(outcome)].word; }
 
+ReadError::ReadError(const std::string& message, int error_number)
+    : Error(system_error(message, error_number)) {}
+
 Error system_error(const std::string& message, int error_number) {
   return Error(Outcome::Io, message + ": " + std::generic_category().message(error_number));
 }

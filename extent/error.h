@@ -40,6 +40,12 @@ class Error : public std::runtime_error {
   Outcome outcome_;
 };
 
+/// Some bytes cannot be read; others of the same disk may well be. Its outcome is Io.
+class ReadError : public Error {
+ public:
+  ReadError(const std::string& message, int error_number);
+};
+
 /// An Io error that ends with the words for `error_number`, an errno value.
 Error system_error(const std::string& message, int error_number);
 

@@ -54,22 +54,18 @@ class Normaliser {
       started_ = true;
       unit_begin_ = position_in_stream_ = rest.begin;
     }
-    if (position_in_stream_ != unit_begin_) {
-      rest.begin = absorb(rest, extent->kind);
-      if (position_in_stream_.bytes() % unit_ == 0) close_unit();
-    }
-    if (rest.empty()) return;
-    const GuestOffset whole_end(
-        std::max(rest.begin.bytes(), align_down(rest.end.bytes(), unit_)));
-    if (rest.begin.bytes() % unit_ == 0 && whole_end > rest.begin) {
-      KindSet alone;
-      alone.add(extent->kind);
-      append(ready_, {{rest.begin, whole_end}, alone.stored(position_)});
-      unit_begin_ = position_in_stream_ = rest.begin = whole_end;
-    }
-    if (!rest.empty()) {
-      absorb(rest, extent->kind);
-      if (position_in_stream_.bytes() % unit_ == 0) close_unit();
+    while (!rest.empty()) {
+      const GuestOffset whole_end(align_down(rest.end.bytes(), unit_));
+      const bool at_border = rest.begin.bytes() % unit_ == 0;
+      if (at_border && whole_end > rest.begin) {
+        KindSet alone;
+        alone.add(extent->kind);
+        append(ready_, {{rest.begin, whole_end}, alone.stored(position_)});
+        unit_begin_ = position_in_stream_ = rest.begin = whole_end;
+      } else {
+        rest.begin = absorb(rest, extent->kind);
+        if (position_in_stream_.bytes() % unit_ == 0) close_unit();
+      }
     }
   }
 

@@ -79,9 +79,9 @@ std::size_t File::read_at_most(HostOffset offset, std::span<std::byte> into) con
                             static_cast<off_t>(offset.bytes() + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
-      throw system_error(fmt::format("{}: cannot read {} bytes at offset {:#x}", path_,
-                                     into.size() - done, offset.bytes() + done),
-                         errno);
+      throw ReadError(fmt::format("{}: cannot read {} bytes at offset {:#x}", path_,
+                                  into.size() - done, offset.bytes() + done),
+                      errno);
     }
     if (n == 0) break;
     done += static_cast<std::size_t>(n);

@@ -40,9 +40,46 @@ int note_option_error(void* user_data, int* error) noexcept {
   return 1;  // libnbd forgets the option
 }
 
-int ignore_chunk(void*, const void*, std::size_t, std::uint64_t, unsigned, int*) noexcept {
+// How much of a request its chunks have covered, each byte once. libnbd adds lengths up and does not see
+// chunks that overlap.
+class Coverage {
+ public:
+  explicit Coverage(const GuestRange& range) : range_(range) {}
+
+  void add(std::uint64_t offset, std::uint64_t length) {
+    chunks_.push_back({offset, length});
+  }
+
+  bool is_complete() const {
+    std::vector<Chunk> sorted = chunks_;
+    std::ranges::sort(sorted, {}, &Chunk::offset);
+    std::uint64_t at = range_.begin.bytes();
+    for (const Chunk& chunk : sorted) {
+      if (chunk.offset != at || chunk.length > range_.end.bytes() - at) return false;
+      at += chunk.length;
+    }
+    return at == range_.end.bytes();
+  }
+
+ private:
+  struct Chunk {
+    std::uint64_t offset;
+    std::uint64_t length;
+  };
+  GuestRange range_;
+  std::vector<Chunk> chunks_;
+};
+
+// libnbd may hold the callback longer than the request is of interest to us.
+using SharedCoverage = std::shared_ptr<Coverage>;
+
+int note_chunk(void* user_data, const void*, std::size_t count, std::uint64_t offset, unsigned status,
+               int*) noexcept {
+  if (status != LIBNBD_READ_ERROR) (*static_cast<SharedCoverage*>(user_data))->add(offset, count);
   return 0;
 }
+
+void drop_coverage(void* user_data) noexcept { delete static_cast<SharedCoverage*>(user_data); }
 
 bool starts_with_tls_scheme(const std::string& uri) {
   return uri.starts_with("nbds:") || uri.starts_with("nbds+");
@@ -55,6 +92,7 @@ void NbdConnection::Close::operator()(nbd_handle* handle) const noexcept { nbd_c
 struct NbdConnection::InFlight {
   std::int64_t cookie;
   ReadRequest request;
+  SharedCoverage coverage;  // none: the reply has no chunks
 };
 
 NbdConnection::NbdConnection(const NbdTarget& target)
@@ -124,6 +162,7 @@ std::vector<std::string> NbdConnection::offered_contexts() {
       nbd_completion_callback{note_option_error, &option_error, nullptr});
   if (started == 0) wait_until_connected("list meta contexts");
   nbd_clear_meta_contexts(handle);
+  if (option_error == ENOENT) throw_not_offered(option_error);
   return names;  // a server that cannot list them is one that has none
 }
 
@@ -138,14 +177,17 @@ void NbdConnection::negotiate(const std::vector<std::string>& contexts) {
     }
     wait_until_connected("open the export");
     if (nbd_aio_is_ready(handle) <= 0) {
-      throw system_error(fmt::format("{}: the server does not offer this export", target_.uri),
-                         option_error != 0 ? option_error : ENOENT);
+      throw_not_offered(option_error != 0 ? option_error : ENOENT);
     }
   }
   if (starts_with_tls_scheme(target_.uri) && nbd_get_tls_negotiated(handle) <= 0) {
     throw Error(Outcome::Io, fmt::format("{}: the server did not agree to TLS", target_.uri));
   }
   learn_limits();
+}
+
+void NbdConnection::throw_not_offered(int error_number) const {
+  throw system_error(fmt::format("{}: the server does not offer this export", target_.uri), error_number);
 }
 
 void NbdConnection::learn_limits() {
@@ -157,6 +199,7 @@ void NbdConnection::learn_limits() {
   size_ = static_cast<std::uint64_t>(size);
   multi_conn_ = nbd_can_multi_conn(handle) > 0;
   df_ = nbd_can_df(handle) > 0;
+  structured_ = nbd_get_structured_replies_negotiated(handle) > 0;
   const std::int64_t minimum = nbd_get_block_size(handle, LIBNBD_SIZE_MINIMUM);
   minimum_block_ = minimum > 0 ? static_cast<std::uint64_t>(minimum) : kSectorSize;
   if (minimum > 0 && size_ % minimum_block_ != 0) {
@@ -236,16 +279,23 @@ std::vector<ReadRequest> NbdConnection::requests_for(std::span<const ReadRequest
 
 bool NbdConnection::start(const ReadRequest& request, std::vector<InFlight>& in_flight) {
   nbd_handle* const handle = handle_.get();
-  // With DF a server reads; without, QEMU goes through its block status, which can race with the
-  // guest and send holes for what is data.
-  const std::int64_t cookie =
-      df_ ? nbd_aio_pread_structured(handle, request.into.data(), request.into.size(),
-                                     request.begin.bytes(), nbd_chunk_callback{ignore_chunk, nullptr, nullptr},
-                                     nbd_completion_callback{}, LIBNBD_CMD_FLAG_DF)
-          : nbd_aio_pread(handle, request.into.data(), request.into.size(), request.begin.bytes(),
-                          nbd_completion_callback{}, 0);
+  void* const into = request.into.data();
+  const std::size_t length = request.into.size();
+  SharedCoverage coverage;
+  std::int64_t cookie = 0;
+  if (structured_) {
+    // With DF a server reads; without, QEMU goes through its block status, which can race with the guest
+    // and send holes for what is data.
+    coverage = std::make_shared<Coverage>(request.range());
+    cookie = nbd_aio_pread_structured(
+        handle, into, length, request.begin.bytes(),
+        nbd_chunk_callback{note_chunk, new SharedCoverage(coverage), drop_coverage},
+        nbd_completion_callback{}, df_ ? LIBNBD_CMD_FLAG_DF : 0);
+  } else {
+    cookie = nbd_aio_pread(handle, into, length, request.begin.bytes(), nbd_completion_callback{}, 0);
+  }
   if (cookie >= 0) {
-    in_flight.push_back({cookie, request});
+    in_flight.push_back({cookie, request, std::move(coverage)});
     return true;
   }
   if (is_dead()) return false;
@@ -260,6 +310,9 @@ void NbdConnection::retire(std::vector<InFlight>& in_flight, std::vector<FailedR
     const int completed =
         nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(command.cookie));
     if (completed < 0) failed.push_back({command.request, last_errno()});
+    if (completed > 0 && command.coverage && !command.coverage->is_complete()) {
+      failed.push_back({command.request, EPROTO});
+    }
     return completed != 0;
   });
 }
@@ -357,6 +410,7 @@ std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
     return Error(Outcome::Io,
                  fmt::format("{}: block status of {}: {}", target_.uri, to_string(range), what));
   };
+  if (is_dead()) throw complain("the connection was lost before");
   const auto reply = std::make_shared<StatusReply>(
       StatusReply{contexts, range.length(), {contexts.size(), std::vector<ContextExtent>{}}});
   const std::int64_t cookie = nbd_aio_block_status(

@@ -82,6 +82,7 @@ class NbdConnection {
   std::vector<std::string> offered_contexts();
   void negotiate(const std::vector<std::string>& contexts);
   void learn_limits();
+  [[noreturn]] void throw_not_offered(int error_number) const;
   /// Waits for the server once; false where it stayed silent too long, or is gone.
   bool wait_for_server();
   void wait_until_connected(const char* step);
@@ -97,6 +98,7 @@ class NbdConnection {
   std::uint64_t request_size_ = 0;
   bool multi_conn_ = false;
   bool df_ = false;
+  bool structured_ = false;
   bool silent_ = false;  // timed out: as good as dead
 };
 

@@ -6,7 +6,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
-#include <cerrno>
+#include <functional>
 #include <iterator>
 #include <mutex>
 #include <string_view>
@@ -174,6 +174,15 @@ std::vector<ExportStatus> agreed(const std::vector<ExportStatus>& first,
   return both;
 }
 
+std::vector<ExportStatus> clipped(const std::vector<ExportStatus>& list, const GuestRange& range) {
+  std::vector<ExportStatus> inside;
+  for (const ExportStatus& status : list) {
+    const GuestRange common = intersect(status.range, range);
+    if (!common.empty()) inside.push_back({common, status.zero, status.dirty});
+  }
+  return inside;
+}
+
 }  // namespace
 
 struct NbdExportState {
@@ -230,72 +239,33 @@ struct NbdExportState {
   std::atomic<Clock::duration> last_read{};
 };
 
-namespace {
-
-// Narrows failed requests down to what cannot be read.
-class Bisection {
- public:
-  explicit Bisection(std::uint64_t unit) : unit_(unit) {}
-
-  // What to try instead of `failed`.
-  std::vector<ReadRequest> halve(const std::vector<FailedRead>& failed) {
-    std::vector<ReadRequest> halves;
-    for (const FailedRead& failure : failed) {
-      const std::span<std::byte> into = failure.request.into;
-      if (into.size() <= unit_) {
-        unreadable_.push_back({failure.request.range(), Kind::Data});
-        error_number_ = failure.error_number;
-        continue;
-      }
-      const std::size_t middle = align_up(into.size() / 2, unit_);
-      halves.push_back({failure.request.begin, into.first(middle)});
-      halves.push_back({failure.request.begin + middle, into.subspan(middle)});
-    }
-    if (unreadable_.size() >= kMaxUnreadable) halves.clear();
-    return halves;
-  }
-
-  void throw_if_unreadable(const std::string& name) {
-    if (unreadable_.empty()) return;
-    std::ranges::sort(unreadable_, {}, [](const Extent& extent) { return extent.range.begin; });
-    const Extents merged = collect(stream(unreadable_));
-    throw system_error(fmt::format("{}: cannot read bytes {}{}", name, to_string(merged.front().range),
-                                   merged.size() > 1 ? " and others" : ""),
-                       error_number_);
-  }
-
- private:
-  const std::uint64_t unit_;
-  Extents unreadable_;
-  int error_number_ = EIO;
-};
-
 class NbdReader : public Reader {
  public:
   // Without a connection of its own, the reader shares the witness.
-  NbdReader(NbdExportState& state, std::unique_ptr<NbdConnection> own) : state_(state), own_(std::move(own)) {}
+  NbdReader(NbdExportState& state, std::unique_ptr<NbdConnection> own)
+      : state_(state),
+        own_(std::move(own)),
+        unit_(std::max(state.witness.minimum_block(), kSectorSize)) {}
 
   void read(std::span<const ReadRequest> batch) override {
-    std::vector<ReadRequest> todo(batch.begin(), batch.end());
-    Bisection bisection(state_.witness.minimum_block());
-    unsigned losses = 0;
-    while (!todo.empty()) {
-      const std::vector<FailedRead> failed = try_to_read(todo);
-      if (!connection().is_dead()) {
-        todo = bisection.halve(failed);
-        continue;
-      }
-      if (failed.size() < todo.size()) losses = 0;
-      if (failed.empty()) return;
-      reconnect(++losses, failed.front().request.range());
-      todo.clear();
-      for (const FailedRead& failure : failed) todo.push_back(failure.request);
-    }
-    bisection.throw_if_unreadable(state_.target.uri);
+    const std::vector<FailedRead> failed = read_over_losses({batch.begin(), batch.end()});
+    if (!failed.empty()) narrow_down(failed);
   }
 
  private:
   NbdConnection& connection() { return own_ ? *own_ : state_.witness; }
+
+  // Reads as far as the server lets us; what it refuses comes back. A lost connection is made again.
+  std::vector<FailedRead> read_over_losses(std::vector<ReadRequest> todo) {
+    for (unsigned losses = 0;;) {
+      std::vector<FailedRead> failed = try_to_read(todo);
+      if (!connection().is_dead() || failed.empty()) return failed;
+      if (failed.size() < todo.size()) losses = 0;
+      reconnect(++losses, failed.front().request.range());
+      todo.clear();
+      for (const FailedRead& failure : failed) todo.push_back(failure.request);
+    }
+  }
 
   std::vector<FailedRead> try_to_read(const std::vector<ReadRequest>& todo) {
     std::unique_lock<std::mutex> lock;
@@ -303,6 +273,42 @@ class NbdReader : public Reader {
     std::vector<FailedRead> failed = connection().read(todo);
     state_.last_read = Clock::now().time_since_epoch();
     return failed;
+  }
+
+  // Tries again what was refused, and halves what is refused again, from the lowest offset on. What is left
+  // cannot be read: throws, naming it. Returns where the errors were of the passing kind.
+  void narrow_down(const std::vector<FailedRead>& failed) {
+    std::vector<ReadRequest> todo;  // the next one last
+    for (const FailedRead& failure : failed) todo.push_back(failure.request);
+    std::ranges::sort(todo, std::greater(), &ReadRequest::begin);
+    Extents unreadable;
+    int error_number = 0;
+    while (!todo.empty() && unreadable.size() < kMaxUnreadable) {
+      const ReadRequest request = todo.back();
+      todo.pop_back();
+      const std::vector<FailedRead> again = read_over_losses({request});
+      if (again.empty()) continue;
+      const GuestRange blocks = enclosing_blocks(request.range());
+      if (blocks.length() <= unit_) {
+        unreadable.push_back({blocks, Kind::Data});
+        error_number = again.front().error_number;
+        continue;
+      }
+      const GuestOffset middle(align_up(blocks.begin.bytes() + blocks.length() / 2, unit_));
+      const std::size_t lower = middle - request.begin;
+      todo.push_back({middle, request.into.subspan(lower)});
+      todo.push_back({request.begin, request.into.first(lower)});
+    }
+    if (unreadable.empty()) return;
+    const Extents merged = collect(stream(unreadable));
+    throw ReadError(fmt::format("{}: cannot read bytes {}{}", state_.target.uri,
+                                to_string(merged.front().range), merged.size() > 1 ? " and others" : ""),
+                    error_number);
+  }
+
+  GuestRange enclosing_blocks(const GuestRange& range) const {
+    return {GuestOffset(align_down(range.begin.bytes(), unit_)),
+            GuestOffset(std::min(align_up(range.end.bytes(), unit_), state_.witness.size()))};
   }
 
   void reconnect(unsigned losses, const GuestRange& lost) {
@@ -332,9 +338,8 @@ class NbdReader : public Reader {
 
   NbdExportState& state_;
   std::unique_ptr<NbdConnection> own_;
+  const std::uint64_t unit_;  // the smallest range that is called unreadable
 };
-
-}  // namespace
 
 NbdExport::NbdExport(const NbdTarget& target, const Changes& changes)
     : state_(std::make_unique<NbdExportState>(target, changes)) {}
@@ -349,11 +354,14 @@ bool NbdExport::has_allocation() const { return contains(state_->choice->context
 std::vector<ExportStatus> NbdExport::status(const GuestRange& range) {
   if (state_->choice->contexts.empty()) return {{range, false, true}};
   const std::lock_guard lock(state_->witness_in_use);
-  const GuestRange asked =
-      guest_range(range.begin.bytes(), std::min(range.length(), kMaxStatusLength));
+  // The server is asked in its blocks.
+  const std::uint64_t block = state_->witness.minimum_block();
+  const std::uint64_t begin = align_down(range.begin.bytes(), block);
+  const std::uint64_t end = std::min(align_up(range.end.bytes(), block), size());
+  const GuestRange asked = guest_range(begin, std::min(end - begin, kMaxStatusLength));
   const std::vector<ExportStatus> first = state_->ask(asked);
   if (std::ranges::none_of(first, [](const ExportStatus& status) { return status.zero; })) {
-    return first;
+    return clipped(first, range);
   }
   // A zero is believed when it is said twice. The server looks for the block in its scratch file and
   // then at the live disk; between the two looks the guest may have zeroed it. By the second answer
@@ -363,7 +371,7 @@ std::vector<ExportStatus> NbdExport::status(const GuestRange& range) {
     std::ranges::copy(state_->ask(rest), std::back_inserter(second));
     rest.begin = second.back().range.end;
   }
-  return agreed(first, second);
+  return clipped(agreed(first, second), range);
 }
 
 Extents NbdExport::extents(const GuestRange& range) {
@@ -389,6 +397,10 @@ std::unique_ptr<Reader> NbdExport::open_reader() {
     if (!own && !first) return nullptr;
   }
   return std::make_unique<NbdReader>(*state_, std::move(own));
+}
+
+std::unique_ptr<Reader> NbdExport::witness_reader() {
+  return std::make_unique<NbdReader>(*state_, nullptr);
 }
 
 void NbdExport::confirm() {

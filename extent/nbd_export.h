@@ -51,6 +51,10 @@ class NbdExport : public BlockDevice {
   Extents extents(const GuestRange& range) override;
   std::unique_ptr<Reader> open_reader() override;
 
+  /// A reader on the witness connection, beside those of open_reader(): for the few bytes that help to
+  /// decide what the extents are.
+  std::unique_ptr<Reader> witness_reader();
+
   /// As extents(), with zero and dirty apart.
   std::vector<ExportStatus> status(const GuestRange& range);
   /// The dirty bitmaps on offer, without their prefix.

@@ -12,10 +12,14 @@ namespace qchain {
 
 /// What a layer on top of `parent` has to hold so that the two together are what the export is.
 ///
-/// - Past the parent's end everything counts as changed: inherited bytes read as zeros there.
-/// - A bitmap can lie: a disk that shrank and grew again has clean bits over data that is gone. Where it
-///   says clean, the export reads as zeros and the parent holds something else, the range is taken as
-///   changed, and is counted.
+/// Past the parent's end everything counts as changed: inherited bytes read as zeros there.
+///
+/// A bitmap can lie: where a disk was made smaller and larger again, its bits are clean over data that is
+/// gone. Such a range reads as zeros on the live side while the parent holds something else; and where the
+/// cut was inside a cluster, QEMU may have filled the rest of that cluster with zeros that it calls data. So
+/// zeros that are said to be clean are held against the parent, and data that is said to be clean is read and
+/// compared where a cut may have been: before such zeros, and at the end of the disk. What differs is taken as
+/// changed, and is counted.
 class Increment : public BlockDevice {
  public:
   /// Both have to outlive this. The export was opened with a source of changes.
@@ -31,13 +35,18 @@ class Increment : public BlockDevice {
   const Extents& first_missed() const noexcept { return first_missed_; }
 
  private:
+  std::vector<ExportStatus> status(const GuestRange& range);
   void add_clean_zeros(const GuestRange& range, Extents& extents);
-  void compare_with_parent(const GuestRange& range, Extents& extents);
+  Extents with_doubts_settled(const Extents& extents);
+  void compare_with_parent(const GuestRange& range, Kind live_kind, Extents& extents);
 
   NbdExport& live_;
   Chain& parent_;
+  std::unique_ptr<Reader> live_reader_;
   std::unique_ptr<Reader> parent_reader_;
-  std::vector<std::byte> buffer_;
+  std::vector<std::byte> live_bytes_;
+  std::vector<std::byte> parent_bytes_;
+  std::vector<GuestRange> doubts_;  // of the answer in the making: where a cluster may have been cut
   std::uint64_t missed_bytes_ = 0;
   Extents first_missed_;
 };

@@ -207,8 +207,11 @@ class LayerWorker : public Worker {
   }
 
   void plan_zeros(const GuestRange& range) {
+    if (job_.position == Position::Bottom) {
+      usage_.inherited_bytes += range.length();
+      return;
+    }
     usage_.zero_bytes += range.length();
-    if (job_.position == Position::Bottom) return;
     const std::uint64_t cluster_size = geometry().cluster_size();
     for (GuestRange rest = range; !rest.empty();) {
       const GuestOffset cluster(align_down(rest.begin.bytes(), cluster_size));

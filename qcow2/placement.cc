@@ -30,7 +30,7 @@ Placement::Placement(const Geometry& geometry)
                             geometry.virtual_size(), geometry.cluster_size(), entries * kWord,
                             kMaxL1Bytes));
   }
-  l1_.resize(entries);
+  l1_.resize(std::max<std::uint64_t>(1, entries));  // QEMU calls the cluster of an empty table leaked
   allocate(1);  // the header
 }
 
@@ -183,7 +183,7 @@ void Placement::finish(Header& header) {
   stream_at_ = stream_end_;  // no more streams come
   close_l2();
   const std::uint64_t l1_clusters =
-      divide_up(std::max<std::uint64_t>(1, l1_.size()) * kWord, geometry_.cluster_size());
+      divide_up(l1_.size() * kWord, geometry_.cluster_size());
   FinishedTable l1{allocate(l1_clusters), table_bytes(l1_clusters, geometry_)};
   for (std::size_t i = 0; i < l1_.size(); ++i) {
     encode_struct(Be64(l1_[i]), l1.bytes.data() + i * kWord);

@@ -20,10 +20,13 @@
 namespace qchain::tests {
 namespace {
 
-// Counts who is inside; more than one is a failure of the engine.
+// Counts who is inside; more than one is a failure of the engine. Stays for a moment, so that they meet.
 class Exclusive {
  public:
-  explicit Exclusive(std::atomic<int>& inside) : inside_(inside) { EXPECT_EQ(++inside_, 1); }
+  explicit Exclusive(std::atomic<int>& inside) : inside_(inside) {
+    EXPECT_EQ(++inside_, 1);
+    std::this_thread::sleep_for(std::chrono::microseconds(10));
+  }
   ~Exclusive() { --inside_; }
   Exclusive(const Exclusive&) = delete;
   Exclusive& operator=(const Exclusive&) = delete;

@@ -169,6 +169,17 @@ TEST_F(EntryTest, ReservedBitsAndOddOffsetsAreComplainedAbout) {
   }
 }
 
+// The offset has more bits than a host offset may have where clusters are small.
+TEST_F(EntryTest, CompressedOffsetsFrom56BitsOnAreComplainedAbout) {
+  for (unsigned cluster_bits = kMinClusterBits; cluster_bits <= kMaxClusterBits; ++cluster_bits) {
+    const Geometry geometry(cluster_bits, false, kDiskSize);
+    for (unsigned bit = 0; bit < 70 - cluster_bits; ++bit) {
+      const L2Entry entry = decode_l2(kCompressedFlag | std::uint64_t{1} << bit, 0, geometry, 3, false);
+      ASSERT_EQ(complaint_about(entry, geometry) != "", bit >= 56) << cluster_bits << ' ' << bit;
+    }
+  }
+}
+
 TEST_F(EntryTest, EveryL1WordIsDecodedWithoutLoss) {
   for (int round = 0; round < 10000; ++round) {
     const std::uint64_t raw = random.word();

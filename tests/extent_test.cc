@@ -152,6 +152,17 @@ TEST_F(ExtentTest, ClipIsWhatIsInTheRange) {
   }
 }
 
+TEST_F(ExtentTest, ClipAsksForNothingBehindTheRange) {
+  // A stream that would not end.
+  const ExtentSource endless = [at = std::uint64_t{0}]() mutable -> std::optional<Extent> {
+    EXPECT_LE(at, 100U);
+    if (at > 200) return std::nullopt;
+    at += 10;
+    return Extent{guest_range(at - 10, 10), Kind::Data};
+  };
+  EXPECT_EQ(collect(clip(endless, guest_range(5, 90))), (Extents{{guest_range(5, 90), Kind::Data}}));
+}
+
 TEST_F(ExtentTest, ZipCombinesEveryByte) {
   for (int round = 0; round < 2000; ++round) {
     const std::uint64_t begin = random.below(50);

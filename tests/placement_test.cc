@@ -3,8 +3,9 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
-#include <optional>
+#include <set>
 #include <vector>
 
 #include "qcow2/format.h"
@@ -38,6 +39,7 @@ class Layout {
   std::string recount(const Header& header, std::uint64_t file_bytes) {
     references_.assign(file_bytes / cluster_size(), 0);
     tables_in_use_ = 0;
+    streams_.clear();
     wrong_.clear();
     refer(0, 1, false);
     refer(header.l1_table.bytes(), divide_up(header.l1_entries * 8, cluster_size()), true);
@@ -121,7 +123,7 @@ class Layout {
           // Streams share clusters with streams alone.
           if (references_[c] != 0 && !streams_.contains(c)) complain("a stream over cluster", c);
           if (clusters_.contains(c * cluster_size())) complain("a stream over the table", c);
-          streams_.insert({c, true});
+          streams_.insert(c);
           ++references_[c];
         }
       }
@@ -145,7 +147,7 @@ class Layout {
 
   const Geometry geometry_;
   std::map<std::uint64_t, Bytes> clusters_;
-  std::map<std::uint64_t, bool> streams_;
+  std::set<std::uint64_t> streams_;  // the clusters that they touch
   std::vector<std::uint64_t> references_;
   std::uint64_t tables_in_use_ = 0;
   std::string wrong_;

@@ -25,6 +25,37 @@ struct Job {
   DiskDigest chain_digest;
   Comparison result;
 
+  // Where the shorter side ends; what a last sector is filled up with belongs to both.
+  GuestOffset common_end() const {
+    const std::uint64_t a = align_up(chain_length, kSectorSize);
+    const std::uint64_t b = align_up(live.size(), kSectorSize);
+    return GuestOffset(std::min(a, b));
+  }
+
+  void add_unread(const Unread& unread) {
+    result.unread_bytes += unread.range.length();
+    result.compared_bytes -= unread.range.length();
+    std::vector<Unread>& all = result.unread;
+    if (!all.empty() && all.back().message == unread.message &&
+        all.back().range.end == unread.range.begin) {
+      all.back().range.end = unread.range.end;
+    } else if (all.size() < kMaxDifferences) {
+      all.push_back(unread);
+    }
+  }
+
+  // What only one side has.
+  void add_rest() {
+    const std::uint64_t end = align_up(std::max(chain_length, live.size()), kSectorSize);
+    if (common_end() == GuestOffset(end)) return;
+    Difference rest;
+    rest.range = {common_end(), GuestOffset(end)};
+    rest.source = {rest.range, Kind::Inherit, Storage::None, {}, 0, 0};
+    rest.live_digest = rest.chain_digest = "only one side has this";
+    if (chain_length > live.size()) rest.source = chain.map(rest.range).front();
+    add_difference(rest);
+  }
+
   // A block that differs, sector by sector, so that the range is named as narrowly as it can be.
   void add_difference(const Difference& difference) {
     result.different_bytes += difference.range.length();
@@ -58,6 +89,7 @@ class CompareWorker : public Worker {
   bool take() override { return job_.planner.next(piece_); }
 
   void fetch() override {
+    unread_.clear();
     read(*live_reader_, live_, job_.live.size());
     read(*chain_reader_, chain_, job_.chain_length);
     blocks_.clear();
@@ -90,6 +122,7 @@ class CompareWorker : public Worker {
         left -= std::min(left, kDigestBlock);
       }
     }
+    for (const Unread& unread : unread_) job_.add_unread(unread);
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
@@ -124,7 +157,39 @@ class CompareWorker : public Worker {
       std::ranges::fill(into.subspan(there), std::byte{0});
       free = free.subspan(into.size());
     }
-    reader.read(batch);
+    try {
+      reader.read(batch);
+    } catch (const Error& error) {
+      if (!is_partial(error)) throw;
+      read_block_by_block(reader, batch);
+    }
+  }
+
+  // Whether other bytes may be readable still.
+  static bool is_partial(const Error& error) {
+    return error.outcome() == Outcome::Mismatch || dynamic_cast<const ReadError*>(&error) != nullptr;
+  }
+
+  void read_block_by_block(Reader& reader, const std::vector<ReadRequest>& batch) {
+    for (ReadRequest rest : batch) {
+      while (!rest.into.empty()) {
+        const std::size_t length = std::min<std::uint64_t>(kDigestBlock, rest.into.size());
+        const ReadRequest block{rest.begin, rest.into.first(length)};
+        try {
+          reader.read(std::span(&block, 1));
+        } catch (const Error& error) {
+          if (!is_partial(error)) throw;
+          unread_.push_back({block.range(), error.outcome(), error.what()});
+        }
+        rest = {rest.begin + length, rest.into.subspan(length)};
+      }
+    }
+  }
+
+  bool is_unread(const GuestRange& range) const {
+    return std::ranges::any_of(unread_, [&](const Unread& unread) {
+      return !intersect(unread.range, range).empty();
+    });
   }
 
   void compare_block(const GuestRange& range, std::size_t at) {
@@ -141,7 +206,7 @@ class CompareWorker : public Worker {
       return;
     }
     if (block.chain_length > 0) block.chain = hasher_.of(chain.first(block.chain_length));
-    if (!equal) note_differences(range, live, chain, block);
+    if (!equal && !is_unread(range)) note_differences(range, live, chain, block);
   }
 
   void note_differences(const GuestRange& range, std::span<const std::byte> live,
@@ -153,7 +218,8 @@ class CompareWorker : public Worker {
     difference.live_moved = !std::ranges::equal(live, again);
     difference.live_digest = named(block.live);
     difference.chain_digest = named(block.chain);
-    for (std::size_t at = 0; at < live.size(); at += kSectorSize) {
+    for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end();
+         at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
       if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
       difference.range = {range.begin + at, range.begin + at + length};
@@ -178,7 +244,8 @@ class CompareWorker : public Worker {
   std::vector<std::byte> live_;
   std::vector<std::byte> chain_;
   Piece piece_;
-  std::vector<Block> blocks_;  // of the piece's data
+  std::vector<Block> blocks_;    // of the piece's data
+  std::vector<Unread> unread_;   // of the same
 };
 
 // Of a disk with a part that only one side has: that part has to be looked at.
@@ -205,6 +272,7 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
         return std::make_unique<CompareWorker>(job, std::move(live_reader), chain.open_reader());
       },
       options.workers);
+  job.add_rest();
   job.result.live = job.live_digest.finish();
   job.result.chain = job.chain_digest.finish();
   return std::move(job.result);

@@ -247,13 +247,14 @@ def _serve(folder: Path, export: str, program: str, socket_option: str, pid_opti
     servers.mkdir(exist_ok=True)
     number = next(_numbers)
     socket, pid_file = servers / f"{number}.sock", servers / f"{number}.pid"
-    process = subprocess.Popen(words([program, socket_option, socket, pid_option, pid_file, *argv]), stdin=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = servers / f"{number}.log"  # and no pipe, which could fill
+    with log.open("wb") as said:
+        process = subprocess.Popen(words([program, socket_option, socket, pid_option, pid_file, *argv]),
+                                   stdin=subprocess.DEVNULL, stdout=said, stderr=said)
 
     def answers() -> bool:  # without a connection, which some servers count
         if process.poll() is not None:
-            assert process.stderr is not None
-            raise AssertionError(f"{program} {argv}: ended at once: {process.stderr.read().decode(errors='replace')}")
+            raise AssertionError(f"{program} {argv}: ended at once: {log.read_text(errors='replace')}")
         return pid_file.exists() and bool(pid_file.read_text())
 
     try:

@@ -59,9 +59,11 @@ class Disk:
         self.rng = rng
         self.size = self._any_size()
         self.history: list[str] = []
+        self._cut_in_a_cluster = False
         self.cluster = 1 << rng.randint(9, 21)
-        self.export = Export.start(folder, self.size, cluster_size=self.cluster, base_raw=self._base(folder))
-        self.note(f"disk of {self.size} bytes, clusters of {self.cluster}")
+        base = self._base(folder)
+        self.note(f"disk of {self.size} bytes, clusters of {self.cluster}, on {f'a base of {base.stat().st_size}' if base else 'no base'}")
+        self.export = Export.start(folder, self.size, cluster_size=self.cluster, base_raw=base)
 
     def note(self, line: str) -> None:
         self.history.append(line)
@@ -94,9 +96,19 @@ class Disk:
         return base
 
     def _resize(self) -> None:
-        """Grows, shrinks, or shrinks and grows again; the last leaves bitmaps that lie."""
+        """Grows, shrinks, or shrinks and grows again; the last leaves bitmaps that lie.
+
+        What a shrink cuts out of the middle of a cluster comes back as zeros that QEMU calls data: resize_test.py has that
+        case. Here a disk that was cut so does not grow again.
+        """
         small = self.rng.randint(1, self.size // 512) * 512
-        sizes = self.rng.choice([[self._any_size()], [small], [small, self.size], [small, small + self._any_size()]])
+        aligned = small // self.cluster * self.cluster
+        if self._cut_in_a_cluster or not aligned or self.rng.random() < 0.15:
+            sizes = [small]
+            self._cut_in_a_cluster = True
+        else:
+            sizes = self.rng.choice([[aligned], [self.size + self._any_size()], [aligned, self.size],
+                                     [aligned, aligned + self._any_size()]])
         for size in sizes:
             self.note(f"resize {size}")
             self.export.resize(size)
@@ -136,7 +148,7 @@ class RandomChain:
 
     def run(self) -> None:
         disk = Disk(self.rng, self.folder)
-        self.disk, self.resized = disk, False
+        self.disk = disk
         try:
             with disk.export:
                 for number in range(self.rng.randint(1, 5)):

@@ -1,11 +1,11 @@
-#include "disk.h"
+#include "tests/nbd/disk.h"
 
 #include <algorithm>
-#include <fstream>
 #include <iterator>
-#include <stdexcept>
+#include <memory>
+#include <span>
 
-namespace qchain::testing {
+namespace qchain::tests {
 
 Bytes disk_bytes(std::uint64_t size) {
   Bytes bytes(size);
@@ -50,26 +50,9 @@ Bytes read_all(BlockDevice& device) {
   return all;
 }
 
-void write_file(const std::string& path, const Bytes& bytes) {
-  std::ofstream file(path, std::ios::binary);
-  file.write(reinterpret_cast<const char*>(bytes.data()),
-             static_cast<std::streamsize>(bytes.size()));
-  if (!file.flush()) throw std::runtime_error(path + ": cannot be written");
+void write_text(const std::string& path, const std::string& text) {
+  const auto bytes = std::as_bytes(std::span(text));
+  write_file(path, Bytes(bytes.begin(), bytes.end()));
 }
 
-void write_file(const std::string& path, const std::string& text) {
-  Bytes bytes;
-  for (const char c : text) bytes.push_back(static_cast<std::byte>(c));
-  write_file(path, bytes);
-}
-
-Bytes read_file(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) throw std::runtime_error(path + ": cannot be read");
-  Bytes bytes;
-  std::transform(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>(),
-                 std::back_inserter(bytes), [](char c) { return static_cast<std::byte>(c); });
-  return bytes;
-}
-
-}  // namespace qchain::testing
+}  // namespace qchain::tests

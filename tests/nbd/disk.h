@@ -4,21 +4,18 @@
 #include <gmock/gmock.h>
 
 #include <chrono>
-#include <cstddef>
 #include <cstdint>
 #include <string>
-#include <vector>
 
 #include "extent/block_device.h"
 #include "extent/error.h"
 #include "extent/nbd_connection.h"
+#include "tests/support.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 
 inline constexpr std::uint64_t kKiB = std::uint64_t{1} << 10;
 inline constexpr std::uint64_t kMiB = std::uint64_t{1} << 20;
-
-using Bytes = std::vector<std::byte>;
 
 /// A disk on which no byte is zero, and no two places are alike.
 Bytes disk_bytes(std::uint64_t size);
@@ -37,9 +34,7 @@ Bytes read(Reader& reader, std::uint64_t begin, std::uint64_t length);
 /// All of `device`, by one reader, in requests of 1 MiB.
 Bytes read_all(BlockDevice& device);
 
-void write_file(const std::string& path, const Bytes& bytes);
-void write_file(const std::string& path, const std::string& text);
-Bytes read_file(const std::string& path);
+void write_text(const std::string& path, const std::string& text);
 
 /// Seconds since it was made.
 class Stopwatch {
@@ -58,11 +53,10 @@ MATCHER_P2(Fails, outcome, words, std::string("fails with ") + to_string(outcome
     arg();
   } catch (const Error& error) {
     *result_listener << "which fails with " << to_string(error.outcome()) << ": " << error.what();
-    return error.outcome() == outcome &&
-           std::string(error.what()).find(words) != std::string::npos;
+    return error.outcome() == outcome && std::string(error.what()).find(words) != std::string::npos;
   }
   *result_listener << "which does not fail";
   return false;
 }
 
-}  // namespace qchain::testing
+}  // namespace qchain::tests

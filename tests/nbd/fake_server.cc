@@ -1,4 +1,4 @@
-#include "fake_server.h"
+#include "tests/nbd/fake_server.h"
 
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -9,7 +9,7 @@
 #include <memory>
 #include <stdexcept>
 
-namespace qchain::testing {
+namespace qchain::tests {
 
 namespace {
 
@@ -70,13 +70,15 @@ class Parser {
 
 class Handshake {
  public:
-  Handshake(int socket, const Offer& offer) : socket_(socket), wire_(socket, false), offer_(offer) {}
+  Handshake(int socket, const Offer& offer)
+      : socket_(socket), wire_(socket, false), offer_(offer) {}
 
   // Returns when the client has opened the export.
   void run() {
     if (offer_.greeting == Offer::Greeting::Hangup) throw Hangup();
     if (offer_.greeting == Offer::Greeting::Silent) receive(socket_, 1);  // which never comes
-    if (offer_.greeting == Offer::Greeting::Garbage) wire_.send(Packet().text("HTTP/1.1 200 OK\r\n\r\n"));
+    if (offer_.greeting == Offer::Greeting::Garbage)
+      wire_.send(Packet().text("HTTP/1.1 200 OK\r\n\r\n"));
     wire_.send(Packet().u64(kGreeting).u64(kOptionMagic).u16(kFixedNewstyleWithoutZeroes));
     receive(socket_, sizeof(std::uint32_t));  // the client's flags
     std::uint32_t option = 0;
@@ -100,7 +102,8 @@ class Handshake {
 
   void reply(std::uint32_t option, std::uint32_t type, const Packet& payload) {
     const auto length = static_cast<std::uint32_t>(payload.bytes.size());
-    wire_.send(Packet().u64(kOptionReplyMagic).u32(option).u32(type).u32(length).raw(payload.bytes));
+    wire_.send(
+        Packet().u64(kOptionReplyMagic).u32(option).u32(type).u32(length).raw(payload.bytes));
   }
 
   // All contexts for a list; for a set, those that were asked for.
@@ -110,15 +113,16 @@ class Handshake {
     for (std::string& query : queries) query = payload.text(payload.u32());
     for (std::uint32_t i = 0; i < offer_.contexts.size(); ++i) {
       const std::string& name = offer_.contexts[i];
-      const bool asked = std::ranges::find(queries, name) != queries.end() && name != offer_.refused;
+      const bool asked =
+          std::ranges::find(queries, name) != queries.end() && name != offer_.refused;
       if (option == kOptSet && !asked) continue;
       reply(option, kRepContext, Packet().u32(option == kOptSet ? i + 1 : 0).text(name));
     }
   }
 
   void send_info(std::uint32_t option) {
-    const unsigned flags = kHasFlags | kReadOnly | (offer_.df ? kSendDf : 0U) |
-                           (offer_.multi_conn ? kMultiConn : 0U);
+    const unsigned flags =
+        kHasFlags | kReadOnly | (offer_.df ? kSendDf : 0U) | (offer_.multi_conn ? kMultiConn : 0U);
     reply(option, kRepInfo,
           Packet().u16(kInfoExport).u64(offer_.size).u16(static_cast<std::uint16_t>(flags)));
     if (offer_.minimum_block == 0) return;
@@ -159,7 +163,8 @@ Packet& Packet::raw(std::span<const std::byte> value) {
 }
 
 Packet& Packet::integer(std::uint64_t value, unsigned size) {
-  for (unsigned i = size; i > 0; --i) bytes.push_back(static_cast<std::byte>(value >> (8 * (i - 1))));
+  for (unsigned i = size; i > 0; --i)
+    bytes.push_back(static_cast<std::byte>(value >> (8 * (i - 1))));
   return *this;
 }
 
@@ -210,7 +215,7 @@ FakeServer::FakeServer(Bytes disk) : disk_(std::move(disk)) {
   offer.size = disk_.size();
   sockaddr_un address{};
   address.sun_family = AF_UNIX;
-  const std::string path = dir_.path("s");
+  const std::string path = folder_ / "s";
   std::memcpy(address.sun_path, path.c_str(), std::min(path.size(), sizeof address.sun_path - 1));
   listening_ = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
   if (bind(listening_, reinterpret_cast<sockaddr*>(&address), sizeof address) != 0 ||
@@ -279,10 +284,10 @@ void FakeServer::answer(Wire& wire, const Request& request) const {
 }
 
 FakeServer::Handler FakeServer::once(Handler handler) const {
-  return [this, handler = std::move(handler),
-          first = std::make_shared<std::atomic<bool>>(true)](Wire& wire, const Request& request) {
+  return [this, handler = std::move(handler), first = std::make_shared<std::atomic<bool>>(true)](
+             Wire& wire, const Request& request) {
     first->exchange(false) ? handler(wire, request) : answer(wire, request);
   };
 }
 
-}  // namespace qchain::testing
+}  // namespace qchain::tests

@@ -1,5 +1,5 @@
-// An NBD server that does what a test tells it to, however wrong: fixed newstyle handshake, structured
-// replies and meta contexts, on a Unix socket, a thread for each connection.
+// An NBD server that does what a test tells it to, however wrong: fixed newstyle handshake,
+// structured replies and meta contexts, on a Unix socket, a thread for each connection.
 #pragma once
 
 #include <atomic>
@@ -13,10 +13,10 @@
 #include <utility>
 #include <vector>
 
-#include "disk.h"
-#include "server_process.h"
+#include "tests/nbd/disk.h"
+#include "tests/nbd/server_process.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 
 /// What goes over the wire: integers are big-endian there.
 struct Packet {
@@ -41,9 +41,9 @@ struct Offer {
   bool structured = true;
   bool df = true;
   std::vector<std::string> contexts{"base:allocation"};  ///< Their ids are 1, 2, ...
-  std::string refused;                                   ///< One of them that is listed, and then not set.
-  std::uint32_t minimum_block = 0;                       ///< 0: none is advertised.
-  std::uint32_t maximum_block = 32U << 20U;              ///< Advertised with a minimum only.
+  std::string refused;                       ///< One of them that is listed, and then not set.
+  std::uint32_t minimum_block = 0;           ///< 0: none is advertised.
+  std::uint32_t maximum_block = 32U << 20U;  ///< Advertised with a minimum only.
 };
 
 inline constexpr std::uint16_t kRead = 0;
@@ -76,7 +76,8 @@ class Wire {
   /// One with data of the disk, or, without structured replies, a simple reply.
   void data(const Request& request, std::uint64_t offset, const Bytes& bytes, Last last);
   void hole(const Request& request, std::uint64_t offset, std::uint32_t length, Last last);
-  void status(const Request& request, std::uint32_t context, const StatusEntries& entries, Last last);
+  void status(const Request& request, std::uint32_t context, const StatusEntries& entries,
+              Last last);
   /// With an errno value of the protocol, such as 5.
   void error(const Request& request, std::uint32_t number, Last last);
   /// A chunk without content.
@@ -94,9 +95,9 @@ class FakeServer {
  public:
   using Handler = std::function<void(Wire&, const Request&)>;
 
-  /// Serves `disk`, honestly and as nothing but data, until it is told otherwise. What follows is set
-  /// before the first client comes; handlers run in the threads of their connections, and may return
-  /// without an answer.
+  /// Serves `disk`, honestly and as nothing but data, until it is told otherwise. What follows is
+  /// set before the first client comes; handlers run in the threads of their connections, and may
+  /// return without an answer.
   explicit FakeServer(Bytes disk);
   ~FakeServer();
   FakeServer(const FakeServer&) = delete;
@@ -114,7 +115,7 @@ class FakeServer {
   /// The honest answer.
   void answer(Wire& wire, const Request& request) const;
   const Bytes& disk() const { return disk_; }
-  std::string uri() const { return unix_uri(dir_.path("s"), "vda"); }
+  std::string uri() const { return unix_uri(folder_ / "s", "vda"); }
   unsigned connections() const { return connections_; }
   /// Ends all connections; no further one is accepted.
   void stop();
@@ -126,7 +127,7 @@ class FakeServer {
   void serve(int socket, unsigned connection);
 
   const Bytes disk_;
-  TempDir dir_;
+  Folder folder_;
   int listening_ = -1;
   std::atomic<unsigned> connections_{0};
   std::mutex sockets_in_use_;
@@ -135,4 +136,4 @@ class FakeServer {
   std::jthread acceptor_;
 };
 
-}  // namespace qchain::testing
+}  // namespace qchain::tests

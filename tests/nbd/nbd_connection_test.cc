@@ -6,9 +6,9 @@
 
 #include "cli/pull.h"
 #include "extent/nbd_export.h"
-#include "fake_server.h"
+#include "tests/nbd/fake_server.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 namespace {
 
 class NbdOpening : public ::testing::Test {
@@ -189,14 +189,15 @@ TEST_F(NbdConfirm, IsInconclusiveWhenTheWitnessIsSilent) {
 TEST_F(NbdConfirm, LetsTheEndOfAJobShow) {
   // After the last read the job may have ended, with the server still there for a moment.
   NbdExport live(target_of(server.uri()), {});
-  EXPECT_EQ(read_all(live), server.disk());
+  const auto reader = live.open_reader();
   const Stopwatch stopwatch;
+  read(*reader, 0, 512);
   live.confirm();
-  EXPECT_GE(stopwatch.seconds(), 0.05);
+  EXPECT_GE(stopwatch.seconds(), 0.1);
 }
 
 TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
-  const TempDir dir;
+  const Folder folder;
   for (const char* format : {"raw", "qcow2"}) {
     // The last block of the disk is read, and then the witness is gone.
     FakeServer ending(disk_bytes(kMiB));
@@ -204,7 +205,7 @@ TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
       ending.answer(wire, request);
       if (request.offset + request.length == kMiB) ending.drop(0);
     };
-    const std::string out = dir.path(format);
+    const std::string out = folder / format;
     const auto options =
         parse_pull({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
     Console console("pull", false, ProgressStyle::None);
@@ -215,4 +216,4 @@ TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
 }
 
 }  // namespace
-}  // namespace qchain::testing
+}  // namespace qchain::tests

@@ -6,9 +6,9 @@
 
 #include "cli/pull.h"
 #include "extent/nbd_export.h"
-#include "fake_server.h"
+#include "tests/nbd/fake_server.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 namespace {
 
 using ::testing::ElementsAre;
@@ -147,8 +147,8 @@ TEST_F(NbdStatus, PassesTheServersErrorOn) {
   EXPECT_THAT(asking(), Fails(Outcome::Io, "block status of [0x0, 0x100000)"));
 }
 
-// What follows makes libnbd give the connection up. The witness is gone then, and the server is there:
-// nobody can say any more that it is the same job.
+// What follows makes libnbd give the connection up. The witness is gone then, and the server is
+// there: nobody can say any more that it is the same job.
 
 TEST_F(NbdStatus, IsInconclusiveAfterAnEmptyList) {
   answer_with({}, {});
@@ -196,7 +196,8 @@ TEST_F(NbdStatus, GivesUpOnASilentServer) {
   };
   NbdExport live(target_of(server.uri(), kSoon), kByBitmap);
   const Stopwatch stopwatch;
-  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "no answer within 300 ms"));
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); },
+              Fails(Outcome::Io, "no answer within 300 ms"));
   EXPECT_LT(stopwatch.seconds(), 3);
 }
 
@@ -208,8 +209,9 @@ TEST_F(NbdStatus, HoldsEverythingForDataWhereTheServerHasNoContexts) {
   EXPECT_THAT(live.status(guest_range(0, kMiB)), ElementsAre(piece(0, kMiB, false, true)));
 }
 
-// A pull job that is served without filters can say ZERO for a block whose old data is just being saved:
-// the guest has zeroed the live disk between two looks of the server. A second question tells.
+// A pull job that is served without filters can say ZERO for a block whose old data is just being
+// saved: the guest has zeroed the live disk between two looks of the server. A second question
+// tells.
 class NbdZeroRace : public NbdStatus {
  protected:
   // The first question is answered with `base` and `bitmap`, the later ones honestly: data, clean.
@@ -255,8 +257,8 @@ TEST_F(NbdZeroRace, IsDirtyWhereEitherAnswerSaysSo) {
 
 TEST_F(NbdZeroRace, APullReadsWhatIsNoLongerZero) {
   first_answer({{kMiB, kHoleZero}}, {{kMiB, kDirty}});
-  const TempDir dir;
-  const std::string out = dir.path("out.raw");
+  const Folder folder;
+  const std::string out = folder / "out.raw";
   const auto options =
       parse_pull({server.uri(), "-o", out, "--format", "raw", "--progress", "none"});
   Console console("pull", false, ProgressStyle::None);
@@ -343,4 +345,4 @@ TEST_F(NbdChanges, IgnoresBitmapsForAFullImage) {
 }
 
 }  // namespace
-}  // namespace qchain::testing
+}  // namespace qchain::tests

@@ -1,27 +1,28 @@
-// TLS: who may be talked to, and who is refused. The servers are nbdkit; openssl makes the certificates.
+// TLS: who may be talked to, and who is refused. The servers are nbdkit; openssl makes the
+// certificates.
 #include <gmock/gmock.h>
 
 #include <filesystem>
 
-#include "disk.h"
 #include "extent/nbd_export.h"
-#include "server_process.h"
+#include "tests/nbd/disk.h"
+#include "tests/nbd/server_process.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 namespace {
 
 class NbdTls : public ::testing::Test {
  protected:
-  NbdTls() { write_file(dir.path("disk"), content); }
+  NbdTls() { write_file(folder / "disk", content); }
 
   Words nbdkit(const Words& options) const {
     Words words{"nbdkit", "--foreground", "--readonly", "--exit-with-parent"};
     words.insert(words.end(), options.begin(), options.end());
-    words.insert(words.end(), {"file", dir.path("disk")});
+    words.insert(words.end(), {"file", folder / "disk"});
     return words;
   }
   void serve_on_unix(const Words& options) {
-    server.emplace(ServerProcess::on_unix(dir.path("s"), nbdkit(options)));
+    server.emplace(ServerProcess::on_unix(folder / "s", nbdkit(options)));
   }
   void serve_on_tcp(const Words& options) {
     server.emplace(ServerProcess::on_tcp(nbdkit(options)));
@@ -36,7 +37,7 @@ class NbdTls : public ::testing::Test {
     EXPECT_NO_THROW(live.confirm());
   }
 
-  TempDir dir;
+  Folder folder;
   const Bytes content = disk_bytes(4 * kMiB + 1);
   std::optional<ServerProcess> server;
 };
@@ -45,23 +46,27 @@ class NbdTls : public ::testing::Test {
 class NbdTlsPsk : public NbdTls {
  protected:
   NbdTlsPsk() {
-    write_file(dir.path("right.psk"), std::string("alice:0123456789abcdef0123456789abcdef\n"));
-    write_file(dir.path("wrong.psk"), std::string("alice:ffffffffffffffffffffffffffffffff\n"));
-    write_file(dir.path("other.psk"), std::string("bob:0123456789abcdef0123456789abcdef\n"));
-    serve_on_unix({"--tls=require", "--tls-psk=" + dir.path("right.psk")});
+    write_text(folder / "right.psk", std::string("alice:0123456789abcdef0123456789abcdef\n"));
+    write_text(folder / "wrong.psk", std::string("alice:ffffffffffffffffffffffffffffffff\n"));
+    write_text(folder / "other.psk", std::string("bob:0123456789abcdef0123456789abcdef\n"));
+    serve_on_unix({"--tls=require", "--tls-psk=" + folder / "right.psk"});
   }
   NbdTarget secure(const char* key) const {
-    NbdTarget target = target_of("nbds+unix://alice@/?socket=" + dir.path("s"));
-    if (key != nullptr) target.tls_psk_file = dir.path(key);
+    NbdTarget target = target_of("nbds+unix://alice@/?socket=" + folder / "s");
+    if (key != nullptr) target.tls_psk_file = folder / key;
     return target;
   }
 };
 
 TEST_F(NbdTlsPsk, ReadsWithTheRightKey) { expect_content(secure("right.psk")); }
 
-TEST_F(NbdTlsPsk, RefusesAWrongKey) { expect_refused(secure("wrong.psk"), Outcome::Io, "cannot connect"); }
+TEST_F(NbdTlsPsk, RefusesAWrongKey) {
+  expect_refused(secure("wrong.psk"), Outcome::Io, "cannot connect");
+}
 
-TEST_F(NbdTlsPsk, RefusesAKeyOfAnotherUser) { expect_refused(secure("other.psk"), Outcome::Io, "alice"); }
+TEST_F(NbdTlsPsk, RefusesAKeyOfAnotherUser) {
+  expect_refused(secure("other.psk"), Outcome::Io, "alice");
+}
 
 TEST_F(NbdTlsPsk, RefusesAKeyFileThatIsNotThere) {
   expect_refused(secure("no-such-file"), Outcome::Io, "no-such-file");
@@ -73,20 +78,20 @@ TEST_F(NbdTlsPsk, WantsAKeyOrCertificates) {
 
 TEST_F(NbdTlsPsk, DoesNotDropToPlainText) {
   // Neither where the server wants TLS and the client does not, nor the other way round.
-  expect_refused(target_of(unix_uri(dir.path("s"))), Outcome::Io, "nbd+unix");
+  expect_refused(target_of(unix_uri(folder / "s")), Outcome::Io, "nbd+unix");
   serve_on_unix({"--tls=off"});
   expect_refused(secure("right.psk"), Outcome::Io, "nbds+unix");
 }
 
 TEST_F(NbdTlsPsk, WantsAUriThatSaysTls) {
-  NbdTarget target = target_of(unix_uri(dir.path("s")));
-  target.tls_psk_file = dir.path("right.psk");
+  NbdTarget target = target_of(unix_uri(folder / "s"));
+  target.tls_psk_file = folder / "right.psk";
   expect_refused(target, Outcome::Usage, "does not begin with nbds");
 }
 
 TEST_F(NbdTlsPsk, TakesNoFilesFromTheUri) {
   const std::string with_file =
-      "nbds+unix://alice@/?socket=" + dir.path("s") + "&tls-psk-file=" + dir.path("right.psk");
+      "nbds+unix://alice@/?socket=" + folder / "s" + "&tls-psk-file=" + folder / "right.psk";
   expect_refused(target_of(with_file), Outcome::Usage, "--tls-psk-file");
 }
 
@@ -104,33 +109,34 @@ class NbdTlsCertificates : public NbdTls {
 
   // Of one certificate authority: NAME.pem and NAME.key.
   void make_authority(const std::string& name) const {
-    run({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-         "-days", "2", "-subj", "/CN=" + name, "-keyout", dir.path(name + ".key"), "-out",
-         dir.path(name + ".pem")});
+    must({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
+          "-nodes", "-days", "2", "-subj", "/CN=" + name, "-keyout", folder / (name + ".key"),
+          "-out", folder / (name + ".pem")});
   }
-  // A folder as nbdkit wants it, with a certificate for `name`, such as "DNS:host".
-  void make_server(const std::string& folder, const std::string& name) const {
-    const std::string path = dir.path(folder);
+  // A folder as nbdkit wants it, with a certificate for `subject`, such as "DNS:host".
+  void make_server(const std::string& name, const std::string& subject) const {
+    const std::string path = folder / name;
     std::filesystem::create_directory(path);
-    run({"openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
-         "/CN=server", "-keyout", path + "/server-key.pem", "-out", path + "/request.pem"});
-    write_file(path + "/extensions", "subjectAltName=" + name);
-    run({"openssl", "x509", "-req", "-days", "2", "-in", path + "/request.pem", "-CA",
-         dir.path("ca.pem"), "-CAkey", dir.path("ca.key"), "-CAcreateserial", "-extfile",
-         path + "/extensions", "-out", path + "/server-cert.pem"});
-    std::filesystem::copy_file(dir.path("ca.pem"), path + "/ca-cert.pem");
+    must({"openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+          "-subj", "/CN=server", "-keyout", path + "/server-key.pem", "-out",
+          path + "/request.pem"});
+    write_text(path + "/extensions", "subjectAltName=" + subject);
+    must({"openssl", "x509", "-req", "-days", "2", "-in", path + "/request.pem", "-CA",
+          folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial", "-extfile",
+          path + "/extensions", "-out", path + "/server-cert.pem"});
+    std::filesystem::copy_file(folder / "ca.pem", path + "/ca-cert.pem");
   }
-  void make_client(const std::string& folder, const std::string& authority) const {
-    std::filesystem::create_directory(dir.path(folder));
-    std::filesystem::copy_file(dir.path(authority + ".pem"), dir.path(folder) + "/ca-cert.pem");
+  void make_client(const std::string& name, const std::string& authority) const {
+    std::filesystem::create_directory(folder / name);
+    std::filesystem::copy_file(folder / (authority + ".pem"), folder / name + "/ca-cert.pem");
   }
 
-  void serve_as(const std::string& folder) {
-    serve_on_tcp({"--tls=require", "--tls-certificates=" + dir.path(folder)});
+  void serve_as(const std::string& name) {
+    serve_on_tcp({"--tls=require", "--tls-certificates=" + folder / name});
   }
-  NbdTarget secure(const std::string& folder) const {
+  NbdTarget secure(const std::string& client) const {
     NbdTarget target = target_of("nbds://127.0.0.1:" + server->port());
-    target.tls_certificates = dir.path(folder);
+    target.tls_certificates = folder / client;
     return target;
   }
 };
@@ -152,13 +158,13 @@ TEST_F(NbdTlsCertificates, RefuseAServerOfAnotherAuthority) {
 
 TEST_F(NbdTlsCertificates, RefuseWithoutAnAuthorityToVerifyBy) {
   serve_as("here");
-  std::filesystem::remove(dir.path("client") + "/ca-cert.pem");
+  std::filesystem::remove(folder / "client" + "/ca-cert.pem");
   expect_refused(secure("client"), Outcome::Io, "ca-cert.pem: cannot be read");
 }
 
 TEST_F(NbdTlsCertificates, RefuseAnAuthorityThatIsNoCertificate) {
   serve_as("here");
-  write_file(dir.path("client") + "/ca-cert.pem", std::string());
+  write_text(folder / "client" + "/ca-cert.pem", std::string());
   expect_refused(secure("client"), Outcome::Io, "");
 }
 
@@ -168,9 +174,9 @@ TEST_F(NbdTlsCertificates, RefuseAFolderThatIsNotThere) {
 }
 
 TEST_F(NbdTlsCertificates, RefuseATransportWithoutNames) {
-  serve_on_unix({"--tls=require", "--tls-certificates=" + dir.path("here")});
-  NbdTarget target = target_of("nbds+unix:///?socket=" + dir.path("s"));
-  target.tls_certificates = dir.path("client");
+  serve_on_unix({"--tls=require", "--tls-certificates=" + folder / "here"});
+  NbdTarget target = target_of("nbds+unix:///?socket=" + folder / "s");
+  target.tls_certificates = folder / "client";
   expect_refused(target, Outcome::Usage, "cannot be checked against a name");
 }
 
@@ -180,4 +186,4 @@ TEST_F(NbdTlsCertificates, RefuseAServerThatSpeaksPlainTextOnly) {
 }
 
 }  // namespace
-}  // namespace qchain::testing
+}  // namespace qchain::tests

@@ -9,11 +9,11 @@
 #include <thread>
 
 #include "cli/pull.h"
-#include "disk.h"
 #include "extent/nbd_export.h"
-#include "server_process.h"
+#include "tests/nbd/disk.h"
+#include "tests/nbd/server_process.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 namespace {
 
 using ::testing::ElementsAre;
@@ -23,20 +23,22 @@ class Nbdkit : public ::testing::Test {
   // Serves `disk` with what stands between nbdkit and the plugin, and what stands at the end.
   void serve(const Bytes& disk, const Words& filters = {}, const Words& settings = {}) {
     content = disk;
-    write_file(dir.path("disk"), disk);
+    write_file(folder / "disk", disk);
     Words words{"nbdkit", "--foreground", "--readonly", "--exit-with-parent"};
     words.insert(words.end(), filters.begin(), filters.end());
-    words.insert(words.end(), {"file", dir.path("disk")});
+    words.insert(words.end(), {"file", folder / "disk"});
     words.insert(words.end(), settings.begin(), settings.end());
-    server.emplace(ServerProcess::on_unix(dir.path("s"), words));
+    server.emplace(ServerProcess::on_unix(folder / "s", words));
   }
 
-  std::string uri() const { return unix_uri(dir.path("s")); }
-  Bytes part(std::uint64_t begin, std::uint64_t length) const { return slice(content, begin, length); }
+  std::string uri() const { return unix_uri(folder / "s"); }
+  Bytes part(std::uint64_t begin, std::uint64_t length) const {
+    return slice(content, begin, length);
+  }
 
   // The command, as a user runs it, to a raw file.
   Bytes pull_raw(const Words& more = {}) {
-    const std::string out = dir.path("out.raw");
+    const std::string out = folder / "out.raw";
     Words words{uri(), "-o", out, "--format", "raw", "--force", "--progress", "none"};
     words.insert(words.end(), more.begin(), more.end());
     Console console("pull", false, ProgressStyle::None);
@@ -44,7 +46,7 @@ class Nbdkit : public ::testing::Test {
     return read_file(out);
   }
 
-  TempDir dir;
+  Folder folder;
   Bytes content;
   std::optional<ServerProcess> server;
 };
@@ -52,11 +54,11 @@ class Nbdkit : public ::testing::Test {
 // Errors.
 
 TEST_F(Nbdkit, AnErrorNamesExactlyTheRangeThatIsBad) {
-  write_file(dir.path("bad.map"), std::string("# Mapfile\n0x0 + 1\n"
-                                              "0x000000 0x180600 +\n"
-                                              "0x180600 0x000800 -\n"
-                                              "0x180E00 0x07F200 +\n"));
-  serve(disk_bytes(2 * kMiB), {"--filter=ddrescue"}, {"ddrescue-mapfile=" + dir.path("bad.map")});
+  write_text(folder / "bad.map", std::string("# Mapfile\n0x0 + 1\n"
+                                             "0x000000 0x180600 +\n"
+                                             "0x180600 0x000800 -\n"
+                                             "0x180E00 0x07F200 +\n"));
+  serve(disk_bytes(2 * kMiB), {"--filter=ddrescue"}, {"ddrescue-mapfile=" + folder / "bad.map"});
   NbdExport live(target_of(uri()), {});
   const auto reader = live.open_reader();
   EXPECT_THAT([&] { read(*reader, 0, 2 * kMiB); },
@@ -66,14 +68,14 @@ TEST_F(Nbdkit, AnErrorNamesExactlyTheRangeThatIsBad) {
 }
 
 TEST_F(Nbdkit, APullThatCannotReadNamesTheRangeAndLeavesNothing) {
-  write_file(dir.path("bad.map"), std::string("0x0 + 1\n"
-                                              "0x00000 0x80000 +\n"
-                                              "0x80000 0x00200 -\n"
-                                              "0x80200 0x7FE00 +\n"));
-  serve(disk_bytes(kMiB), {"--filter=ddrescue"}, {"ddrescue-mapfile=" + dir.path("bad.map")});
+  write_text(folder / "bad.map", std::string("0x0 + 1\n"
+                                             "0x00000 0x80000 +\n"
+                                             "0x80000 0x00200 -\n"
+                                             "0x80200 0x7FE00 +\n"));
+  serve(disk_bytes(kMiB), {"--filter=ddrescue"}, {"ddrescue-mapfile=" + folder / "bad.map"});
   EXPECT_THAT([&] { pull_raw(); }, Fails(Outcome::Io, "cannot read bytes [0x80000, 0x80200): "));
-  EXPECT_FALSE(std::filesystem::exists(dir.path("out.raw")));
-  EXPECT_FALSE(std::filesystem::exists(dir.path("out.raw.partial")));
+  EXPECT_FALSE(std::filesystem::exists(folder / "out.raw"));
+  EXPECT_FALSE(std::filesystem::exists(folder / "out.raw.partial"));
 }
 
 TEST_F(Nbdkit, RandomErrorsAreRecoveredFrom) {
@@ -82,14 +84,14 @@ TEST_F(Nbdkit, RandomErrorsAreRecoveredFrom) {
 }
 
 TEST_F(Nbdkit, ErrorsThatLastAreReported) {
-  write_file(dir.path("trigger"), std::string());
+  write_text(folder / "trigger", std::string());
   serve(disk_bytes(kMiB), {"--filter=error"},
-        {"error-pread-rate=100%", "error-file=" + dir.path("trigger")});
+        {"error-pread-rate=100%", "error-file=" + folder / "trigger"});
   NbdExport live(target_of(uri()), {});
   const auto reader = live.open_reader();
   EXPECT_THAT([&] { read(*reader, 4096, 8192); },
               Fails(Outcome::Io, "cannot read bytes [0x1000, 0x3000): "));
-  std::filesystem::remove(dir.path("trigger"));
+  std::filesystem::remove(folder / "trigger");
   EXPECT_EQ(read(*reader, 4096, 8192), part(4096, 8192));
 }
 
@@ -117,20 +119,23 @@ TEST_F(Nbdkit, WithoutStructuredRepliesEverythingIsRead) {
 }
 
 TEST_F(Nbdkit, WithoutStructuredRepliesAnErrorNamesTheRange) {
-  write_file(dir.path("bad.map"), std::string("0x0 + 1\n"
-                                              "0x00000 0x80000 +\n"
-                                              "0x80000 0x00200 -\n"
-                                              "0x80200 0x7FE00 +\n"));
+  write_text(folder / "bad.map", std::string("0x0 + 1\n"
+                                             "0x00000 0x80000 +\n"
+                                             "0x80000 0x00200 -\n"
+                                             "0x80200 0x7FE00 +\n"));
   serve(disk_bytes(kMiB), {"--no-sr", "--filter=ddrescue"},
-        {"ddrescue-mapfile=" + dir.path("bad.map")});
+        {"ddrescue-mapfile=" + folder / "bad.map"});
   EXPECT_THAT([&] { pull_raw(); }, Fails(Outcome::Io, "cannot read bytes [0x80000, 0x80200): "));
 }
 
 TEST_F(Nbdkit, TheOldProtocolIsSpoken) {
   serve(disk_bytes(kMiB + 1), {"--oldstyle"});
   EXPECT_EQ(pull_raw(), content);
-  EXPECT_THAT([&] { NbdExport(target_of(uri()), {Changes::Source::DirtyBitmap, {}}); },
-              Fails(Outcome::Usage, "no dirty bitmap"));
+  EXPECT_THAT(
+      [&] {
+        NbdExport(target_of(uri()), {Changes::Source::DirtyBitmap, {}});
+      },
+      Fails(Outcome::Usage, "no dirty bitmap"));
 }
 
 TEST_F(Nbdkit, OneConnectionIsEnough) {
@@ -151,8 +156,8 @@ TEST_F(Nbdkit, SeveralConnectionsAreTriedWithoutAnInvitation) {
 
 // A server that says what is zero, over data: what it says is what counts.
 TEST_F(Nbdkit, ZerosAreTakenFromTheServer) {
-  write_file(dir.path("extents"), std::string("0 64K\n64K 128K hole,zero\n192K 64K hole\n"));
-  serve(disk_bytes(256 * kKiB), {"--filter=extentlist"}, {"extentlist=" + dir.path("extents")});
+  write_text(folder / "extents", std::string("0 64K\n64K 128K hole,zero\n192K 64K hole\n"));
+  serve(disk_bytes(256 * kKiB), {"--filter=extentlist"}, {"extentlist=" + folder / "extents"});
   NbdExport live(target_of(uri()), {});
   EXPECT_THAT(collect(extents_of(live)),
               ElementsAre(Extent{guest_range(0, 64 * kKiB), Kind::Data},
@@ -242,13 +247,13 @@ class NbdkitPause : public Nbdkit {
   NbdkitPause() {
     // One thread: nbdkit 1.32 can abort when several find at a time that their client has gone.
     serve(disk_bytes(kMiB), {"--filter=pause", "--threads=1"},
-          {"pause-control=" + dir.path("control")});
+          {"pause-control=" + folder / "control"});
   }
 
   void control(char command) const {
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    const std::string path = dir.path("control");
+    const std::string path = folder / "control";
     std::memcpy(address.sun_path, path.c_str(), path.size());
     const int socket = ::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     ASSERT_EQ(connect(socket, reinterpret_cast<sockaddr*>(&address), sizeof address), 0);
@@ -288,7 +293,7 @@ TEST_F(NbdkitPause, OfTheWitnessIsInconclusive) {
 TEST_F(Nbdkit, AStoppedServerIsAnError) {
   serve(disk_bytes(kMiB));
   NbdExport live(target_of(uri(), kSoon), {});
-  server->pause();
+  server->freeze();
   const Stopwatch stopwatch;
   EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "the server is gone"));
   EXPECT_THAT([&] { NbdExport(target_of(uri(), kSoon), {}); }, Fails(Outcome::Io, "no answer"));
@@ -296,4 +301,4 @@ TEST_F(Nbdkit, AStoppedServerIsAnError) {
 }
 
 }  // namespace
-}  // namespace qchain::testing
+}  // namespace qchain::tests

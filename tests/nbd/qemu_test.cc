@@ -1,17 +1,17 @@
 // Exports of QEMU: qemu-nbd and qemu-storage-daemon.
-#include <fcntl.h>
 #include <gmock/gmock.h>
 
 #include <atomic>
-#include <filesystem>
+#include <future>
+#include <latch>
 
 #include "cli/pull.h"
-#include "disk.h"
 #include "extent/nbd_export.h"
 #include "extent/raw_copy.h"
-#include "server_process.h"
+#include "tests/nbd/disk.h"
+#include "tests/nbd/server_process.h"
 
-namespace qchain::testing {
+namespace qchain::tests {
 namespace {
 
 using ::testing::ElementsAre;
@@ -24,13 +24,9 @@ Extent extent(std::uint64_t begin, std::uint64_t end, Kind kind) {
   return {{GuestOffset(begin), GuestOffset(end)}, kind};
 }
 
-File new_file(const std::string& path) {
-  return {open(path.c_str(), O_CREAT | O_EXCL | O_RDWR | O_CLOEXEC, 0600), path};
-}
-
 class Qemu : public ::testing::Test {
  protected:
-  std::string path(const std::string& name) const { return dir.path(name); }
+  std::string path(const std::string& name) const { return folder / name; }
   std::string uri() const { return unix_uri(path("s"), "vda"); }
 
   void create(const std::string& name, const Words& more = {}) const {
@@ -38,17 +34,17 @@ class Qemu : public ::testing::Test {
     words.insert(words.end(), more.begin(), more.end());
     words.push_back(path(name));
     words.push_back("16M");
-    run(words);
+    must(words);
   }
   void add_bitmap(const std::string& bitmap) const {
-    run({"qemu-img", "bitmap", "--add", "-f", "qcow2", path("disk"), bitmap});
+    must({"qemu-img", "bitmap", "--add", "-f", "qcow2", path("disk"), bitmap});
   }
   // What a guest would do: commands of qemu-io.
   void io(const std::string& name, const Words& commands) const {
     Words words{"qemu-io", "-f", "qcow2"};
     for (const std::string& command : commands) words.insert(words.end(), {"-c", command});
     words.push_back(path(name));
-    run(words);
+    must(words);
   }
 
   void serve(const Words& options = {}, const std::string& name = "disk") {
@@ -62,15 +58,14 @@ class Qemu : public ::testing::Test {
   void serve_faulty(const Bytes& disk, const std::string& fault) {
     write_file(path("disk.raw"), disk);
     server.emplace(ServerProcess::on_unix(
-        path("s"),
-        {"qemu-storage-daemon", "--blockdev", "driver=file,node-name=file,filename=" + path("disk.raw"),
-         "--blockdev",
-         "driver=blkdebug,node-name=bad,image=file,inject-error.0.event=none,"
-         "inject-error.0.iotype=read,inject-error.0.errno=5," +
-             fault,
-         "--blockdev", "driver=raw,node-name=disk,file=bad", "--nbd-server",
-         "addr.type=fd,addr.str=3,max-connections=16", "--export",
-         "type=nbd,id=e,node-name=disk,name=vda"}));
+        path("s"), {"qemu-storage-daemon", "--blockdev",
+                    "driver=file,node-name=file,filename=" + path("disk.raw"), "--blockdev",
+                    "driver=blkdebug,node-name=bad,image=file,inject-error.0.event=none,"
+                    "inject-error.0.iotype=read,inject-error.0.errno=5," +
+                        fault,
+                    "--blockdev", "driver=raw,node-name=disk,file=bad", "--nbd-server",
+                    "addr.type=fd,addr.str=3,max-connections=16", "--export",
+                    "type=nbd,id=e,node-name=disk,name=vda"}));
   }
 
   Outcome pull_to(const std::string& out, const Words& more) const {
@@ -79,13 +74,7 @@ class Qemu : public ::testing::Test {
     Console console("pull", false, ProgressStyle::None);
     return pull(*parse_pull(words), console);
   }
-  // The disk that an image describes, as QEMU sees it.
-  Bytes converted(const std::string& name) const {
-    run({"qemu-img", "convert", "-O", "raw", path(name), path("converted.raw")});
-    return read_file(path("converted.raw"));
-  }
-
-  TempDir dir;
+  Folder folder;
   std::optional<ServerProcess> server;
 };
 
@@ -99,14 +88,14 @@ TEST_F(Qemu, FindsTheOnlyBitmap) {
   serve({"-B", "check1"});
   NbdExport live(target_of(uri()), kByBitmap);
   EXPECT_EQ(live.bitmap(), "check1");
-  EXPECT_THAT(collect(extents_of(live)),
-              ElementsAre(extent(0, 64 * kKiB, Kind::Inherit),
-                          extent(64 * kKiB, 128 * kKiB, Kind::Data),
-                          extent(128 * kKiB, 512 * kKiB, Kind::Inherit),
-                          extent(512 * kKiB, 576 * kKiB, Kind::Zero),
-                          extent(576 * kKiB, 4 * kMiB, Kind::Inherit),
-                          extent(4 * kMiB, 4 * kMiB + 64 * kKiB, Kind::Zero),
-                          extent(4 * kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
+  EXPECT_THAT(
+      collect(extents_of(live)),
+      ElementsAre(extent(0, 64 * kKiB, Kind::Inherit), extent(64 * kKiB, 128 * kKiB, Kind::Data),
+                  extent(128 * kKiB, 512 * kKiB, Kind::Inherit),
+                  extent(512 * kKiB, 576 * kKiB, Kind::Zero),
+                  extent(576 * kKiB, 4 * kMiB, Kind::Inherit),
+                  extent(4 * kMiB, 4 * kMiB + 64 * kKiB, Kind::Zero),
+                  extent(4 * kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
 }
 
 TEST_F(Qemu, WantsOneOfSeveralBitmapsNamed) {
@@ -119,10 +108,10 @@ TEST_F(Qemu, WantsOneOfSeveralBitmapsNamed) {
   EXPECT_THAT([&] { NbdExport(target_of(uri()), kByBitmap); }, Fails(Outcome::Usage, "check2"));
   NbdExport live(target_of(uri()), {Changes::Source::DirtyBitmap, "check2"});
   EXPECT_THAT(live.offered_bitmaps(), UnorderedElementsAre("check1", "check2"));
-  EXPECT_THAT(collect(extents_of(live)),
-              ElementsAre(extent(0, kMiB, Kind::Inherit),
-                          extent(kMiB, kMiB + 64 * kKiB, Kind::Data),
-                          extent(kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
+  EXPECT_THAT(
+      collect(extents_of(live)),
+      ElementsAre(extent(0, kMiB, Kind::Inherit), extent(kMiB, kMiB + 64 * kKiB, Kind::Data),
+                  extent(kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
 }
 
 TEST_F(Qemu, RefusesWhatIsNotOnOffer) {
@@ -140,7 +129,8 @@ TEST_F(Qemu, AnExportThatIsNotThereIsAnIoError) {
   serve();
   const NbdTarget nowhere = target_of(unix_uri(path("s"), "vdb"));
   EXPECT_THAT([&] { NbdExport(nowhere, {}); }, Fails(Outcome::Io, "does not offer this export"));
-  EXPECT_THAT([&] { NbdExport(nowhere, kByBitmap); }, Fails(Outcome::Io, "does not offer this export"));
+  EXPECT_THAT([&] { NbdExport(nowhere, kByBitmap); },
+              Fails(Outcome::Io, "does not offer this export"));
 }
 
 TEST_F(Qemu, TellsTheActiveLayerByAllocationDepth) {
@@ -150,12 +140,11 @@ TEST_F(Qemu, TellsTheActiveLayerByAllocationDepth) {
   io("disk", {"write -P 2 64k 64k", "write -z 256k 64k"});
   serve({"-A"});
   NbdExport live(target_of(uri()), kByDepth);
-  EXPECT_THAT(collect(extents_of(live)),
-              ElementsAre(extent(0, 64 * kKiB, Kind::Inherit),
-                          extent(64 * kKiB, 128 * kKiB, Kind::Data),
-                          extent(128 * kKiB, 256 * kKiB, Kind::Inherit),
-                          extent(256 * kKiB, 320 * kKiB, Kind::Zero),
-                          extent(320 * kKiB, 16 * kMiB, Kind::Inherit)));
+  EXPECT_THAT(collect(extents_of(live)), ElementsAre(extent(0, 64 * kKiB, Kind::Inherit),
+                                                     extent(64 * kKiB, 128 * kKiB, Kind::Data),
+                                                     extent(128 * kKiB, 256 * kKiB, Kind::Inherit),
+                                                     extent(256 * kKiB, 320 * kKiB, Kind::Zero),
+                                                     extent(320 * kKiB, 16 * kMiB, Kind::Inherit)));
 }
 
 TEST_F(Qemu, AShallowPullOnTheParentIsTheDisk) {
@@ -166,7 +155,7 @@ TEST_F(Qemu, AShallowPullOnTheParentIsTheDisk) {
   serve({"-A"});
   EXPECT_EQ(pull_to("inc", {"--parent", path("base"), "--shallow"}), Outcome::Done);
   server.reset();
-  EXPECT_EQ(converted("inc"), converted("disk"));
+  EXPECT_EQ(content_by_qemu(path("inc")), content_by_qemu(path("disk")));
 }
 
 TEST_F(Qemu, AnIncrementByBitmapOnTheParentIsTheDisk) {
@@ -176,12 +165,12 @@ TEST_F(Qemu, AnIncrementByBitmapOnTheParentIsTheDisk) {
   serve({"-B", "check1"});
   EXPECT_EQ(pull_to("full", {}), Outcome::Done);
   server.reset();
-  EXPECT_EQ(converted("full"), converted("disk"));
+  EXPECT_EQ(content_by_qemu(path("full")), content_by_qemu(path("disk")));
   io("disk", {"write -P 3 60k 5000", "write -z 4M 64k", "discard 512k 64k", "write -P 4 15M 1M"});
   serve({"-B", "check1"});
   EXPECT_EQ(pull_to("inc", {"--parent", path("full")}), Outcome::Done);
   server.reset();
-  EXPECT_EQ(converted("inc"), converted("disk"));
+  EXPECT_EQ(content_by_qemu(path("inc")), content_by_qemu(path("disk")));
 }
 
 // Reading.
@@ -192,10 +181,10 @@ TEST_P(QemuReaders, ReadWhatQemuReads) {
   create("disk");
   io("disk", {"write -P 1 0 3M", "write -z 1M 100k", "write -P 2 5M 70k", "write -P 3 9000k 4M",
               "discard 10M 1M", "write -P 4 16776704 512"});
-  const Bytes expected = converted("disk");
+  const Bytes expected = content_by_qemu(path("disk"));
   serve({"-e", "8"});
   NbdExport live(target_of(uri()), {});
-  const File out = new_file(path("out.raw"));
+  const File out = create_file(path("out.raw"));
   const CopyOptions options{GetParam(), [](std::uint64_t) {}};
   copy_raw(live, guest_range(0, live.size()), out, TargetContent::Zeros, options);
   EXPECT_NO_THROW(live.confirm());
@@ -210,7 +199,7 @@ TEST_F(Qemu, OneConnectionIsEnough) {
   serve({"-e", "1"});
   EXPECT_EQ(pull_to("out.raw", {"--format", "raw", "--connections", "2"}), Outcome::Done);
   server.reset();
-  EXPECT_EQ(read_file(path("out.raw")), converted("disk"));
+  EXPECT_EQ(read_file(path("out.raw")), content_by_qemu(path("disk")));
 }
 
 // Errors.
@@ -235,9 +224,13 @@ TEST_F(Qemu, AnErrorThatComesOnceIsRecoveredFrom) {
 }
 
 TEST_F(Qemu, ADiskThatCannotBeReadAtAllIsGivenUpSoon) {
-  serve_faulty(disk_bytes(4 * kMiB), "inject-error.0.immediately=off");
+  serve_faulty(disk_bytes(kMiB), "inject-error.0.immediately=off");
   const Stopwatch stopwatch;
-  EXPECT_THAT([&] { pull_to("out.raw", {"--format", "raw"}); }, Fails(Outcome::Io, "cannot read bytes"));
+  EXPECT_THAT(
+      [&] {
+        pull_to("out.raw", {"--format", "raw"});
+      },
+      Fails(Outcome::Io, "cannot read bytes"));
   EXPECT_LT(stopwatch.seconds(), 5);
 }
 
@@ -250,14 +243,24 @@ class QemuEnds : public Qemu {
     io("disk", {"write -P 1 0 16M"});
     serve({"-e", "8"});
   }
-  // Reads the disk with two workers, and does `event` when half of it is there.
+  // Reads the disk with two workers, which wait while this thread does `event`, when half of it is
+  // there.
   void copy_with_event_at_half(NbdExport& live, const std::function<void()>& event) {
-    std::atomic<bool> done = false;
-    const File out = new_file(path("out.raw"));
-    copy_raw(live, guest_range(0, live.size()), out, TargetContent::Zeros,
-             {2, [&](std::uint64_t bytes) {
-                if (bytes >= 8 * kMiB && !done.exchange(true)) event();
-              }});
+    std::latch half_is_there(1), event_is_over(1);
+    std::atomic<bool> waited = false;
+    const auto wait_for_event = [&](std::uint64_t bytes) {
+      if (bytes < live.size() / 2 || waited.exchange(true)) return;
+      half_is_there.count_down();
+      event_is_over.wait();
+    };
+    const File out = create_file(path("out.raw"));
+    auto copying = std::async(std::launch::async, [&] {
+      copy_raw(live, guest_range(0, live.size()), out, TargetContent::Zeros, {2, wait_for_event});
+    });
+    half_is_there.wait();
+    event();
+    event_is_over.count_down();
+    copying.get();
   }
 };
 
@@ -281,7 +284,8 @@ TEST_F(QemuEnds, AnotherServerOfTheSameNameIsInconclusive) {
       },
       Fails(Outcome::Inconclusive, "begin anew"));
   EXPECT_THAT([&] { live.confirm(); }, Fails(Outcome::Inconclusive, "begin anew"));
-  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); },
+              Fails(Outcome::Inconclusive, "begin anew"));
 }
 
 TEST_F(QemuEnds, AReaderMayGoOnWithAnotherServerUntilConfirm) {
@@ -295,4 +299,4 @@ TEST_F(QemuEnds, AReaderMayGoOnWithAnotherServerUntilConfirm) {
 }
 
 }  // namespace
-}  // namespace qchain::testing
+}  // namespace qchain::tests

@@ -1,4 +1,4 @@
-#include "server_process.h"
+#include "tests/nbd/server_process.h"
 
 #include <arpa/inet.h>
 #include <fcntl.h>
@@ -12,13 +12,11 @@
 
 #include <array>
 #include <charconv>
-#include <cstdlib>
 #include <cstring>
-#include <filesystem>
 #include <stdexcept>
 #include <system_error>
 
-namespace qchain::testing {
+namespace qchain::tests {
 
 namespace {
 
@@ -35,7 +33,7 @@ std::vector<char*> pointers(const Words& words) {
   return result;
 }
 
-// Starts a program that dies with this process; with `listening` >= 0, that is its socket. Only what is
+// Starts a program that dies with this thread and finds `listening` as its socket. Only what is
 // safe between fork and exec happens there: the test may have threads.
 pid_t spawn(const Words& words, int listening) {
   const std::vector<char*> arguments = pointers(words);
@@ -43,11 +41,7 @@ pid_t spawn(const Words& words, int listening) {
   std::array<char, 16> listen_fds{"LISTEN_FDS=1"};
   std::vector<char*> environment;
   for (char** entry = environ; *entry != nullptr; ++entry) environment.push_back(*entry);
-  if (listening >= 0) {
-    environment.push_back(listen_pid.data());
-    environment.push_back(listen_fds.data());
-  }
-  environment.push_back(nullptr);
+  environment.insert(environment.end(), {listen_pid.data(), listen_fds.data(), nullptr});
 
   const pid_t parent = getpid();
   const pid_t pid = fork();
@@ -55,16 +49,12 @@ pid_t spawn(const Words& words, int listening) {
   if (pid > 0) return pid;
   prctl(PR_SET_PDEATHSIG, SIGKILL);
   if (getppid() != parent) _exit(1);
-  if (listening >= 0) {
-    char* const digits = listen_pid.data() + std::strlen(listen_pid.data());
-    *std::to_chars(digits, listen_pid.end() - 1, getpid()).ptr = '\0';
-    if (listening == kFirstPassedSocket) {
-      fcntl(listening, F_SETFD, 0);
-    } else {
-      dup2(listening, kFirstPassedSocket);
-    }
+  char* const digits = listen_pid.data() + std::strlen(listen_pid.data());
+  *std::to_chars(digits, listen_pid.end() - 1, getpid()).ptr = '\0';
+  if (listening == kFirstPassedSocket) {
+    fcntl(listening, F_SETFD, 0);  // dup2() would leave it as it is: closed by exec
   } else {
-    dup2(open("/dev/null", O_WRONLY | O_CLOEXEC), STDOUT_FILENO);
+    dup2(listening, kFirstPassedSocket);
   }
   execvpe(arguments[0], arguments.data(), environment.data());
   _exit(127);
@@ -79,25 +69,6 @@ int listen_on(int family, const void* address, socklen_t length) {
 }
 
 }  // namespace
-
-TempDir::TempDir() {
-  path_ = std::filesystem::temp_directory_path() / "qchain-nbd-XXXXXX";
-  if (mkdtemp(path_.data()) == nullptr) fail("mkdtemp");
-}
-
-TempDir::~TempDir() {
-  std::error_code ignored;
-  std::filesystem::remove_all(path_, ignored);
-}
-
-void run(const Words& words) {
-  int status = 0;
-  if (waitpid(spawn(words, -1), &status, 0) < 0) fail("waitpid");
-  if (WIFEXITED(status) && WEXITSTATUS(status) == 0) return;
-  std::string line;
-  for (const std::string& word : words) line += word + " ";
-  throw std::runtime_error(line + "failed");
-}
 
 ServerProcess::ServerProcess(int listening, const Words& words) : pid_(spawn(words, listening)) {
   close(listening);
@@ -133,11 +104,13 @@ void ServerProcess::kill() {
   pid_ = -1;
 }
 
-void ServerProcess::pause() const { ::kill(pid_, SIGSTOP); }
-void ServerProcess::resume() const { ::kill(pid_, SIGCONT); }
+void ServerProcess::freeze() const {
+  ::kill(pid_, SIGSTOP);
+  waitpid(pid_, nullptr, WUNTRACED);
+}
 
 std::string unix_uri(const std::string& socket, const std::string& name) {
   return "nbd+unix:///" + name + "?socket=" + socket;
 }
 
-}  // namespace qchain::testing
+}  // namespace qchain::tests

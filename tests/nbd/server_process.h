@@ -1,4 +1,4 @@
-// Real servers, and the tools that make disks for them.
+// Real servers.
 #pragma once
 
 #include <sys/types.h>
@@ -7,30 +7,14 @@
 #include <utility>
 #include <vector>
 
-namespace qchain::testing {
+namespace qchain::tests {
 
-/// A folder that is removed with all that is in it.
-class TempDir {
- public:
-  TempDir();
-  ~TempDir();
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-
-  std::string path(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
-
-/// A program and its arguments, found by PATH.
+/// A program, found by PATH, and its arguments.
 using Words = std::vector<std::string>;
 
-/// Runs a program, which has to succeed, or std::runtime_error is thrown.
-void run(const Words& words);
-
-/// A server that was given a socket which listens already, as systemd does it (LISTEN_FDS): a client can
-/// connect at once, and no port is taken twice. It is killed with this object, and dies with the test.
+/// A server that was given a socket which listens already, as systemd does it (LISTEN_FDS): a
+/// client can connect at once, and no port is taken twice. It is killed with this object, and dies
+/// with the thread that started it.
 class ServerProcess {
  public:
   /// Replaces a socket of that name.
@@ -45,9 +29,8 @@ class ServerProcess {
 
   /// As kill -9. When it returns, the process is gone, and its connections with it.
   void kill();
-  /// Makes the server silent: it keeps its connections, and does nothing, until resume().
-  void pause() const;
-  void resume() const;
+  /// Makes the server silent: it keeps its connections, and does nothing any more.
+  void freeze() const;
 
  private:
   ServerProcess(int listening, const Words& words);
@@ -59,4 +42,4 @@ class ServerProcess {
 /// The URI of an export on a Unix socket.
 std::string unix_uri(const std::string& socket, const std::string& name = {});
 
-}  // namespace qchain::testing
+}  // namespace qchain::tests

@@ -1,0 +1,72 @@
+// Includes go one way, extent <- qcow2 <- verify <- cli, and each third-party library has one door.
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <map>
+#include <regex>
+#include <string>
+#include <vector>
+
+namespace qchain::tests {
+namespace {
+
+namespace fs = std::filesystem;
+
+struct Include {
+  std::string file;  // such as "extent/file.cc"
+  std::string name;  // such as "extent/file.h" or "fcntl.h"
+};
+
+const std::vector<std::string> kRooms{"extent", "qcow2", "verify", "cli"};  // each sees those before it
+
+std::vector<Include> includes_of_the_rooms() {
+  static const std::regex kInclude("^\\s*#\\s*include\\s*[<\"]([^>\"]+)[>\"]");
+  std::vector<Include> includes;
+  for (const std::string& room : kRooms) {
+    for (const auto& entry : fs::recursive_directory_iterator(fs::path(QCHAIN_SOURCE_DIR) / room)) {
+      const std::string extension = entry.path().extension().string();
+      if (extension != ".h" && extension != ".cc") continue;
+      std::ifstream in(entry.path());
+      std::string line;
+      std::smatch match;
+      while (std::getline(in, line)) {
+        if (!std::regex_search(line, match, kInclude)) continue;
+        includes.push_back({fs::relative(entry.path(), QCHAIN_SOURCE_DIR).string(), match[1]});
+      }
+    }
+  }
+  return includes;
+}
+
+std::string first_folder(const std::string& path) { return path.substr(0, path.find('/')); }
+
+TEST(RoomsTest, IncludesGoOneWay) {
+  std::map<std::string, int> seen;
+  for (const Include& include : includes_of_the_rooms()) {
+    const auto from = std::ranges::find(kRooms, first_folder(include.file));
+    const auto to = std::ranges::find(kRooms, first_folder(include.name));
+    ++seen[*from];
+    EXPECT_NE(first_folder(include.name), "tests") << include.file;
+    if (to == kRooms.end()) continue;
+    EXPECT_LE(to - from, 0) << include.file << " includes " << include.name;
+    EXPECT_TRUE(fs::exists(fs::path(QCHAIN_SOURCE_DIR) / include.name)) << include.name;
+  }
+  for (const std::string& room : kRooms) EXPECT_GT(seen[room], 0) << room << " was looked at";
+}
+
+TEST(RoomsTest, AThirdPartyHeaderIsInOneSource) {
+  for (const std::string library : {"libnbd.h", "openssl/", "zlib.h", "zstd.h", "xxhash.h"}) {
+    std::vector<std::string> files;
+    for (const Include& include : includes_of_the_rooms()) {
+      if (!include.name.starts_with(library)) continue;
+      EXPECT_TRUE(include.file.ends_with(".cc")) << include.file << " shows " << library;
+      if (std::ranges::find(files, include.file) == files.end()) files.push_back(include.file);
+    }
+    EXPECT_EQ(files.size(), 1U) << library << " is in " << testing::PrintToString(files);
+  }
+}
+
+}  // namespace
+}  // namespace qchain::tests

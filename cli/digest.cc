@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/nbd_export.h"
 #include "verify/device_digest.h"
@@ -63,7 +64,7 @@ Outcome digest(const DigestCommandOptions& o, Console& console) {
     report(o, value, live.size(), console);
     return Outcome::Done;
   }
-  const std::unique_ptr<Chain> chain = Chain::open(o.source, o.format, o.common.open);
+  const std::unique_ptr<Chain> chain = open_chain(o.source, o.format, o.common, console);
   const std::uint64_t length = chain->top().true_length();
   report(o, digest_with_progress(o, *chain, length, console), length, console);
   return Outcome::Done;

@@ -12,6 +12,7 @@
 #include <filesystem>
 #include <memory>
 
+#include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/nbd_export.h"
 #include "extent/publication.h"
@@ -199,7 +200,7 @@ void tell_about_misses(const Increment& increment, Console& console) {
 Outcome pull_layer(const PullOptions& o, Console& console) {
   std::unique_ptr<Chain> parent;
   if (!o.parent.empty()) {
-    parent = Chain::open(o.parent, o.parent_format, o.common.open);
+    parent = open_chain(o.parent, o.parent_format, o.common, console);
     judge_since(o, parent->top(), console);
     protect_layers(o, *parent);
   }
@@ -348,6 +349,9 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   o.uri = line.required("URI");
   o.output = line.text("output");
   o.parent = line.text("parent");
+  if (line.has("parent-format") && o.parent.empty()) {
+    usage("--parent-format says what the parent is: name it with --parent");
+  }
   o.parent_format = image_format_named(line.text("parent-format", "qcow2"), "--parent-format");
   o.bitmap = line.text("bitmap");
   o.shallow = line.has("shallow");

@@ -7,6 +7,7 @@
 #include <cerrno>
 #include <memory>
 
+#include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/engine.h"
 #include "extent/nbd_export.h"
@@ -88,7 +89,7 @@ Outcome restore(const RestoreOptions& o, Console& console) {
                                             o.destination));
   }
   const std::unique_ptr<Chain> chain =
-      Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
+      open_chain(o.image, ImageFormat::Qcow2, o.common, console);
   const Destination destination = look_at(o.destination);
   if (destination.exists && chain->contains(destination.identity)) {
     throw Error(Outcome::Usage,

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/nbd_export.h"
 #include "qcow2/chain.h"
@@ -154,7 +155,7 @@ std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words)
 
 Outcome verify(const VerifyOptions& o, Console& console) {
   const std::unique_ptr<Chain> chain =
-      Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
+      open_chain(o.image, ImageFormat::Qcow2, o.common, console);
   return o.against.empty() ? verify_metadata(o, *chain, console)
                            : verify_against(o, *chain, console);
 }

@@ -162,8 +162,17 @@ std::vector<std::string> NbdConnection::offered_contexts() {
       nbd_completion_callback{note_option_error, &option_error, nullptr});
   if (started == 0) wait_until_connected("list meta contexts");
   nbd_clear_meta_contexts(handle);
-  if (option_error == ENOENT) throw_not_offered(option_error);
+  if (option_error != 0) require_export();
   return names;  // a server that cannot list them is one that has none
+}
+
+// A server answers with the same error where it knows no contexts and where it knows no such export.
+void NbdConnection::require_export() {
+  int option_error = 0;
+  const int started = nbd_aio_opt_info(
+      handle_.get(), nbd_completion_callback{note_option_error, &option_error, nullptr});
+  if (started == 0) wait_until_connected("ask for the export");
+  if (option_error == ENOENT) throw_not_offered(option_error);
 }
 
 void NbdConnection::negotiate(const std::vector<std::string>& contexts) {

@@ -82,6 +82,7 @@ class NbdConnection {
   std::vector<std::string> offered_contexts();
   void negotiate(const std::vector<std::string>& contexts);
   void learn_limits();
+  void require_export();
   [[noreturn]] void throw_not_offered(int error_number) const;
   /// Waits for the server once; false where it stayed silent too long, or is gone.
   bool wait_for_server();

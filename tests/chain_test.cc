@@ -94,9 +94,9 @@ class QemuChainTest : public RandomTest {
     for (std::uint64_t i = random.below(8); i > 0; --i) {
       const std::uint64_t unit = random.one_of<std::uint64_t>({512, 4096, cluster});
       io.insert(io.end(),
-                {"-c", random.one_of<std::string>(
-                           {"write -s " + folder / "pattern", "write -s " + folder / "pattern",
-                            "write -P 7", "write -z", "write -z -u", "discard"}) +
+                {"-c", random.one_of<std::string>({"write -s " + folder / "pattern",
+                                                   "write -s " + folder / "pattern", "write -P 7",
+                                                   "write -z", "write -z -u", "discard"}) +
                            range_in(size, unit)});
     }
     io.push_back(path);
@@ -201,7 +201,8 @@ TEST_F(QemuChainTest, MapsWhatQemuMaps) {
     auto ours = map.begin();
     std::uint64_t at = 0;
     for (const auto& theirs : json) {
-      const std::uint64_t end = theirs["start"].get<std::uint64_t>() + theirs["length"].get<std::uint64_t>();
+      const std::uint64_t end =
+          theirs["start"].get<std::uint64_t>() + theirs["length"].get<std::uint64_t>();
       while (at < end) {
         ASSERT_NE(ours, map.end());
         SCOPED_TRACE(to_string(ours->range) + " against " + theirs.dump());
@@ -255,8 +256,8 @@ TEST_F(QemuChainTest, UsageCountsWhatALayerHolds) {
   }
 }
 
-// An answer has a bounded number of pieces, whatever the layers look like: 32768 subclusters, every third
-// of which is in the top layer and every second in the middle one.
+// An answer has a bounded number of pieces, whatever the layers look like: 32768 subclusters, every
+// third of which is in the top layer and every second in the middle one.
 TEST_F(QemuChainTest, AFragmentedChainIsMappedInBoundedAnswers) {
   constexpr std::uint64_t kUnit = 512;
   constexpr std::uint64_t kSize = 32768 * kUnit;
@@ -285,7 +286,8 @@ TEST_F(QemuChainTest, AFragmentedChainIsMappedInBoundedAnswers) {
   EXPECT_LT(answer, map.size()) << "the first answer is not the whole";
   for (const Mapping& mapping : map) {
     ASSERT_EQ(mapping.kind, Kind::Data);
-    for (std::uint64_t at = mapping.range.begin.bytes(); at < mapping.range.end.bytes(); at += kUnit) {
+    for (std::uint64_t at = mapping.range.begin.bytes(); at < mapping.range.end.bytes();
+         at += kUnit) {
       const std::uint64_t i = at / kUnit;
       ASSERT_EQ(mapping.layer, i % 3 == 0 ? 0U : i % 2 == 0 ? 1U : 2U) << i;
     }
@@ -297,8 +299,10 @@ TEST_F(QemuChainTest, AFragmentedChainIsMappedInBoundedAnswers) {
 TEST_F(QemuChainTest, EveryLayerIsClippedAtItsEnd) {
   must({"qemu-img", "create", "-q", "-f", "qcow2", folder / "base", "4M"});
   must({"qemu-io", "-f", "qcow2", "-c", "write -P 9 0 4M", folder / "base"});
-  must({"qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", folder / "middle", "1M"});
-  must({"qemu-img", "create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", folder / "top", "4M"});
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", folder / "middle",
+        "1M"});
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-b", "middle", "-F", "qcow2", folder / "top",
+        "4M"});
   const auto chain = Chain::open(folder / "top", ImageFormat::Qcow2, {});
   Bytes expected(4 * kMiB);
   std::ranges::fill(std::span(expected).first(kMiB), std::byte{9});
@@ -315,8 +319,8 @@ class PolicyTest : public RandomTest {
     for (const char* const directory : {"tree", "tree/deeper", "other"}) {
       std::filesystem::create_directory(folder / directory);
     }
-    for (const char* const base : {"tree/base.qcow2", "tree/deeper/base.qcow2", "other/base.qcow2",
-                                   "tree/a:b.qcow2"}) {
+    for (const char* const base :
+         {"tree/base.qcow2", "tree/deeper/base.qcow2", "other/base.qcow2", "tree/a:b.qcow2"}) {
       layer(base, "");
     }
   }
@@ -387,9 +391,9 @@ TEST_F(PolicyTest, RefusesWhatIsOutside) {
 }
 
 TEST_F(PolicyTest, RefusesWhatIsNoPlainPath) {
-  for (const char* const name : {"nbd://127.0.0.1:1/x", "nbd+unix:///x?socket=s", "json:{}",
-                                 "json:{\"driver\":\"null-co\"}", "file:base.qcow2", "ssh:x",
-                                 "a:b.qcow2", ":", "fat:rw:.", "https://x/y"}) {
+  for (const char* const name :
+       {"nbd://127.0.0.1:1/x", "nbd+unix:///x?socket=s", "json:{}", "json:{\"driver\":\"null-co\"}",
+        "file:base.qcow2", "ssh:x", "a:b.qcow2", ":", "fat:rw:.", "https://x/y"}) {
     EXPECT_EQ(on(name), Outcome::Incomplete) << name;
     EXPECT_EQ(on(name, "raw"), Outcome::Incomplete) << name;
     EXPECT_TRUE(has_protocol(name)) << name;
@@ -458,7 +462,8 @@ TEST_F(PolicyTest, AnExternalDataFileIsBeneathTheTopImagesFolder) {
   OpenOptions options;
   options.allow_data_file = true;
   const auto opened = [&] {
-    return outcome_of([&] { Chain::open(folder / "tree/external.qcow2", ImageFormat::Qcow2, options); });
+    return outcome_of(
+        [&] { Chain::open(folder / "tree/external.qcow2", ImageFormat::Qcow2, options); });
   };
   EXPECT_EQ(opened(), Outcome::Incomplete);
   options.backing_roots = {folder / "other"};
@@ -639,9 +644,9 @@ TEST_F(DamageTest, AnyDamageEndsInAnswersOrErrors) {
       Bytes bad = bytes;
       for (std::uint64_t hits = random.between(1, 6); hits > 0; --hits) {
         // Into the header, the L1 table or anything.
-        const std::uint64_t at =
-            random.one_of<std::uint64_t>({random.below(112), sound.header().l1_table.bytes() + random.below(64),
-                                          random.below(bad.size())});
+        const std::uint64_t at = random.one_of<std::uint64_t>(
+            {random.below(112), sound.header().l1_table.bytes() + random.below(64),
+             random.below(bad.size())});
         if (at < bad.size()) bad[at] ^= static_cast<std::byte>(1 << random.below(8));
       }
       write_file(path, bad);

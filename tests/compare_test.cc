@@ -120,8 +120,9 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
         const Image& image = *chain->layers()[source.layer].image();
         Bytes cluster(image.geometry().cluster_size());
         image.read_compressed(source, cluster);
-        const auto within = cluster.begin() + static_cast<std::ptrdiff_t>(image.geometry().offset_in_cluster(
-                                                  difference.range.begin.bytes()));
+        const auto within = cluster.begin() +
+                            static_cast<std::ptrdiff_t>(
+                                image.geometry().offset_in_cluster(difference.range.begin.bytes()));
         std::copy(within, within + static_cast<std::ptrdiff_t>(kSectorSize), held.begin());
       } else {
         EXPECT_NE(source.kind, Kind::Data);
@@ -151,8 +152,8 @@ TEST_F(CompareTest, WhatOneSideLacksIsDifferent) {
     const bool zeros = random.chance(50);
     bytes.resize(live_size);
     if (!zeros && live_size > size) random.fill(std::span(bytes).subspan(size));
-    SCOPED_TRACE(testing::Message() << "chain " << size << ", live " << live_size
-                                    << (zeros ? ", zeros" : ", data"));
+    SCOPED_TRACE(testing::Message()
+                 << "chain " << size << ", live " << live_size << (zeros ? ", zeros" : ", data"));
     MemoryDevice live = live_disk(bytes, random.chance(50));
     const Comparison comparison = compare(*chain, live, any_options());
     const std::uint64_t longer = std::max(size, live_size);

@@ -43,8 +43,8 @@ class DigestTest : public RandomTest {
   // A disk as random_disk() makes them, or one that is mostly zeros.
   Disk any_disk() {
     const std::uint64_t size = random.between(0, 4 * kMiB);
-    Disk disk = random_disk(random, size,
-                            random.one_of<std::uint64_t>({512, 5000, 65536, kMiB}), Position::Bottom);
+    Disk disk = random_disk(random, size, random.one_of<std::uint64_t>({512, 5000, 65536, kMiB}),
+                            Position::Bottom);
     return disk;
   }
 
@@ -63,7 +63,8 @@ TEST_F(DigestTest, VectorsOfBlkhash) {
   } vectors[] = {
       {{}, "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc"},
       {hello, "337355feb53a5309d5aba92796223c2c84ffab930e706c01fef573a2722545e6"},
-      {Bytes(65536, std::byte{'A'}), "2e3a5f57d5e726ee5de62db1a85ff816f4fa6ea4627807d9a51bdc4c883e165e"},
+      {Bytes(65536, std::byte{'A'}),
+       "2e3a5f57d5e726ee5de62db1a85ff816f4fa6ea4627807d9a51bdc4c883e165e"},
       {Bytes(65536), "8ab067ab7939a3d4f40cbb118956c07c06aeae2d075d6e0a2ebbb94bd42832af"},
       {Bytes(32768), "842d185f0ff348b0d689e184bddc47f69a19032a6934c89b879479f1e86f9d56"},
       {hello_goodbye, "61b8f3a8cea76e16eeff7ce27f1b7711c1f1e437f5038cec17773772a4bded28"},
@@ -84,7 +85,8 @@ TEST_F(DigestTest, VectorsOfBlkhash) {
 TEST_F(DigestTest, AnyDiskIsTheNaiveDigest) {
   for (int round = 0; round < 24; ++round) {
     const Disk disk = any_disk();
-    MemoryDevice device(disk.bytes, disk.extents, random.one_of<std::uint64_t>({700, 65536, 1 << 30}));
+    MemoryDevice device(disk.bytes, disk.extents,
+                        random.one_of<std::uint64_t>({700, 65536, 1 << 30}));
     DigestOptions options;
     options.algorithm = kAll[random.below(std::size(kAll))];
     options.workers = random.bits(1, 4);
@@ -126,7 +128,8 @@ TEST_F(DigestTest, ZerosAreBlocksOfZeros) {
     const Digest zero_block = hasher.of(Bytes(kDigestBlock));
     const Digest other = hasher.of(bytes_of("other"));
     const auto add_zero_blocks = [&](std::uint64_t length) {
-      for (; length >= kDigestBlock; length -= kDigestBlock) by_blocks.add_block(zero_block, kDigestBlock);
+      for (; length >= kDigestBlock; length -= kDigestBlock)
+        by_blocks.add_block(zero_block, kDigestBlock);
       if (length > 0) by_blocks.add_block(hasher.of(Bytes(length)), length);
     };
     for (std::uint64_t i = random.below(4); i > 0; --i) {
@@ -165,9 +168,9 @@ TEST_F(DigestTest, HashesAreThoseOfTheSystem) {
     Bytes bytes(random.below(100000));
     random.fill(bytes);
     write_file(folder / "file", bytes);
-    for (const auto& [algorithm, tool] : {std::pair{Algorithm::Sha256, "sha256sum"},
-                                          std::pair{Algorithm::Sha512, "sha512sum"},
-                                          std::pair{Algorithm::Blake2b512, "b2sum"}}) {
+    for (const auto& [algorithm, tool] :
+         {std::pair{Algorithm::Sha256, "sha256sum"}, std::pair{Algorithm::Sha512, "sha512sum"},
+          std::pair{Algorithm::Blake2b512, "b2sum"}}) {
       Hasher hasher(algorithm);
       for (std::span<const std::byte> rest = bytes; !rest.empty();) {
         const std::size_t step = random.between(1, rest.size());

@@ -20,7 +20,8 @@
 namespace qchain::tests {
 namespace {
 
-// Counts who is inside; more than one is a failure of the engine. Stays for a moment, so that they meet.
+// Counts who is inside; more than one is a failure of the engine. Stays for a moment, so that they
+// meet.
 class Exclusive {
  public:
   explicit Exclusive(std::atomic<int>& inside) : inside_(inside) {
@@ -142,8 +143,8 @@ TEST_P(EngineTest, EveryStagesExceptionStopsAllAndArrives) {
         EXPECT_EQ(error.what(), "piece " + std::to_string(failing));
       }
       EXPECT_LT(work.next, 1000);
-      // What had been settled is the beginning, without gaps, and nothing after the piece that failed
-      // before it was settled.
+      // What had been settled is the beginning, without gaps, and nothing after the piece that
+      // failed before it was settled.
       EXPECT_EQ(work.settled, numbers(static_cast<int>(work.settled.size())));
       if (stage != Stage::Store) {
         EXPECT_LE(work.settled.size(), static_cast<std::size_t>(failing));

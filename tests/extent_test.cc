@@ -115,7 +115,8 @@ TEST_F(ExtentTest, NormaliseIsIdempotent) {
   }
 }
 
-// The worst mistake that can be made here: a zero in an overlay that lets the parent's data come back.
+// The worst mistake that can be made here: a zero in an overlay that lets the parent's data come
+// back.
 TEST_F(ExtentTest, NormaliseNeverUncoversTheParent) {
   for (int round = 0; round < 1000; ++round) {
     const Model model = any_model(0);
@@ -160,7 +161,8 @@ TEST_F(ExtentTest, ClipAsksForNothingBehindTheRange) {
     at += 10;
     return Extent{guest_range(at - 10, 10), Kind::Data};
   };
-  EXPECT_EQ(collect(clip(endless, guest_range(5, 90))), (Extents{{guest_range(5, 90), Kind::Data}}));
+  EXPECT_EQ(collect(clip(endless, guest_range(5, 90))),
+            (Extents{{guest_range(5, 90), Kind::Data}}));
 }
 
 TEST_F(ExtentTest, ZipCombinesEveryByte) {
@@ -187,8 +189,7 @@ TEST_F(ExtentTest, ZipCombinesEveryByte) {
 TEST_F(ExtentTest, EitherDataIsDataOfEither) {
   for (const Kind a : {Kind::Inherit, Kind::Zero, Kind::Data}) {
     for (const Kind b : {Kind::Inherit, Kind::Zero, Kind::Data}) {
-      EXPECT_EQ(either_data(a, b),
-                a == Kind::Data || b == Kind::Data ? Kind::Data : Kind::Zero);
+      EXPECT_EQ(either_data(a, b), a == Kind::Data || b == Kind::Data ? Kind::Data : Kind::Zero);
     }
   }
 }
@@ -256,8 +257,8 @@ TEST_F(ExtentTest, ArithmeticIsCheckedInAllOf64Bits) {
 
 // "1 before 5 before 3 before 6 before 4", whatever the order in which they come.
 TEST_F(ExtentTest, TheWorseOfTwoOutcomesIsAnOrder) {
-  constexpr std::array kOrder{Outcome::Done,        Outcome::Incomplete, Outcome::Inconclusive,
-                              Outcome::Io,          Outcome::BadManifest, Outcome::Mismatch};
+  constexpr std::array kOrder{Outcome::Done, Outcome::Incomplete,  Outcome::Inconclusive,
+                              Outcome::Io,   Outcome::BadManifest, Outcome::Mismatch};
   for (std::size_t i = 0; i < kOrder.size(); ++i) {
     for (std::size_t j = 0; j < kOrder.size(); ++j) {
       EXPECT_EQ(worse(kOrder[i], kOrder[j]), kOrder[std::max(i, j)]);

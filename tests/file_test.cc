@@ -60,7 +60,8 @@ TEST_F(FileTest, WritesAreWhatIsRead) {
   Bytes some(500);
   EXPECT_EQ(file.read_at_most(HostOffset(model.size() - 100), some), 100U);
   EXPECT_EQ(file.read_at_most(HostOffset(model.size() + 100), some), 0U);
-  EXPECT_EQ(outcome_of([&] { file.read(HostOffset(model.size() - 100), some); }), Outcome::Mismatch);
+  EXPECT_EQ(outcome_of([&] { file.read(HostOffset(model.size() - 100), some); }),
+            Outcome::Mismatch);
 }
 
 TEST_F(FileTest, WrittenZerosAreZerosWhateverWasThere) {
@@ -138,7 +139,8 @@ TEST_F(FileTest, AMovedFileHasOneOwner) {
   EXPECT_FALSE(c.is_block_device());
 }
 
-// Extents of a sparse file: what they call zero has to be zero, and what was never written is found.
+// Extents of a sparse file: what they call zero has to be zero, and what was never written is
+// found.
 TEST_F(FileTest, HolesOfARawFileAreZeros) {
   constexpr std::uint64_t kSize = 4 << 20;
   const File file = create_file(folder / "sparse");
@@ -157,7 +159,8 @@ TEST_F(FileTest, HolesOfARawFileAreZeros) {
   for (const Extent& extent : extents) {
     if (extent.kind == Kind::Data) continue;
     EXPECT_EQ(extent.kind, Kind::Zero);
-    EXPECT_TRUE(is_zero(std::span(model).subspan(extent.range.begin.bytes(), extent.range.length())));
+    EXPECT_TRUE(
+        is_zero(std::span(model).subspan(extent.range.begin.bytes(), extent.range.length())));
     zero += extent.range.length();
   }
   EXPECT_GT(zero, kSize / 2) << "the holes are found";
@@ -180,8 +183,9 @@ TEST_F(FileTest, IsZeroLooksAtEveryByte) {
       ASSERT_TRUE(is_zero(bytes)) << begin << ' ' << length;
       if (length == 0) continue;
       // The borders of what is compared at a time, and one place more.
-      for (const std::size_t at : {std::size_t{0}, std::size_t{15}, std::size_t{16}, std::size_t{17},
-                                   std::size_t{63}, std::size_t{64}, length - 1, length / 2}) {
+      for (const std::size_t at :
+           {std::size_t{0}, std::size_t{15}, std::size_t{16}, std::size_t{17}, std::size_t{63},
+            std::size_t{64}, length - 1, length / 2}) {
         if (at >= length) continue;
         bytes[at] = static_cast<std::byte>(1 << (at % 8));
         ASSERT_FALSE(is_zero(bytes)) << begin << ' ' << length << ' ' << at;

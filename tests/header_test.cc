@@ -1,4 +1,5 @@
-// Headers: encode and decode are each other's inverse, every limit refuses, and QEMU's images are read.
+// Headers: encode and decode are each other's inverse, every limit refuses, and QEMU's images are
+// read.
 #include "qcow2/header.h"
 
 #include <gtest/gtest.h>
@@ -108,7 +109,8 @@ class HeaderLimitTest : public HeaderTest {
   }
 
   // What decoding says of the valid header after a change to its bytes.
-  static Outcome with(const std::function<void(HeaderV3&)>& change, std::uint64_t file_size = 0x40000) {
+  static Outcome with(const std::function<void(HeaderV3&)>& change,
+                      std::uint64_t file_size = 0x40000) {
     Bytes bytes = encode_header(valid());
     auto raw = decode_struct<HeaderV3>(bytes.data());
     change(raw);
@@ -303,12 +305,12 @@ TEST_F(QemuHeaderTest, LazyRefcountsAndNarrowRefcounts) {
 TEST_F(QemuHeaderTest, AnExternalDataFileIsNamedAndNotRead) {
   const Header h = create("data_file=" + folder / "data.raw" + ",data_file_raw=on");
   EXPECT_EQ(h.data_file_name, folder / "data.raw");
-  EXPECT_EQ(h.features(),
-            (std::vector<std::string>{"external data file", "raw external data"}));
+  EXPECT_EQ(h.features(), (std::vector<std::string>{"external data file", "raw external data"}));
   EXPECT_EQ(outcome_of([&] { image->require_readable(); }), Outcome::Incomplete);
 }
 
-// LUKS is told from it by one number; QEMU measures its key derivation for seconds before it makes one.
+// LUKS is told from it by one number; QEMU measures its key derivation for seconds before it makes
+// one.
 TEST_F(QemuHeaderTest, EncryptionIsNamedAndNotRead) {
   Header h = create("encryption=on,encrypt.key-secret=s", {"--object", "secret,id=s,data=secret"});
   EXPECT_EQ(h.features(), std::vector<std::string>{"AES encryption"});

@@ -17,7 +17,8 @@ class IdentityTest : public RandomTest {
   std::string any_text(std::size_t most) {
     std::string text;
     for (std::uint64_t length = random.below(most); length > 0; --length) {
-      text += random.one_of<std::string>({"a", "Z", "-", "\"", "\\", "\n", "\x01", "\xC3\xA4", "/"});
+      text +=
+          random.one_of<std::string>({"a", "Z", "-", "\"", "\\", "\n", "\x01", "\xC3\xA4", "/"});
     }
     return text;
   }
@@ -75,7 +76,10 @@ TEST_F(IdentityTest, DamageIsAMismatch) {
   EXPECT_EQ(outcome("{\"kind\":\"full\"," + id + ",\"length\":1,\"new\":[]}"), Outcome::Done)
       << "a later version may say more";
   for (const std::string& json : {
-           std::string(), std::string("{}"), std::string("[]"), std::string("\"x\""),
+           std::string(),
+           std::string("{}"),
+           std::string("[]"),
+           std::string("\"x\""),
            "{" + id + ",\"length\":1}",
            "{\"kind\":\"half\"," + id + ",\"length\":1}",
            "{\"kind\":1," + id + ",\"length\":1}",

@@ -1,12 +1,12 @@
-// The law: extents(write(E)) == normalise(E), for any disk and any image that we write; and QEMU agrees.
-#include "qcow2/layer_writer.h"
-
+// The law: extents(write(E)) == normalise(E), for any disk and any image that we write; and QEMU
+// agrees.
 #include <gtest/gtest.h>
 
 #include <algorithm>
 
 #include "qcow2/chain.h"
 #include "qcow2/compression.h"
+#include "qcow2/layer_writer.h"
 #include "tests/random.h"
 #include "tests/support.h"
 
@@ -23,7 +23,8 @@ class LayerTest : public RandomTest {
                                ? random.one_of<unsigned>({14, 15, 16, 16, 18, 21})
                                : random.one_of<unsigned>({12, 12, 13, 14, 16, 16, 17, 21});
     if (random.chance(40)) {
-      options.compression = parse_compression(random.one_of<std::string>({"zlib", "zstd", "zlib:1", "zstd:1"}));
+      options.compression =
+          parse_compression(random.one_of<std::string>({"zlib", "zstd", "zlib:1", "zstd:1"}));
     }
     options.workers = random.bits(1, 4);
     return options;
@@ -41,8 +42,9 @@ class LayerTest : public RandomTest {
     return extents;
   }
 
-  // A parent of any size whose bytes are the disk's where the disk inherits, and anything elsewhere.
-  // What inherits from behind the parent's end is zeros, which the disk is made to agree with.
+  // A parent of any size whose bytes are the disk's where the disk inherits, and anything
+  // elsewhere. What inherits from behind the parent's end is zeros, which the disk is made to agree
+  // with.
   Bytes parent_of(Disk& disk) {
     const std::uint64_t size = disk.bytes.size();
     const std::uint64_t parent_size = random.one_of<std::uint64_t>(
@@ -66,7 +68,8 @@ class LayerTest : public RandomTest {
   void thin_out(Bytes& bytes) {
     for (std::size_t at = 0; at < bytes.size(); at += 4096) {
       if (random.chance(30)) continue;
-      for (std::byte& byte : std::span(bytes).subspan(at, std::min<std::size_t>(4096, bytes.size() - at))) {
+      for (std::byte& byte :
+           std::span(bytes).subspan(at, std::min<std::size_t>(4096, bytes.size() - at))) {
         byte &= std::byte{0x11};
       }
     }
@@ -87,8 +90,8 @@ TEST_F(LayerTest, TheLaw) {
     Disk disk = random_disk(random, size, std::max(grain, size / 200), options.position);
     if (options.compression) thin_out(disk.bytes);
     SCOPED_TRACE(testing::Message()
-                 << "round " << round << ", size " << size << ", cluster bits " << options.cluster_bits
-                 << (options.extended_l2 ? ", extended" : "")
+                 << "round " << round << ", size " << size << ", cluster bits "
+                 << options.cluster_bits << (options.extended_l2 ? ", extended" : "")
                  << (options.compression ? ", compressed" : "")
                  << (options.position == Position::Overlay ? ", overlay" : ", bottom"));
     std::string backing;
@@ -135,7 +138,8 @@ TEST_F(LayerTest, TheLaw) {
   }
 }
 
-// In an overlay the parent's bytes must not show behind the disk's end, even where the disk inherits.
+// In an overlay the parent's bytes must not show behind the disk's end, even where the disk
+// inherits.
 TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
   const std::uint64_t size = 3 * 4096 + random.between(1, 511);
   Bytes parent(1 << 20);
@@ -146,14 +150,16 @@ TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
   LayerOptions options;
   options.position = Position::Overlay;
   options.cluster_bits = 12;
-  const WrittenLayer written = write_image(device, folder / "layer.qcow2", options, "parent.raw", "raw");
+  const WrittenLayer written =
+      write_image(device, folder / "layer.qcow2", options, "parent.raw", "raw");
   EXPECT_EQ(written.data_bytes, size % 4096);
   EXPECT_EQ(written.inherited_bytes, size / 4096 * 4096);
   expected.resize(align_up(size, kSectorSize));
   EXPECT_EQ(first_difference(content_by_qemu(folder / "layer.qcow2"), expected), "");
 }
 
-// One Mapper for many questions, short and long, forwards and back: its memory of tables is no answer.
+// One Mapper for many questions, short and long, forwards and back: its memory of tables is no
+// answer.
 TEST_F(LayerTest, AMapperAnswersTheSameInAnyOrder) {
   class Striped : public MemoryDevice {
    public:
@@ -181,7 +187,8 @@ TEST_F(LayerTest, AMapperAnswersTheSameInAnyOrder) {
       at = random.chance(80) ? at : random.below(device.size());
       if (at >= device.size()) at = 0;
       const std::uint64_t longest = random.chance(90) ? 100000 : device.size();
-      const GuestRange range = guest_range(at, random.between(1, std::min(longest, device.size() - at)));
+      const GuestRange range =
+          guest_range(at, random.between(1, std::min(longest, device.size() - at)));
       std::vector<Mapping> mappings;
       const GuestOffset end = mapper.map(range, random.between(1, 200), mappings);
       Extents got;
@@ -239,7 +246,8 @@ TEST_F(LayerTest, ADiskWithoutBytesIsALayer) {
 
 // The header is the last thing written: what a crash leaves is no image.
 TEST_F(LayerTest, WithoutItsHeaderItIsNoImage) {
-  MemoryDevice device(Bytes(1 << 20, std::byte{1}), {{guest_range(0, 1 << 20), Kind::Data}}, 1 << 20);
+  MemoryDevice device(Bytes(1 << 20, std::byte{1}), {{guest_range(0, 1 << 20), Kind::Data}},
+                      1 << 20);
   const File file = create_file(folder / "layer.qcow2");
   const WrittenLayer written = write_layer(device, file, {});
   EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }),
@@ -262,7 +270,8 @@ TEST_F(LayerTest, QemuWritesToALayerWithoutHarm) {
     std::vector<std::string> command{"qemu-io", "-f", "qcow2"};
     for (int i = 0; i < 10; ++i) {
       const std::uint64_t at = align_down(random.below(size), 512);
-      const std::uint64_t length = 512 * random.between(1, std::min<std::uint64_t>((size - at) / 512, 300));
+      const std::uint64_t length =
+          512 * random.between(1, std::min<std::uint64_t>((size - at) / 512, 300));
       command.insert(command.end(), {"-c", "write -P " + std::to_string(i + 1) + ' ' +
                                                std::to_string(at) + ' ' + std::to_string(length)});
       std::ranges::fill(std::span(disk.bytes).subspan(at, length), static_cast<std::byte>(i + 1));
@@ -333,7 +342,8 @@ TEST_F(CompressionTest, StreamsSurviveAndAreSmaller) {
 
 TEST_F(CompressionTest, DamageIsSeenOrHarmless) {
   for (int round = 0; round < 400; ++round) {
-    const CompressionChoice choice = *parse_compression(random.one_of<std::string>({"zlib", "zstd"}));
+    const CompressionChoice choice =
+        *parse_compression(random.one_of<std::string>({"zlib", "zstd"}));
     Bytes cluster(4096);
     random.fill(cluster);
     for (std::byte& byte : cluster) byte &= std::byte{0x13};

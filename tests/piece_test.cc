@@ -54,7 +54,8 @@ TEST_F(PieceTest, PiecesAreTheStreamWithinTheLimits) {
   }
 }
 
-// The disk's last unit is padded to the boundary by those who fetch it: with the padding it has to fit.
+// The disk's last unit is padded to the boundary by those who fetch it: with the padding it has to
+// fit.
 TEST_F(PieceTest, DataPaddedToTheBoundaryFitsTheLimit) {
   for (int round = 0; round < 2000; ++round) {
     PieceLimits limits;

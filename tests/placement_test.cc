@@ -23,19 +23,19 @@ class Layout {
   void add(std::vector<FinishedTable> tables) {
     for (FinishedTable& table : tables) {
       for (std::uint64_t at = 0; at < table.bytes.size(); at += cluster_size()) {
-        const bool fresh =
-            clusters_
-                .emplace(table.at.bytes() + at,
-                         Bytes(table.bytes.begin() + static_cast<std::ptrdiff_t>(at),
-                               table.bytes.begin() + static_cast<std::ptrdiff_t>(at + cluster_size())))
-                .second;
+        const bool fresh = clusters_
+                               .emplace(table.at.bytes() + at,
+                                        Bytes(table.bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                                              table.bytes.begin() +
+                                                  static_cast<std::ptrdiff_t>(at + cluster_size())))
+                               .second;
         if (!fresh) ADD_FAILURE() << "two tables at " << table.at.bytes() + at;
       }
     }
   }
 
-  // Counts every reference that begins at the header, and holds the refcounts to it. Returns what is
-  // wrong first; empty where nothing is.
+  // Counts every reference that begins at the header, and holds the refcounts to it. Returns what
+  // is wrong first; empty where nothing is.
   std::string recount(const Header& header, std::uint64_t file_bytes) {
     references_.assign(file_bytes / cluster_size(), 0);
     tables_in_use_ = 0;
@@ -64,7 +64,8 @@ class Layout {
 
   std::uint64_t stored_refcount(std::uint64_t cluster, const std::vector<std::uint64_t>& blocks) {
     const std::uint64_t per_block = cluster_size() / 2;
-    const std::uint64_t block = cluster / per_block < blocks.size() ? blocks[cluster / per_block] : 0;
+    const std::uint64_t block =
+        cluster / per_block < blocks.size() ? blocks[cluster / per_block] : 0;
     if (block == 0) return 0;
     return decode_struct<Be16>(at(block).data() + cluster % per_block * 2);
   }
@@ -118,7 +119,8 @@ class Layout {
       case Storage::Compressed: {
         if (entry.copied) complain("COPIED on a compressed cluster:", index);
         const std::uint64_t last = entry.host.bytes() + entry.compressed_bytes - 1;
-        for (std::uint64_t c = entry.host.bytes() / cluster_size(); c <= last / cluster_size(); ++c) {
+        for (std::uint64_t c = entry.host.bytes() / cluster_size(); c <= last / cluster_size();
+             ++c) {
           if (c >= references_.size()) return complain("past the end of the file: stream", index);
           // Streams share clusters with streams alone.
           if (references_[c] != 0 && !streams_.contains(c)) complain("a stream over cluster", c);
@@ -165,9 +167,9 @@ std::string recount_if_it_ended_here(const Placement& placement, const Layout& l
 
 class PlacementTest : public RandomTest {};
 
-// The smallest clusters have the most borders: a block counts 256 clusters, 64 entries fill a cluster of
-// the refcount table. After every single cluster the file could end. The L1 table has various lengths, so
-// that each kind of allocation meets each border.
+// The smallest clusters have the most borders: a block counts 256 clusters, 64 entries fill a
+// cluster of the refcount table. After every single cluster the file could end. The L1 table has
+// various lengths, so that each kind of allocation meets each border.
 TEST_F(PlacementTest, EveryNumberOfClustersAroundTheFirstBlocksIsSound) {
   for (const std::uint64_t l1_clusters : {1, 2, 5, 100}) {
     const std::uint64_t coverage = 64 * 512;

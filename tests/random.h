@@ -1,5 +1,5 @@
-// Randomness that can be repeated: every test of a process draws from one seed, which is printed at the
-// start and with every failure. QCHAIN_SEED=NUMBER runs the same again.
+// Randomness that can be repeated: every test of a process draws from one seed, which is printed at
+// the start and with every failure. QCHAIN_SEED=NUMBER runs the same again.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -39,7 +39,9 @@ class Random {
     return std::uniform_int_distribution<std::uint64_t>(least, most)(engine_);
   }
   std::uint64_t below(std::uint64_t limit) { return between(0, limit - 1); }
-  unsigned bits(unsigned least, unsigned most) { return static_cast<unsigned>(between(least, most)); }
+  unsigned bits(unsigned least, unsigned most) {
+    return static_cast<unsigned>(between(least, most));
+  }
   bool chance(unsigned percent) { return below(100) < percent; }
   std::uint64_t word() { return engine_(); }
   /// A value whose number of bits is random too, so that small ones and huge ones are as likely.

@@ -1,9 +1,8 @@
 // A disk, or a part of it, as plain bytes.
 #include "extent/raw_copy.h"
 
-#include <gtest/gtest.h>
-
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -126,9 +125,7 @@ TEST_F(RawCopyTest, AReadErrorArrives) {
     using MemoryDevice::MemoryDevice;
     std::unique_ptr<Reader> open_reader() override {
       class Failing : public Reader {
-        void read(std::span<const ReadRequest>) override {
-          throw Error(Outcome::Io, "unreadable");
-        }
+        void read(std::span<const ReadRequest>) override { throw Error(Outcome::Io, "unreadable"); }
       };
       return std::make_unique<Failing>();
     }

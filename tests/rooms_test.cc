@@ -19,7 +19,8 @@ struct Include {
   std::string name;  // such as "extent/file.h" or "fcntl.h"
 };
 
-const std::vector<std::string> kRooms{"extent", "qcow2", "verify", "cli"};  // each sees those before it
+const std::vector<std::string> kRooms{"extent", "qcow2", "verify",
+                                      "cli"};  // each sees those before it
 
 std::vector<Include> includes_of_the_rooms() {
   static const std::regex kInclude("^\\s*#\\s*include\\s*[<\"]([^>\"]+)[>\"]");

@@ -188,9 +188,10 @@ Extents stored_by_law(const Disk& disk, std::uint64_t unit, Position position) {
     if (position == Position::Overlay && cluster.end.bytes() == size && size % kSectorSize != 0) {
       has[static_cast<int>(Kind::Data)] = true;
     }
-    const bool zeros = std::all_of(disk.bytes.begin() + static_cast<std::ptrdiff_t>(at),
-                                   disk.bytes.begin() + static_cast<std::ptrdiff_t>(cluster.end.bytes()),
-                                   [](std::byte byte) { return byte == std::byte{0}; });
+    const bool zeros =
+        std::all_of(disk.bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                    disk.bytes.begin() + static_cast<std::ptrdiff_t>(cluster.end.bytes()),
+                    [](std::byte byte) { return byte == std::byte{0}; });
     const bool data = has[static_cast<int>(Kind::Data)];
     const bool zero = has[static_cast<int>(Kind::Zero)];
     const bool inherit = has[static_cast<int>(Kind::Inherit)];

@@ -1,4 +1,5 @@
-// What tests of several rooms need: folders, commands, disks, and images that the code under test wrote.
+// What tests of several rooms need: folders, commands, disks, and images that the code under test
+// wrote.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -62,24 +63,26 @@ std::string first_difference(const Bytes& a, const Bytes& b);
 /// The outcome of the Error that `action` throws; Done where it throws none.
 Outcome outcome_of(const std::function<void()>& action);
 
-/// Whether each extent begins where the last one ended, none is empty, and neighbours differ in kind.
+/// Whether each extent begins where the last one ended, none is empty, and neighbours differ in
+/// kind.
 testing::AssertionResult is_merged(const Extents& extents, const GuestRange& whole);
 
-/// A disk, and what it says of itself. Where it says Zero, it is; where it says Data, it is not always
-/// something else.
+/// A disk, and what it says of itself. Where it says Zero, it is; where it says Data, it is not
+/// always something else.
 struct Disk {
   Bytes bytes;
   Extents extents;
 };
-/// A random disk of `size` bytes whose extents begin and end at multiples of `grain`. Inherited bytes of
-/// an overlay are any bytes; those of a bottom layer are zeros.
+/// A random disk of `size` bytes whose extents begin and end at multiples of `grain`. Inherited
+/// bytes of an overlay are any bytes; those of a bottom layer are zeros.
 Disk random_disk(Random& random, std::uint64_t size, std::uint64_t grain, Position position);
-/// What a layer of clusters of `unit` bytes stores of a disk: the law, byte by byte. Extents end at the disk's
-/// end, rounded up to sectors.
+/// What a layer of clusters of `unit` bytes stores of a disk: the law, byte by byte. Extents end at
+/// the disk's end, rounded up to sectors.
 Extents stored_by_law(const Disk& disk, std::uint64_t unit, Position position);
 
 /// Writes `device` as a complete image. `backing` is empty for none.
 WrittenLayer write_image(BlockDevice& device, const std::string& path, const LayerOptions& options,
-                         const std::string& backing = {}, const std::string& backing_format = "qcow2");
+                         const std::string& backing = {},
+                         const std::string& backing_format = "qcow2");
 
 }  // namespace qchain::tests

@@ -142,10 +142,12 @@ class Overlays(PullTest):
         """The caller's format binds: the bytes of the header are the disk's first bytes."""
         self.pull("full.qcow2")
         self.go_on("write -P 7 3M 100k")
-        self.pull("inc.qcow2", "--parent", "full.qcow2", "--parent-format", "raw")
+        document = self.pull("inc.qcow2", "--parent", "full.qcow2", "--parent-format", "raw")
         info = json.loads(self.run_tool("qemu-img", "info", "--output=json", "inc.qcow2"))
         self.assertEqual(info["backing-filename-format"], "raw")
-        self.qchain("verify", "inc.qcow2", "--against", self.uri, expect=1)
+        # Such a parent is not what the bitmap counts from, which shows where the live side reads as zeros.
+        self.assertIn("clean", " ".join(document["warnings"]))
+        self.assert_right("inc.qcow2")
 
     def test_a_raw_parent_of_odd_length(self) -> None:
         """QEMU rounds a raw file up to 512 with zeros."""

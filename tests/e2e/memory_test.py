@@ -1,0 +1,107 @@
+"""Peak memory of a release build, at sizes that count: QCHAIN_RELEASE=build/release/cli/qchain memory_test.py.
+
+Without QCHAIN_RELEASE there are no tests here: a sanitizer's memory says nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import unittest
+from pathlib import Path
+
+from harness import G, K, M, T, Argument, Case, end_process, nbdkit, qemu_nbd, words
+
+RELEASE = os.environ.get("QCHAIN_RELEASE")
+LIMIT = 64 * M
+FRAGMENTS = 210_000
+
+# A process counts what its parent held when it was forked, so that it needs a small one.
+MEASURE = """import os, sys
+_, status, usage = os.wait4(os.spawnv(os.P_NOWAIT, sys.argv[1], sys.argv[1:]), 0)
+print(usage.ru_maxrss, file=sys.stderr)
+sys.exit(os.waitstatus_to_exitcode(status))"""
+
+
+class Memory(Case):
+    """"At most 64 MiB for any command at any size"."""
+
+    def qchain_in_64_mib(self, *argv: Argument, expect: int = 0) -> None:
+        """Runs the release build; its resident set never grows past the limit."""
+        assert RELEASE
+        with self.path("said").open("wb") as said:
+            process = subprocess.Popen(words([sys.executable, "-c", MEASURE, Path(RELEASE).resolve(), *argv]), cwd=self.folder,
+                                       stdin=subprocess.DEVNULL, stdout=said, stderr=subprocess.PIPE, text=True)
+            self.addCleanup(end_process, process)
+            err = process.communicate()[1]
+        self.assertEqual(process.returncode, expect, err[:4000])
+        peak = K * int(err.splitlines()[-1])
+        print(f"{argv[0]}: peak of {peak / M:.1f} MiB", file=sys.stderr)
+        self.assertLessEqual(peak, LIMIT, f"{argv}")
+
+    def all_commands(self, uri: str, *options: Argument) -> None:
+        self.qchain_in_64_mib("pull", uri, "-o", "layer.qcow2", *options)
+        self.qchain_in_64_mib("verify", "layer.qcow2", "--against", uri)
+        self.qchain_in_64_mib("digest", "layer.qcow2")
+        self.qchain_in_64_mib("restore", "layer.qcow2", "restored.raw", "--no-verify")
+        self.qchain_in_64_mib("chaininfo", "layer.qcow2", "--map", "--json")
+
+    def scattered(self, name: str, distance: int, size: int) -> Path:
+        """A raw file with 4 KiB of data at each distance, and holes between."""
+        path = self.path(name)
+        with path.open("wb") as file:
+            for number in range(FRAGMENTS):
+                os.pwrite(file.fileno(), b"data" * K, number * distance)
+            file.truncate(size)
+        return path
+
+    def assert_fragments(self) -> None:
+        """What chaininfo has just said."""
+        with self.path("said").open("rb") as said:
+            self.assertGreaterEqual(sum(line.count(b'"kind":"data"') for line in said), FRAGMENTS)
+
+    def test_sixteen_tebibytes(self) -> None:
+        """Nearly all holes."""
+        size = 16 * T - 64 * K
+        self.path("disk").touch()
+        os.truncate(self.path("disk"), T)
+        with self.path("disk").open("r+b") as file:
+            for at in range(0, T, 16 * G):
+                file.seek(at)
+                file.write(b"data")
+        with nbdkit(self.folder, "--filter=truncate", "file", self.path("disk"), f"truncate={size}") as server:
+            self.qchain_in_64_mib("pull", server.uri, "-o", "layer.qcow2")
+            self.qchain_in_64_mib("verify", "layer.qcow2", "--against", server.uri)
+            self.qchain_in_64_mib("chaininfo", "layer.qcow2", "--map", "--json")
+
+    def test_a_terabyte_of_scattered_fragments(self) -> None:
+        """Each has an L2 table of its own."""
+        with nbdkit(self.folder, "file", self.scattered("disk", 4 * M, T)) as server:
+            self.all_commands(server.uri, "--cluster-size", "4K")
+        self.assert_fragments()
+
+    def test_many_fragments_side_by_side(self) -> None:
+        with nbdkit(self.folder, "file", self.scattered("disk", 8 * K, FRAGMENTS * 8 * K)) as server:
+            self.all_commands(server.uri, "--cluster-size", "4K")
+        self.assert_fragments()
+
+    def test_an_increment_of_many_fragments(self) -> None:
+        size = FRAGMENTS * 8 * K
+        changes = self.scattered("changes", 8 * K, size)
+        for name in ("full.qcow2", "live.qcow2"):
+            self.image(name, size=size, options=["cluster_size=4K"])
+        self.run_tool("qemu-img", "bitmap", "--add", "-g", 4 * K, "live.qcow2", "b0")
+        self.run_tool("qemu-img", "convert", "-n", "--target-is-zero", "-S", "4k", "-f", "raw", "-O", "qcow2", changes, "live.qcow2")
+        changes.unlink()
+        with qemu_nbd(self.folder, "-B", "b0", "-f", "qcow2", self.path("live.qcow2")) as server:
+            self.all_commands(server.uri, "--parent", "full.qcow2")
+        self.assert_fragments()
+
+
+if not RELEASE:
+    del Memory
+
+
+if __name__ == "__main__":
+    unittest.main()

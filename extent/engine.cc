@@ -44,6 +44,8 @@ class Engine {
   bool take(Worker& worker, std::uint64_t& ticket) {
     const std::lock_guard lock(taking_);
     if (error_ || ended_) return false;
+    // Until a plan is made there is no more work: after an exception nobody may go on behind a gap.
+    ended_ = true;
     throw_if_interrupted();
     ended_ = !worker.take();
     ticket = next_ticket_;

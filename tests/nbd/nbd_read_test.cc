@@ -48,139 +48,6 @@ class NbdRead : public ::testing::Test {
   std::unique_ptr<Reader> reader;
 };
 
-// A reply that is wrong in itself, as the answer to the first request for kRequest bytes at 0. All
-// later answers are right, so that the right bytes have to come out.
-struct Malformation {
-  const char* name;
-  bool df;
-  FakeServer::Handler send;
-};
-
-void PrintTo(const Malformation& malformation, std::ostream* out) { *out << malformation.name; }
-
-constexpr std::uint32_t kHalf = kRequest / 2;
-const Bytes kJunk(kRequest, std::byte{0xAA});
-Bytes junk(std::size_t length) { return slice(kJunk, 0, length); }
-
-const std::vector<Malformation> kMalformations{
-    {"ShortData", true,
-     [](Wire& wire, const Request& r) { wire.data(r, 0, junk(kHalf), Last::Yes); }},
-    {"NoData", true, [](Wire& wire, const Request& r) { wire.done(r); }},
-    {"GapBetweenChunks", false,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, 0, junk(512), Last::No);
-       wire.data(r, 1024, junk(kRequest - 1024), Last::Yes);
-     }},
-    {"OverlapThatAddsUp", true,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, 0, junk(kHalf), Last::No);
-       wire.data(r, 0, junk(kHalf), Last::Yes);
-     }},
-    {"OverlapThatAddsUpWithoutDf", false,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, kHalf - 512, junk(kHalf), Last::No);
-       wire.data(r, 0, junk(kHalf), Last::Yes);
-     }},
-    {"HoleOverDataThatAddsUp", false,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, 0, junk(kHalf), Last::No);
-       wire.hole(r, 0, kHalf, Last::Yes);
-     }},
-    {"MoreThanAskedFor", true,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, 0, junk(kRequest), Last::No);
-       wire.data(r, 0, junk(512), Last::Yes);
-     }},
-    {"ChunkBeyondTheRequest", true,
-     [](Wire& wire, const Request& r) { wire.data(r, 512, junk(kRequest), Last::Yes); }},
-    {"ChunkFarAway", true,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, ~std::uint64_t{0} - 100, junk(kRequest), Last::Yes);
-     }},
-    {"HoleBeyondTheRequest", true,
-     [](Wire& wire, const Request& r) { wire.hole(r, 0, 0xFFFFFFFF, Last::Yes); }},
-    {"WrongCookie", true,
-     [](Wire& wire, Request r) {
-       r.cookie += 1000;
-       wire.data(r, 0, junk(kRequest), Last::Yes);
-     }},
-    {"WrongMagic", true,
-     [](Wire& wire, const Request&) { wire.send(Packet().u64(0).u64(0).u64(0)); }},
-    {"SimpleReply", true,
-     [](Wire& wire, const Request& r) {
-       wire.send(Packet().u32(0x67446698).u32(0).u64(r.cookie).raw(kJunk));
-     }},
-    {"UnknownChunk", true,
-     [](Wire& wire, const Request& r) { wire.chunk(r, 4711, Packet().u64(0), Last::Yes); }},
-    {"ChunkTooSmallForItsOffset", true,
-     [](Wire& wire, const Request& r) {
-       wire.chunk(r, Wire::kChunkData, Packet().u32(0), Last::Yes);
-     }},
-    {"StatusChunk", true,
-     [](Wire& wire, const Request& r) {
-       wire.status(r, 1, {{kRequest, 2}}, Last::Yes);
-     }},
-    {"GiganticChunk", true,
-     [](Wire& wire, const Request& r) {
-       wire.send(Packet().u32(0x668e33ef).u16(1).u16(1).u64(r.cookie).u32(0xFFFFFFFF));
-     }},
-    {"ErrorAfterData", true,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, 0, junk(kRequest), Last::No);
-       wire.error(r, EIO, Last::Yes);
-     }},
-    {"ErrorBeforeData", true,
-     [](Wire& wire, const Request& r) {
-       wire.error(r, EIO, Last::No);
-       wire.data(r, 0, junk(kRequest), Last::Yes);
-     }},
-    {"ErrorZero", true, [](Wire& wire, const Request& r) { wire.error(r, 0, Last::Yes); }},
-    {"ErrorAtOffset", true,
-     [](Wire& wire, const Request& r) {
-       wire.chunk(r, Wire::kChunkErrorOffset, Packet().u32(EIO).u16(0).u64(512), Last::No);
-       wire.data(r, 0, junk(512), Last::Yes);
-     }},
-    {"ErrorAtOffsetBeyond", true,
-     [](Wire& wire, const Request& r) {
-       wire.chunk(r, Wire::kChunkErrorOffset, Packet().u32(EIO).u16(0).u64(kMiB), Last::Yes);
-     }},
-    {"ErrorWithLyingMessageLength", true,
-     [](Wire& wire, const Request& r) {
-       wire.chunk(r, Wire::kChunkError, Packet().u32(EIO).u16(0xFFFF), Last::Yes);
-     }},
-    {"DroppedInMidReply", true,
-     [](Wire& wire, const Request& r) {
-       // The beginning of a chunk that is right so far.
-       wire.send(Packet()
-                     .u32(0x668e33ef)
-                     .u16(1)
-                     .u16(1)
-                     .u64(r.cookie)
-                     .u32(kRequest + 8)
-                     .u64(0)
-                     .raw(junk(1000)));
-       wire.hang_up();
-     }},
-};
-
-class NbdMalformed : public NbdRead, public ::testing::WithParamInterface<Malformation> {};
-
-TEST_P(NbdMalformed, IsReadAgain) {
-  server.offer.df = GetParam().df;
-  std::atomic<bool> first = true;
-  server.on_read = [&](Wire& wire, const Request& request) {
-    first.exchange(false) ? GetParam().send(wire, request) : server.answer(wire, request);
-  };
-  open();
-  expect_right(0, kRequest);
-  EXPECT_FALSE(first);
-  expect_right(kRequest, kMiB - kRequest);
-  EXPECT_NO_THROW(live->confirm());
-}
-
-INSTANTIATE_TEST_SUITE_P(Reply, NbdMalformed, ::testing::ValuesIn(kMalformations),
-                         [](const auto& each) { return std::string(each.param.name); });
-
 // Right replies of unusual form.
 
 TEST_F(NbdRead, TakesChunksInAnyOrderAndHoles) {
@@ -400,7 +267,7 @@ TEST_F(NbdRead, GivesUpWhenEveryConnectionIsLost) {
 
 TEST_F(NbdRead, ReadsAgainWhatASilentServerOwes) {
   server.on_read = server.once([](Wire& wire, const Request& r) {
-    wire.data(r, r.offset, junk(512), Last::No);  // and no more
+    wire.data(r, r.offset, Bytes(512), Last::No);  // and no more
   });
   open(kSoon);
   const Stopwatch stopwatch;

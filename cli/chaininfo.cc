@@ -52,15 +52,15 @@ ChainInfo learn(const ChaininfoOptions& o) {
 }
 
 std::string identity_text(const Identity& identity) {
-  std::string text = fmt::format("    layer        {} ({})\n", identity.id,
-                                 identity.overlay ? "increment" : "full");
+  std::string text =
+      fmt::format("    layer        {} ({})\n", identity.id, identity.overlay ? "increment" : "full");
   if (!identity.parent_id.empty()) text += fmt::format("    written on   {}\n", identity.parent_id);
   if (!identity.checkpoint.empty()) {
     text += fmt::format("    checkpoint   {}{}\n", escaped(identity.checkpoint),
                         identity.since.empty() ? "" : ", since " + escaped(identity.since));
   }
-  text += fmt::format("    digest       {}\n",
-                      identity.digest.empty() ? "unknown" : escaped(identity.digest));
+  text +=
+      fmt::format("    digest       {}\n", identity.digest.empty() ? "unknown" : escaped(identity.digest));
   text += fmt::format("    written      {} by {}\n", escaped(identity.time), escaped(identity.tool));
   return text;
 }
@@ -68,9 +68,9 @@ std::string identity_text(const Identity& identity) {
 std::string qcow2_text(const Image& image) {
   const Header& header = image.header();
   const std::vector<std::string> features = header.features();
-  std::string text = fmt::format("    format       qcow2 version {}, clusters of {}{}{}\n",
-                                 header.version, human_size(image.geometry().cluster_size()),
-                                 features.empty() ? "" : ", ", fmt::join(features, ", "));
+  std::string text = fmt::format("    format       qcow2 version {}, clusters of {}{}{}\n", header.version,
+                                 human_size(image.geometry().cluster_size()), features.empty() ? "" : ", ",
+                                 fmt::join(features, ", "));
   if (!header.backing_name.empty()) {
     text += fmt::format("    backing file {} ({})\n", escaped(header.backing_name),
                         header.backing_format ? escaped(*header.backing_format) : "format not recorded");
@@ -86,12 +86,12 @@ std::string layer_text(std::size_t index, const LayerInfo& info) {
   const Layer& layer = *info.layer;
   std::string text = fmt::format("{:3} {}\n", index, escaped(layer.path()));
   text += layer.image() != nullptr ? qcow2_text(*layer.image()) : "    format       raw\n";
-  text += fmt::format("    virtual size {} ({} bytes)\n", human_size(layer.virtual_size()),
-                      layer.virtual_size());
+  text +=
+      fmt::format("    virtual size {} ({} bytes)\n", human_size(layer.virtual_size()), layer.virtual_size());
   if (info.usage) {
-    text += fmt::format("    holds        {} of data, {} of zeros, {} inherited\n",
-                        human_size(info.usage->data), human_size(info.usage->zero),
-                        human_size(info.usage->inherit));
+    text +=
+        fmt::format("    holds        {} of data, {} of zeros, {} inherited\n", human_size(info.usage->data),
+                    human_size(info.usage->zero), human_size(info.usage->inherit));
   }
   text += fmt::format("    on disk      {} (file of {})\n", human_size(layer.file().allocated_bytes()),
                       human_size(layer.file().size()));
@@ -123,8 +123,7 @@ void add_qcow2_json(const Image& image, Json& json) {
   json["cluster_size"] = image.geometry().cluster_size();
   json["features"] = header.features();
   json["backing_file"] = header.backing_name.empty() ? Json(nullptr) : Json(escaped(header.backing_name));
-  json["backing_format"] =
-      header.backing_format ? Json(escaped(*header.backing_format)) : Json(nullptr);
+  json["backing_format"] = header.backing_format ? Json(escaped(*header.backing_format)) : Json(nullptr);
   if (!header.data_file_name.empty()) json["data_file"] = escaped(header.data_file_name);
 }
 
@@ -210,9 +209,8 @@ void print_map(const Chain& chain, Console& console) {
   while (const Mapping* const mapping = cursor.next()) {
     const std::string host =
         mapping->storage == Storage::None ? "-" : fmt::format("{:#x}", mapping->host.bytes());
-    console.print(fmt::format("{:>#18x} {:>#18x} {:8} {:>5} {:>18}{}\n",
-                              mapping->range.begin.bytes(), mapping->range.length(),
-                              to_string(mapping->kind), mapping->layer, host,
+    console.print(fmt::format("{:>#18x} {:>#18x} {:8} {:>5} {:>18}{}\n", mapping->range.begin.bytes(),
+                              mapping->range.length(), to_string(mapping->kind), mapping->layer, host,
                               mapping->storage == Storage::Compressed ? " compressed" : ""));
   }
 }
@@ -252,8 +250,7 @@ Outcome chaininfo(const ChaininfoOptions& o, Console& console) {
     console.document(info.outcome, fields);
     return info.outcome;
   }
-  const std::unique_ptr<Chain> chain =
-      Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
+  const std::unique_ptr<Chain> chain = Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
   if (!console.json()) print_map(*chain, console);
   MapCursor cursor(*chain);
   console.document(info.outcome, fields, "map", [&] {

@@ -20,8 +20,7 @@ void write_out(const std::string& text) {
 
 }  // namespace
 
-void Console::tell(const char* severity, const std::string& message,
-                   std::vector<std::string>& list) {
+void Console::tell(const char* severity, const std::string& message, std::vector<std::string>& list) {
   const std::string safe = escaped(message);
   list.push_back(safe);
   std::fputs(fmt::format("qchain: {}{}\n", severity, safe).c_str(), stderr);

@@ -35,8 +35,7 @@ class Console {
   void document(Outcome outcome, const Json& fields);
   /// The same with a last field `name`, an array that can be too long to be held in memory: `next` gives
   /// its elements, null at the end.
-  void document(Outcome outcome, const Json& fields, const char* name,
-                const std::function<Json()>& next);
+  void document(Outcome outcome, const Json& fields, const char* name, const std::function<Json()>& next);
 
  private:
   Json with_frame(Outcome outcome, const Json& fields) const;

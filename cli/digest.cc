@@ -22,8 +22,7 @@ Digest digest_with_progress(const DigestCommandOptions& o, BlockDevice& device, 
   return digest_of(device, length, {o.algorithm, o.nbd.workers(), progress.updater()});
 }
 
-void report(const DigestCommandOptions& o, const Digest& value, std::uint64_t length,
-            Console& console) {
+void report(const DigestCommandOptions& o, const Digest& value, std::uint64_t length, Console& console) {
   console.print(fmt::format("{}  {}\n", value.hex(), escaped(o.source)));
   Json fields;
   fields["source"] = escaped(o.source);

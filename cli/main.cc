@@ -29,8 +29,7 @@ using Words = std::vector<std::string>;
 
 // Runs one command: its options decide how it speaks, also of its failure.
 template <class Options>
-Outcome run(const char* name, const Words& words,
-            std::optional<Options> (*parse)(const Words&),
+Outcome run(const char* name, const Words& words, std::optional<Options> (*parse)(const Words&),
             Outcome (*command)(const Options&, Console&)) {
   const bool json = std::ranges::find(words, "--json") != words.end();
   Console console(name, json, ProgressStyle::None);
@@ -39,7 +38,8 @@ Outcome run(const char* name, const Words& words,
     if (!options) return Outcome::Done;
     console = Console(name, json, options->common.progress);
     if (options->common.open.force_share) {
-      console.warn("--force-share: an image that changes while it is read can give bytes of no point in time");
+      console.warn(
+          "--force-share: an image that changes while it is read can give bytes of no point in time");
     }
     return command(*options, console);
   } catch (const Error& error) {
@@ -62,9 +62,7 @@ const std::array<Command, 5>& commands() {
       {"verify", "prove a chain against the live export",
        [](const char* name, const Words& words) { return run(name, words, parse_verify, verify); }},
       {"chaininfo", "show what a chain is made of",
-       [](const char* name, const Words& words) {
-         return run(name, words, parse_chaininfo, chaininfo);
-       }},
+       [](const char* name, const Words& words) { return run(name, words, parse_chaininfo, chaininfo); }},
       {"restore", "write out the disk that a chain describes",
        [](const char* name, const Words& words) { return run(name, words, parse_restore, restore); }},
       {"digest", "print the content digest of an image, a raw file or an NBD export",

@@ -10,7 +10,7 @@
 namespace qchain {
 
 /// Opens a chain as the options allow, and warns of layers that QEMU has marked as corrupt. Throws Error.
-std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format,
-                                  const CommonOptions& options, Console& console);
+std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, const CommonOptions& options,
+                                  Console& console);
 
 }  // namespace qchain

@@ -44,8 +44,7 @@ unsigned NbdOptions::workers() const { return connections != 0 ? connections : d
 ImageFormat image_format_named(const std::string& name, const char* option) {
   if (name == "qcow2") return ImageFormat::Qcow2;
   if (name == "raw") return ImageFormat::Raw;
-  throw Error(Outcome::Usage,
-              fmt::format("{}: \"{}\" is neither qcow2 nor raw", option, escaped(name)));
+  throw Error(Outcome::Usage, fmt::format("{}: \"{}\" is neither qcow2 nor raw", option, escaped(name)));
 }
 
 CommandLine::CommandLine(std::string command, std::string usage, std::string summary)
@@ -95,9 +94,9 @@ bool CommandLine::parse(const std::vector<std::string>& words) {
   if (values_.count("help") == 0) return true;
   std::ostringstream options;
   options << visible_;
-  std::fputs(fmt::format("Usage: qchain {} {}\n\n{}\n\n{}", command_, usage_, summary_, options.str())
-                 .c_str(),
-             stdout);
+  std::fputs(
+      fmt::format("Usage: qchain {} {}\n\n{}\n\n{}", command_, usage_, summary_, options.str()).c_str(),
+      stdout);
   return false;
 }
 

@@ -31,8 +31,8 @@ ProgressStyle progress_style_named(const std::string& name) {
   for (const auto& [known, style] : kStyles) {
     if (known == name) return style;
   }
-  throw Error(Outcome::Usage, fmt::format("--progress: \"{}\" is none of auto, bar, json and none",
-                                          escaped(name)));
+  throw Error(Outcome::Usage,
+              fmt::format("--progress: \"{}\" is none of auto, bar, json and none", escaped(name)));
 }
 
 Progress::Progress(ProgressStyle style, std::string phase, std::uint64_t total)

@@ -23,7 +23,8 @@ class Progress {
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// `done` of `total` bytes. Cheap: shows something a few times a second only. The bar goes when all is done.
+  /// `done` of `total` bytes. Cheap: shows something a few times a second only. The bar goes when all is
+  /// done.
   void update(std::uint64_t done);
   /// update() as a function. This has to outlive it.
   std::function<void(std::uint64_t)> updater() {

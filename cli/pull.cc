@@ -83,9 +83,10 @@ void judge_since(const PullOptions& o, const Layer& parent, Console& console) {
   const std::optional<Identity> identity = parent.identity();
   const std::string at = identity ? identity->checkpoint : std::string();
   if (at.empty()) {
-    console.note(fmt::format("{}: records no checkpoint, so that the changes count from there is taken "
-                             "on trust",
-                             parent.path()));
+    console.note(
+        fmt::format("{}: records no checkpoint, so that the changes count from there is taken "
+                    "on trust",
+                    parent.path()));
     return;
   }
   if (o.since.empty()) {
@@ -102,8 +103,7 @@ void judge_since(const PullOptions& o, const Layer& parent, Console& console) {
 
 void protect_layers(const PullOptions& o, const Chain& parent) {
   struct stat status {};
-  if (stat(o.output.c_str(), &status) == 0 &&
-      parent.contains(FileIdentity{status.st_dev, status.st_ino})) {
+  if (stat(o.output.c_str(), &status) == 0 && parent.contains(FileIdentity{status.st_dev, status.st_ino})) {
     usage(fmt::format("{}: is a layer of the chain that is built on", o.output));
   }
 }
@@ -139,8 +139,9 @@ std::string backing_name_for(const std::string& output, const Layer& parent) {
 
 void tell_where_parent_is(const std::string& backing_name, Console& console) {
   if (!backing_name.starts_with("../")) return;
-  console.note("the parent is outside the output's directory: those who read the chain have to allow it "
-               "with --backing-root");
+  console.note(
+      "the parent is outside the output's directory: those who read the chain have to allow it "
+      "with --backing-root");
 }
 
 // The time that the layer records; SOURCE_DATE_EPOCH makes it reproducible.
@@ -181,8 +182,8 @@ unsigned cluster_bits_for(const PullOptions& o, const Chain* parent) {
 
 void tell_about(const PullOptions& o, const NbdExport& live, Console& console) {
   if (o.parent.empty() && !live.offered_bitmaps().empty()) {
-    console.note(fmt::format("a full image: the dirty bitmap {} on offer is ignored",
-                             live.offered_bitmaps().front()));
+    console.note(
+        fmt::format("a full image: the dirty bitmap {} on offer is ignored", live.offered_bitmaps().front()));
   }
   if (!live.has_allocation()) {
     console.note("the server does not tell zeros from data: every byte is read");
@@ -191,10 +192,11 @@ void tell_about(const PullOptions& o, const NbdExport& live, Console& console) {
 
 void tell_about_misses(const Increment& increment, Console& console) {
   if (increment.missed_bytes() == 0) return;
-  console.warn(fmt::format("the dirty bitmap says clean of {} bytes that are not what the parent holds, "
-                           "the first at {}: they are in the layer; was the disk made smaller and "
-                           "larger again?",
-                           increment.missed_bytes(), to_string(increment.first_missed().front().range)));
+  console.warn(
+      fmt::format("the dirty bitmap says clean of {} bytes that are not what the parent holds, "
+                  "the first at {}: they are in the layer; was the disk made smaller and "
+                  "larger again?",
+                  increment.missed_bytes(), to_string(increment.first_missed().front().range)));
 }
 
 Outcome pull_layer(const PullOptions& o, Console& console) {
@@ -247,10 +249,9 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   if (increment) tell_about_misses(*increment, console);
   const std::string kind = parent ? "increment" : "full";
   console.print(fmt::format(
-      "{}: {} of {}, {} of data, {} of zeros, {} inherited; {} on disk; layer {}\n",
-      escaped(o.output), kind, human_size(written.header.virtual_size), human_size(written.data_bytes),
-      human_size(written.zero_bytes), human_size(written.inherited_bytes),
-      human_size(written.file_bytes), identity.id));
+      "{}: {} of {}, {} of data, {} of zeros, {} inherited; {} on disk; layer {}\n", escaped(o.output), kind,
+      human_size(written.header.virtual_size), human_size(written.data_bytes), human_size(written.zero_bytes),
+      human_size(written.inherited_bytes), human_size(written.file_bytes), identity.id));
   Json fields;
   fields["output"] = escaped(o.output);
   fields["kind"] = kind;
@@ -302,13 +303,12 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
     }
     return Outcome::Done;
   }
-  const CopyResult copied =
-      copy_raw(live, range, publication->file(), TargetContent::Zeros, copy);
+  const CopyResult copied = copy_raw(live, range, publication->file(), TargetContent::Zeros, copy);
   publication->sync();
   live.confirm();
   publication->publish();
-  console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output),
-                            human_size(range.length()), human_size(copied.data_bytes)));
+  console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output), human_size(range.length()),
+                            human_size(copied.data_bytes)));
   Json fields;
   fields["output"] = escaped(o.output);
   fields["format"] = "raw";
@@ -369,8 +369,7 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
 }
 
 Outcome pull(const PullOptions& options, Console& console) {
-  return options.format == ImageFormat::Raw ? pull_raw(options, console)
-                                            : pull_layer(options, console);
+  return options.format == ImageFormat::Raw ? pull_raw(options, console) : pull_layer(options, console);
 }
 
 }  // namespace qchain

@@ -51,8 +51,7 @@ CopyResult to_device(const RestoreOptions& o, Chain& chain, const CopyOptions& c
                                             o.destination, device.size(), size));
   }
   try {
-    const CopyResult copied =
-        copy_raw(chain, guest_range(0, size), device, TargetContent::Unknown, copy);
+    const CopyResult copied = copy_raw(chain, guest_range(0, size), device, TargetContent::Unknown, copy);
     device.sync();
     return copied;
   } catch (const Error& error) {
@@ -88,23 +87,21 @@ Outcome restore(const RestoreOptions& o, Console& console) {
                                             "or a block device",
                                             o.destination));
   }
-  const std::unique_ptr<Chain> chain =
-      open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
   const Destination destination = look_at(o.destination);
   if (destination.exists && chain->contains(destination.identity)) {
-    throw Error(Outcome::Usage,
-                fmt::format("{}: is a layer of the chain that is restored", o.destination));
+    throw Error(Outcome::Usage, fmt::format("{}: is a layer of the chain that is restored", o.destination));
   }
   Progress progress(console.progress_style(), "restore", chain->size());
   const CopyOptions copy{default_workers(), progress.updater()};
-  const CopyResult copied =
-      destination.is_device ? to_device(o, *chain, copy) : to_file(o, *chain, copy);
+  const CopyResult copied = destination.is_device ? to_device(o, *chain, copy) : to_file(o, *chain, copy);
 
   const Outcome outcome = o.no_verify ? Outcome::Done : Outcome::Incomplete;
-  const char* const proof = o.no_verify ? "not verified, as asked" : "not verified: the chain has no manifest";
+  const char* const proof =
+      o.no_verify ? "not verified, as asked" : "not verified: the chain has no manifest";
   console.print(fmt::format("{}: restored from {}, {}, {} of data; {}\n", escaped(o.destination),
-                            escaped(o.image), human_size(chain->size()),
-                            human_size(copied.data_bytes), proof));
+                            escaped(o.image), human_size(chain->size()), human_size(copied.data_bytes),
+                            proof));
   Json fields;
   fields["image"] = escaped(o.image);
   fields["destination"] = escaped(o.destination);

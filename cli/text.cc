@@ -42,13 +42,13 @@ std::uint64_t parse_size(const std::string& text, const std::string& option) {
   std::string_view suffix(rest, static_cast<std::size_t>(end - rest));
   const auto bad = [&] {
     return Error(Outcome::Usage,
-                 fmt::format("{}: \"{}\" is no size; write bytes, or a number with K, M, G or T",
-                             option, escaped(text)));
+                 fmt::format("{}: \"{}\" is no size; write bytes, or a number with K, M, G or T", option,
+                             escaped(text)));
   };
   if (error != std::errc()) throw bad();
   if (suffix.empty()) return value;
-  const std::size_t power = kSuffixes.find(
-      static_cast<char>(std::toupper(static_cast<unsigned char>(suffix.front()))));
+  const std::size_t power =
+      kSuffixes.find(static_cast<char>(std::toupper(static_cast<unsigned char>(suffix.front()))));
   suffix.remove_prefix(1);
   if (power == std::string_view::npos || !(suffix.empty() || suffix == "iB")) throw bad();
   const std::uint64_t unit = std::uint64_t{1} << (10 * (power + 1));
@@ -74,9 +74,9 @@ std::string escaped(const std::string& text) {
   for (std::string_view rest = text; !rest.empty();) {
     const auto byte = static_cast<unsigned char>(rest.front());
     const std::size_t length = utf8_length(rest);
-    const bool control = byte < 0x20 || byte == 0x7F ||
-                         (byte == 0xC2 && rest.size() > 1 &&
-                          static_cast<unsigned char>(rest[1]) < 0xA0);  // C1 controls
+    const bool control =
+        byte < 0x20 || byte == 0x7F ||
+        (byte == 0xC2 && rest.size() > 1 && static_cast<unsigned char>(rest[1]) < 0xA0);  // C1 controls
     if (length == 0 || control) {
       out += fmt::format("\\x{:02x}", byte);
       rest.remove_prefix(1);

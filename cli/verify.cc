@@ -25,9 +25,9 @@ std::string describe(const Difference& difference, const Chain& chain) {
   if (source.storage == Storage::None) {
     supplied += source.kind == Kind::Inherit ? ", held by no layer: zeros" : ", stored as zeros";
   } else {
-    supplied += fmt::format(", {}host offset {:#x}",
-                            source.storage == Storage::Compressed ? "compressed at " : "",
-                            source.host.bytes());
+    supplied +=
+        fmt::format(", {}host offset {:#x}", source.storage == Storage::Compressed ? "compressed at " : "",
+                    source.host.bytes());
   }
   return fmt::format("  guest {} ({}): {}; chain {}, live {}{}\n", to_string(difference.range),
                      human_size(difference.range.length()), supplied, difference.chain_digest,
@@ -57,9 +57,10 @@ Outcome verify_metadata(const VerifyOptions& o, Chain& chain, Console& console) 
     usage_of(layer);
     layers.push_back(escaped(layer.path()));
   }
-  console.print(fmt::format("{}: metadata and links of {} layers are sound; no content was checked: there "
-                            "is no manifest, and no --against\n",
-                            escaped(o.image), chain.layers().size()));
+  console.print(
+      fmt::format("{}: metadata and links of {} layers are sound; no content was checked: there "
+                  "is no manifest, and no --against\n",
+                  escaped(o.image), chain.layers().size()));
   Json fields;
   fields["image"] = escaped(o.image);
   fields["layers"] = layers;
@@ -94,8 +95,8 @@ Outcome verify_against(const VerifyOptions& o, Chain& chain, Console& console) {
                         chain.top().true_length(), live.size());
   }
   if (comparison.different_bytes > 0) {
-    text += fmt::format("{}: {} differ from {}:\n", escaped(o.image),
-                        human_size(comparison.different_bytes), escaped(o.against));
+    text += fmt::format("{}: {} differ from {}:\n", escaped(o.image), human_size(comparison.different_bytes),
+                        escaped(o.against));
     std::size_t printed = 0;
     for (const Difference& difference : comparison.differences) {
       if (printed++ == kMaxPrinted) {
@@ -154,10 +155,8 @@ std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words)
 }
 
 Outcome verify(const VerifyOptions& o, Console& console) {
-  const std::unique_ptr<Chain> chain =
-      open_chain(o.image, ImageFormat::Qcow2, o.common, console);
-  return o.against.empty() ? verify_metadata(o, *chain, console)
-                           : verify_against(o, *chain, console);
+  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  return o.against.empty() ? verify_metadata(o, *chain, console) : verify_against(o, *chain, console);
 }
 
 }  // namespace qchain

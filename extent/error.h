@@ -32,8 +32,7 @@ const char* to_string(Outcome outcome) noexcept;
 /// Work that cannot go on. what() names the file, the offset and the value, and what to do.
 class Error : public std::runtime_error {
  public:
-  Error(Outcome outcome, const std::string& message)
-      : std::runtime_error(message), outcome_(outcome) {}
+  Error(Outcome outcome, const std::string& message) : std::runtime_error(message), outcome_(outcome) {}
   Outcome outcome() const noexcept { return outcome_; }
 
  private:

@@ -139,8 +139,8 @@ struct Zip {
       range.begin = std::min(a.current().range.begin, b.current().range.begin);
       range.end = std::min(a.current().range.end, b.current().range.end);
     }
-    const Kind kind = combine(a.ended() ? Kind::Inherit : a.current().kind,
-                              b.ended() ? Kind::Inherit : b.current().kind);
+    const Kind kind =
+        combine(a.ended() ? Kind::Inherit : a.current().kind, b.ended() ? Kind::Inherit : b.current().kind);
     a.drop_until(range.end);
     b.drop_until(range.end);
     return Extent{range, kind};
@@ -200,8 +200,7 @@ ExtentSource clip(ExtentSource source, GuestRange range) {
 }
 
 ExtentSource zip(ExtentSource a, ExtentSource b, std::function<Kind(Kind, Kind)> combine) {
-  return source_of(std::make_shared<Zip>(
-      Zip{Head(std::move(a)), Head(std::move(b)), std::move(combine)}));
+  return source_of(std::make_shared<Zip>(Zip{Head(std::move(a)), Head(std::move(b)), std::move(combine)}));
 }
 
 Kind either_data(Kind a, Kind b) noexcept {

@@ -75,12 +75,12 @@ std::uint64_t File::allocated_bytes() const {
 std::size_t File::read_at_most(HostOffset offset, std::span<std::byte> into) const {
   std::size_t done = 0;
   while (done < into.size()) {
-    const ssize_t n = pread(descriptor_, into.data() + done, into.size() - done,
-                            static_cast<off_t>(offset.bytes() + done));
+    const ssize_t n =
+        pread(descriptor_, into.data() + done, into.size() - done, static_cast<off_t>(offset.bytes() + done));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
-      throw ReadError(fmt::format("{}: cannot read {} bytes at offset {:#x}", path_,
-                                  into.size() - done, offset.bytes() + done),
+      throw ReadError(fmt::format("{}: cannot read {} bytes at offset {:#x}", path_, into.size() - done,
+                                  offset.bytes() + done),
                       errno);
     }
     if (n == 0) break;
@@ -113,12 +113,10 @@ void File::write(HostOffset offset, std::span<iovec> parts) const {
       continue;
     }
     const int count = static_cast<int>(std::min(parts.size(), kMaxParts));
-    const ssize_t n =
-        pwritev(descriptor_, parts.data(), count, static_cast<off_t>(offset.bytes()));
+    const ssize_t n = pwritev(descriptor_, parts.data(), count, static_cast<off_t>(offset.bytes()));
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
-      throw system_error(fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes()),
-                         errno);
+      throw system_error(fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes()), errno);
     }
     auto written = static_cast<std::size_t>(n);
     offset = offset + written;
@@ -150,10 +148,9 @@ void File::resize(std::uint64_t bytes) const {
 
 void File::write_zeros(HostOffset offset, std::uint64_t length) const {
   // Block devices take ZERO_RANGE as "write zeros"; where neither mode is known, zeros are written.
-  for (const int mode : {FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE,
-                         FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE}) {
-    if (fallocate(descriptor_, mode, static_cast<off_t>(offset.bytes()),
-                  static_cast<off_t>(length)) == 0) {
+  for (const int mode :
+       {FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE}) {
+    if (fallocate(descriptor_, mode, static_cast<off_t>(offset.bytes()), static_cast<off_t>(length)) == 0) {
       return;
     }
   }

@@ -13,8 +13,7 @@ class MemoryReader : public Reader {
 
   void read(std::span<const ReadRequest> batch) override {
     for (const ReadRequest& request : batch) {
-      std::ranges::copy(bytes_.subspan(request.begin.bytes(), request.into.size()),
-                        request.into.begin());
+      std::ranges::copy(bytes_.subspan(request.begin.bytes(), request.into.size()), request.into.begin());
     }
   }
 
@@ -24,18 +23,14 @@ class MemoryReader : public Reader {
 
 }  // namespace
 
-MemoryDevice::MemoryDevice(std::vector<std::byte> bytes, Extents extents,
-                           std::uint64_t answer_limit)
+MemoryDevice::MemoryDevice(std::vector<std::byte> bytes, Extents extents, std::uint64_t answer_limit)
     : bytes_(std::move(bytes)), extents_(std::move(extents)), answer_limit_(answer_limit) {}
 
 Extents MemoryDevice::extents(const GuestRange& range) {
-  const GuestRange answered =
-      guest_range(range.begin.bytes(), std::min(range.length(), answer_limit_));
+  const GuestRange answered = guest_range(range.begin.bytes(), std::min(range.length(), answer_limit_));
   return collect(clip(stream(extents_), answered));
 }
 
-std::unique_ptr<Reader> MemoryDevice::open_reader() {
-  return std::make_unique<MemoryReader>(bytes_);
-}
+std::unique_ptr<Reader> MemoryDevice::open_reader() { return std::make_unique<MemoryReader>(bytes_); }
 
 }  // namespace qchain

@@ -46,9 +46,7 @@ class Coverage {
  public:
   explicit Coverage(const GuestRange& range) : range_(range) {}
 
-  void add(std::uint64_t offset, std::uint64_t length) {
-    chunks_.push_back({offset, length});
-  }
+  void add(std::uint64_t offset, std::uint64_t length) { chunks_.push_back({offset, length}); }
 
   bool is_complete() const {
     std::vector<Chunk> sorted = chunks_;
@@ -137,8 +135,7 @@ void NbdConnection::set_up_tls() {
   // libnbd verifies the peer's name only over TCP, and nobody at all where the CA file is missing.
   const std::string authority = target_.tls_certificates + "/ca-cert.pem";
   if (access(authority.c_str(), R_OK) != 0) {
-    throw system_error(fmt::format("{}: cannot be read, so the server cannot be verified", authority),
-                       errno);
+    throw system_error(fmt::format("{}: cannot be read, so the server cannot be verified", authority), errno);
   }
   if (!target_.uri.starts_with("nbds:")) {
     throw Error(Outcome::Usage,
@@ -157,9 +154,9 @@ std::vector<std::string> NbdConnection::offered_contexts() {
   nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION);
   nbd_add_meta_context(handle, "qemu:");
   int option_error = 0;
-  const int started = nbd_aio_opt_list_meta_context(
-      handle, nbd_context_callback{add_context_name, &names, nullptr},
-      nbd_completion_callback{note_option_error, &option_error, nullptr});
+  const int started =
+      nbd_aio_opt_list_meta_context(handle, nbd_context_callback{add_context_name, &names, nullptr},
+                                    nbd_completion_callback{note_option_error, &option_error, nullptr});
   if (started == 0) wait_until_connected("list meta contexts");
   nbd_clear_meta_contexts(handle);
   if (option_error != 0) require_export();
@@ -169,8 +166,8 @@ std::vector<std::string> NbdConnection::offered_contexts() {
 // A server answers with the same error where it knows no contexts and where it knows no such export.
 void NbdConnection::require_export() {
   int option_error = 0;
-  const int started = nbd_aio_opt_info(
-      handle_.get(), nbd_completion_callback{note_option_error, &option_error, nullptr});
+  const int started =
+      nbd_aio_opt_info(handle_.get(), nbd_completion_callback{note_option_error, &option_error, nullptr});
   if (started == 0) wait_until_connected("ask for the export");
   if (option_error == ENOENT) throw_not_offered(option_error);
 }
@@ -180,8 +177,7 @@ void NbdConnection::negotiate(const std::vector<std::string>& contexts) {
   if (nbd_aio_is_negotiating(handle) > 0) {
     for (const std::string& context : contexts) nbd_add_meta_context(handle, context.c_str());
     int option_error = 0;
-    if (nbd_aio_opt_go(handle, nbd_completion_callback{note_option_error, &option_error, nullptr}) !=
-        0) {
+    if (nbd_aio_opt_go(handle, nbd_completion_callback{note_option_error, &option_error, nullptr}) != 0) {
       throw Error(Outcome::Io, fmt::format("{}: {}", target_.uri, last_error()));
     }
     wait_until_connected("open the export");
@@ -296,10 +292,10 @@ bool NbdConnection::start(const ReadRequest& request, std::vector<InFlight>& in_
     // With DF a server reads; without, QEMU goes through its block status, which can race with the guest
     // and send holes for what is data.
     coverage = std::make_shared<Coverage>(request.range());
-    cookie = nbd_aio_pread_structured(
-        handle, into, length, request.begin.bytes(),
-        nbd_chunk_callback{note_chunk, new SharedCoverage(coverage), drop_coverage},
-        nbd_completion_callback{}, df_ ? LIBNBD_CMD_FLAG_DF : 0);
+    cookie =
+        nbd_aio_pread_structured(handle, into, length, request.begin.bytes(),
+                                 nbd_chunk_callback{note_chunk, new SharedCoverage(coverage), drop_coverage},
+                                 nbd_completion_callback{}, df_ ? LIBNBD_CMD_FLAG_DF : 0);
   } else {
     cookie = nbd_aio_pread(handle, into, length, request.begin.bytes(), nbd_completion_callback{}, 0);
   }
@@ -308,8 +304,8 @@ bool NbdConnection::start(const ReadRequest& request, std::vector<InFlight>& in_
     return true;
   }
   if (is_dead()) return false;
-  throw Error(Outcome::Io, fmt::format("{}: cannot ask for {}: {}", target_.uri,
-                                       to_string(request.range()), last_error()));
+  throw Error(Outcome::Io, fmt::format("{}: cannot ask for {}: {}", target_.uri, to_string(request.range()),
+                                       last_error()));
 }
 
 // Commands are never retired by a callback: libnbd looks for bytes that a structured reply left out
@@ -334,9 +330,9 @@ std::vector<FailedRead> NbdConnection::read(std::span<const ReadRequest> batch) 
   while (next < requests.size() || !in_flight.empty()) {
     while (next < requests.size() && in_flight.size() < target_.requests_in_flight && !is_dead()) {
       const ReadRequest& request = requests[next];
-      const bool aligned = request.begin.bytes() % minimum_block_ == 0 &&
-                           (request.into.size() % minimum_block_ == 0 ||
-                            request.range().end == GuestOffset(size_));
+      const bool aligned =
+          request.begin.bytes() % minimum_block_ == 0 &&
+          (request.into.size() % minimum_block_ == 0 || request.range().end == GuestOffset(size_));
       if (!aligned) {
         if (!in_flight.empty()) break;  // alone, after what is under way
         if (const std::optional<FailedRead> failure = read_unaligned(request)) {
@@ -361,14 +357,12 @@ std::vector<FailedRead> NbdConnection::read(std::span<const ReadRequest> batch) 
 
 std::optional<FailedRead> NbdConnection::read_unaligned(const ReadRequest& request) {
   const std::uint64_t begin = align_down(request.begin.bytes(), minimum_block_);
-  const std::uint64_t end =
-      std::min(size_, align_up(request.range().end.bytes(), minimum_block_));
+  const std::uint64_t end = std::min(size_, align_up(request.range().end.bytes(), minimum_block_));
   std::vector<std::byte> enclosing(end - begin);
   const ReadRequest whole{GuestOffset(begin), enclosing};
   const std::vector<FailedRead> failed = read(std::span(&whole, 1));
   if (!failed.empty()) return FailedRead{request, failed.front().error_number};
-  std::memcpy(request.into.data(), enclosing.data() + (request.begin.bytes() - begin),
-              request.into.size());
+  std::memcpy(request.into.data(), enclosing.data() + (request.begin.bytes() - begin), request.into.size());
   return std::nullopt;
 }
 
@@ -416,20 +410,17 @@ void drop_reply(void* user_data) noexcept { delete static_cast<SharedReply*>(use
 std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
     const GuestRange& range, const std::vector<std::string>& contexts) {
   const auto complain = [&](const std::string& what) {
-    return Error(Outcome::Io,
-                 fmt::format("{}: block status of {}: {}", target_.uri, to_string(range), what));
+    return Error(Outcome::Io, fmt::format("{}: block status of {}: {}", target_.uri, to_string(range), what));
   };
   if (is_dead()) throw complain("the connection was lost before");
   const auto reply = std::make_shared<StatusReply>(
       StatusReply{contexts, range.length(), {contexts.size(), std::vector<ContextExtent>{}}});
   const std::int64_t cookie = nbd_aio_block_status(
       handle_.get(), range.length(), range.begin.bytes(),
-      nbd_extent_callback{note_extents, new SharedReply(reply), drop_reply},
-      nbd_completion_callback{}, 0);
+      nbd_extent_callback{note_extents, new SharedReply(reply), drop_reply}, nbd_completion_callback{}, 0);
   if (cookie < 0) throw complain(last_error());
   for (;;) {
-    const int completed =
-        nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(cookie));
+    const int completed = nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(cookie));
     if (completed > 0) break;
     if (completed < 0) throw complain(last_error());
     wait_for_server();

@@ -76,8 +76,8 @@ struct Choice {
     if (source == Changes::Source::AllocationDepth) {
       if (!contains(offered, kAllocationDepth)) {
         throw Error(Outcome::Usage,
-                    fmt::format("{}: offers no {}, so --shallow cannot tell what the active layer holds",
-                                uri, kAllocationDepth));
+                    fmt::format("{}: offers no {}, so --shallow cannot tell what the active layer holds", uri,
+                                kAllocationDepth));
       }
       contexts.push_back(kAllocationDepth);
     }
@@ -97,8 +97,7 @@ struct Choice {
     }
     if (wanted.empty()) return bitmaps.front();
     if (!contains(bitmaps, wanted)) {
-      throw Error(Outcome::Usage,
-                  fmt::format("{}: no dirty bitmap {} ({})", uri, wanted, on_offer));
+      throw Error(Outcome::Usage, fmt::format("{}: no dirty bitmap {} ({})", uri, wanted, on_offer));
     }
     return wanted;
   }
@@ -160,8 +159,7 @@ std::vector<ExportStatus> agreed(const std::vector<ExportStatus>& first,
   auto a = first.begin();
   auto b = second.begin();
   while (a != first.end() && b != second.end()) {
-    const ExportStatus piece{intersect(a->range, b->range), a->zero && b->zero,
-                             a->dirty || b->dirty};
+    const ExportStatus piece{intersect(a->range, b->range), a->zero && b->zero, a->dirty || b->dirty};
     if (!both.empty() && both.back().zero == piece.zero && both.back().dirty == piece.dirty) {
       both.back().range.end = piece.range.end;
     } else {
@@ -243,9 +241,7 @@ class NbdReader : public Reader {
  public:
   // Without a connection of its own, the reader shares the witness.
   NbdReader(NbdExportState& state, std::unique_ptr<NbdConnection> own)
-      : state_(state),
-        own_(std::move(own)),
-        unit_(std::max(state.witness.minimum_block(), kSectorSize)) {}
+      : state_(state), own_(std::move(own)), unit_(std::max(state.witness.minimum_block(), kSectorSize)) {}
 
   void read(std::span<const ReadRequest> batch) override {
     const std::vector<FailedRead> failed = read_over_losses({batch.begin(), batch.end()});
@@ -316,8 +312,7 @@ class NbdReader : public Reader {
     if (!own_) state_.throw_lost(what);
     for (;; ++losses) {
       if (losses > kMaxLosses) {
-        throw Error(Outcome::Io,
-                    fmt::format("{}: {}, {} times", state_.target.uri, what, losses));
+        throw Error(Outcome::Io, fmt::format("{}: {}, {} times", state_.target.uri, what, losses));
       }
       throw_if_interrupted();
       std::this_thread::sleep_for(kFirstPause * (1U << losses));
@@ -399,9 +394,7 @@ std::unique_ptr<Reader> NbdExport::open_reader() {
   return std::make_unique<NbdReader>(*state_, std::move(own));
 }
 
-std::unique_ptr<Reader> NbdExport::witness_reader() {
-  return std::make_unique<NbdReader>(*state_, nullptr);
-}
+std::unique_ptr<Reader> NbdExport::witness_reader() { return std::make_unique<NbdReader>(*state_, nullptr); }
 
 void NbdExport::confirm() {
   const Clock::time_point settled = Clock::time_point(state_->last_read.load()) + kEndOfJob;
@@ -423,8 +416,7 @@ void NbdExport::confirm() {
 bool is_nbd_uri(const std::string& name) {
   constexpr std::array<std::string_view, 7> kSchemes{
       "nbd:", "nbds:", "nbd+unix:", "nbds+unix:", "nbd+vsock:", "nbds+vsock:", "nbd+ssh:"};
-  return std::ranges::any_of(kSchemes,
-                             [&](std::string_view scheme) { return name.starts_with(scheme); });
+  return std::ranges::any_of(kSchemes, [&](std::string_view scheme) { return name.starts_with(scheme); });
 }
 
 }  // namespace qchain

@@ -33,8 +33,7 @@ GuestOffset PiecePlanner::cut_for(const Piece& piece, std::uint64_t empty_bytes)
   const auto next_block = [&](GuestOffset offset) {
     return GuestOffset(align_up(offset.bytes(), limits_.boundary));
   };
-  if (piece.runs.size() >= kMaxRuns || data_room < limits_.boundary ||
-      empty_room < limits_.boundary) {
+  if (piece.runs.size() >= kMaxRuns || data_room < limits_.boundary || empty_room < limits_.boundary) {
     return std::min(range.end, next_block(range.begin));
   }
   const std::uint64_t room = rest_->kind == Kind::Data ? data_room : empty_room;

@@ -29,8 +29,7 @@ void refuse_existing(const std::string& path) {
 
 bool has_name(const File& file, const std::string& path) {
   struct stat status {};
-  return stat(path.c_str(), &status) == 0 &&
-         file.identity() == FileIdentity{status.st_dev, status.st_ino};
+  return stat(path.c_str(), &status) == 0 && file.identity() == FileIdentity{status.st_dev, status.st_ino};
 }
 
 // Opens and locks the partial file. A former owner may rename it between our open and our lock; then
@@ -38,13 +37,11 @@ bool has_name(const File& file, const std::string& path) {
 File create_partial(const std::string& path) {
   const std::string partial = partial_name(path);
   for (;;) {
-    const int descriptor =
-        open(partial.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kMode);
+    const int descriptor = open(partial.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kMode);
     if (descriptor < 0) throw system_error(fmt::format("{}: cannot create", partial), errno);
     File file(descriptor, partial);
     if (flock(descriptor, LOCK_EX | LOCK_NB) != 0) {
-      throw Error(Outcome::Usage,
-                  fmt::format("{}: another process is writing {}", partial, path));
+      throw Error(Outcome::Usage, fmt::format("{}: another process is writing {}", partial, path));
     }
     if (!has_name(file, partial)) continue;
     file.resize(0);

@@ -16,9 +16,7 @@ std::uint64_t checked_add(std::uint64_t a, std::uint64_t b);
 std::uint64_t checked_multiply(std::uint64_t a, std::uint64_t b);
 
 /// The multiple of `unit` (> 0, any value) at or below `value`.
-constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t unit) {
-  return value - value % unit;
-}
+constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t unit) { return value - value % unit; }
 /// The multiple of `unit` at or above `value`; throws Error where that overflows.
 inline std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
   return align_down(checked_add(value, unit - 1), unit);
@@ -37,9 +35,7 @@ class Offset {
   constexpr std::uint64_t bytes() const { return bytes_; }
 
   friend constexpr auto operator<=>(Offset, Offset) = default;
-  friend Offset operator+(Offset a, std::uint64_t length) {
-    return Offset(checked_add(a.bytes_, length));
-  }
+  friend Offset operator+(Offset a, std::uint64_t length) { return Offset(checked_add(a.bytes_, length)); }
   /// The distance from `b` to `a`; requires b <= a.
   friend constexpr std::uint64_t operator-(Offset a, Offset b) { return a.bytes_ - b.bytes_; }
 

@@ -49,8 +49,7 @@ class CopyWorker : public Worker {
 
   void settle() override {
     for (const Part& part : parts_) {
-      (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) +=
-          part.range.length();
+      (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) += part.range.length();
       if (copy_.content == TargetContent::Stream) append(part);
     }
     copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
@@ -124,8 +123,8 @@ class CopyWorker : public Worker {
 
 }  // namespace
 
-CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target,
-                    TargetContent content, const CopyOptions& options) {
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,
+                    const CopyOptions& options) {
   if (content == TargetContent::Zeros) target.resize(range.length());
   // Zero is as good as Inherit here: whatever is not data is zeros.
   ExtentSource kinds = normalise(extents_of(source, range), kBlock, Position::Bottom);

@@ -28,7 +28,7 @@ struct CopyResult {
 
 /// Writes bytes `range` of `source` to `target`, from its offset 0 on. A target with Zeros gets the
 /// length of the range. Does not make anything durable. Throws Error.
-CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target,
-                    TargetContent content, const CopyOptions& options);
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,
+                    const CopyOptions& options);
 
 }  // namespace qchain

@@ -13,8 +13,7 @@ bool is_zero(std::span<const std::byte> bytes) noexcept {
   for (std::size_t i = 0; i < head; ++i) {
     if (bytes[i] != std::byte{0}) return false;
   }
-  return bytes.size() <= kHead ||
-         std::memcmp(bytes.data(), bytes.data() + kHead, bytes.size() - kHead) == 0;
+  return bytes.size() <= kHead || std::memcmp(bytes.data(), bytes.data() + kHead, bytes.size() - kHead) == 0;
 }
 
 }  // namespace qchain

@@ -50,8 +50,7 @@ class Surveyor {
                               file.path()));
     }
     if (survey_.layers.size() == kMaxChainDepth) {
-      throw Error(Outcome::Incomplete,
-                  fmt::format("{}: deeper than {} layers", file.path(), kMaxChainDepth));
+      throw Error(Outcome::Incomplete, fmt::format("{}: deeper than {} layers", file.path(), kMaxChainDepth));
     }
     seen_.push_back(identity);
     if (format == ImageFormat::Raw) {
@@ -63,7 +62,8 @@ class Surveyor {
     if (options_.allow_data_file && header.has_incompatible(kIncompatibleDataFile)) {
       if (header.data_file_name.empty()) {
         throw Error(Outcome::Incomplete, fmt::format("{}: keeps its data in another file and does not "
-                                                     "record its name", image.path()));
+                                                     "record its name",
+                                                     image.path()));
       }
       image.attach_data_file(policy_->open_referred(image.path(), header.data_file_name));
     }
@@ -84,14 +84,13 @@ class Surveyor {
       throw Error(Outcome::Incomplete,
                   fmt::format("{}: does not record the format of its backing file {}, and guessing would "
                               "be unsafe; record it with qemu-img rebase -u -b {} -F FORMAT",
-                              image.path(), image.header().backing_name,
-                              image.header().backing_name));
+                              image.path(), image.header().backing_name, image.header().backing_name));
     }
     if (*format == "qcow2") return ImageFormat::Qcow2;
     if (*format == "raw") return ImageFormat::Raw;
     throw Error(Outcome::Incomplete,
-                fmt::format("{}: its backing file has format \"{}\"; qcow2 and raw can be read",
-                            image.path(), *format));
+                fmt::format("{}: its backing file has format \"{}\"; qcow2 and raw can be read", image.path(),
+                            *format));
   }
 
   void judge_links() {
@@ -102,12 +101,11 @@ class Surveyor {
       const bool has_backing = !layer.image()->header().backing_name.empty();
       const bool beneath_is_open = i + 1 < survey_.layers.size();
       if (has_backing && !beneath_is_open) continue;  // a problem of its own
-      const std::string why = misfit(
-          *identity, has_backing, has_backing ? survey_.layers[i + 1].identity() : std::nullopt);
+      const std::string why =
+          misfit(*identity, has_backing, has_backing ? survey_.layers[i + 1].identity() : std::nullopt);
       if (!why.empty()) {
         survey_.problems.push_back(
-            {i, Outcome::Mismatch,
-             fmt::format("{}: does not fit where it stands: {}", layer.path(), why)});
+            {i, Outcome::Mismatch, fmt::format("{}: does not fit where it stands: {}", layer.path(), why)});
       }
     }
   }
@@ -127,8 +125,7 @@ class ChainReader : public Reader {
     for (const ReadRequest& request : batch) {
       for (GuestRange rest = request.range(); !rest.empty();) {
         for (const Mapping& mapping : chain_.map(rest)) {
-          fill(mapping, request.into.subspan(mapping.range.begin - request.begin,
-                                             mapping.range.length()));
+          fill(mapping, request.into.subspan(mapping.range.begin - request.begin, mapping.range.length()));
           rest.begin = mapping.range.end;
         }
       }
@@ -165,8 +162,12 @@ class ChainReader : public Reader {
 
 Mapping raw_mapping(const Extent& extent) {
   const bool data = extent.kind == Kind::Data;
-  return {extent.range, data ? Kind::Data : Kind::Zero, data ? Storage::Plain : Storage::None,
-          HostOffset(data ? extent.range.begin.bytes() : 0), 0, 0};
+  return {extent.range,
+          data ? Kind::Data : Kind::Zero,
+          data ? Storage::Plain : Storage::None,
+          HostOffset(data ? extent.range.begin.bytes() : 0),
+          0,
+          0};
 }
 
 // The mapping of one layer, whatever it is; see Mapper::map().
@@ -259,8 +260,7 @@ LayerUsage usage_of(const Layer& layer) {
   return usage;
 }
 
-std::unique_ptr<Chain> Chain::open(const std::string& path, ImageFormat format,
-                                   const OpenOptions& options) {
+std::unique_ptr<Chain> Chain::open(const std::string& path, ImageFormat format, const OpenOptions& options) {
   Survey found = survey(path, format, options);
   if (!found.problems.empty()) {
     const Survey::Problem& first = found.problems.front();
@@ -273,15 +273,13 @@ std::unique_ptr<Chain> Chain::open(const std::string& path, ImageFormat format,
 }
 
 bool Chain::contains(const FileIdentity& file) const {
-  return std::ranges::any_of(
-      layers_, [&](const Layer& layer) { return layer.file().identity() == file; });
+  return std::ranges::any_of(layers_, [&](const Layer& layer) { return layer.file().identity() == file; });
 }
 
 Extents Chain::extents(const GuestRange& range) {
   Extents extents;
   for (const Mapping& mapping : map(range)) {
-    qchain::append(extents,
-                   {mapping.range, mapping.kind == Kind::Data ? Kind::Data : Kind::Zero});
+    qchain::append(extents, {mapping.range, mapping.kind == Kind::Data ? Kind::Data : Kind::Zero});
   }
   return extents;
 }
@@ -290,9 +288,8 @@ std::unique_ptr<Reader> Chain::open_reader() { return std::make_unique<ChainRead
 
 // Maps the `wanted` ranges in one layer. What it has goes to `found`, what it leaves to the layers below
 // goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
-GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& wanted,
-                             GuestOffset end, std::vector<Mapping>& found,
-                             std::vector<GuestRange>& below) const {
+GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,
+                             std::vector<Mapping>& found, std::vector<GuestRange>& below) const {
   LayerMapper mapper(layers_[layer]);
   const GuestOffset layer_end(layers_[layer].virtual_size());
   std::vector<Mapping> mappings;
@@ -302,9 +299,8 @@ GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& w
     if (range.empty()) break;
     if (!inside.empty()) {
       mappings.clear();
-      end = std::min(end, mapper.map(inside, kMaxMappings, mappings) == inside.end
-                              ? end
-                              : mappings.back().range.end);
+      end = std::min(
+          end, mapper.map(inside, kMaxMappings, mappings) == inside.end ? end : mappings.back().range.end);
       for (Mapping& mapping : mappings) {
         mapping.layer = layer;
         if (mapping.kind == Kind::Inherit) {
@@ -314,8 +310,7 @@ GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& w
         }
       }
     }
-    const GuestRange past = intersect({std::max(range.begin, layer_end), range.end},
-                                      {GuestOffset(0), end});
+    const GuestRange past = intersect({std::max(range.begin, layer_end), range.end}, {GuestOffset(0), end});
     if (!past.empty()) found.push_back({past, Kind::Zero, Storage::None, {}, 0, layer});
     if (found.size() + below.size() >= kMaxMappings) return std::min(end, range.end);
   }

@@ -59,7 +59,7 @@ Survey survey(const std::string& path, ImageFormat format, const OpenOptions& op
 
 /// The bytes that one layer holds itself.
 struct LayerUsage {
-  std::uint64_t data = 0;     ///< Including compressed, counted as guest bytes.
+  std::uint64_t data = 0;  ///< Including compressed, counted as guest bytes.
   std::uint64_t zero = 0;
   std::uint64_t inherit = 0;
 };
@@ -71,8 +71,7 @@ LayerUsage usage_of(const Layer& layer);
 class Chain : public BlockDevice {
  public:
   /// Throws Error: the first of survey()'s problems, or what require_readable() says.
-  static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format,
-                                     const OpenOptions& options);
+  static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const OpenOptions& options);
 
   std::string name() const override { return top().path(); }
   std::uint64_t size() const override { return top().virtual_size(); }
@@ -92,9 +91,8 @@ class Chain : public BlockDevice {
 
  private:
   explicit Chain(std::vector<Layer> layers) : layers_(std::move(layers)) {}
-  GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted,
-                        GuestOffset end, std::vector<Mapping>& found,
-                        std::vector<GuestRange>& below) const;
+  GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,
+                        std::vector<Mapping>& found, std::vector<GuestRange>& below) const;
 
   std::vector<Layer> layers_;
 };

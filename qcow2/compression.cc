@@ -33,8 +33,8 @@ std::string inflate_cluster(std::span<const std::byte> stream, std::span<std::by
   // QEMU takes a full cluster as success, whether or not the stream has more to say.
   const bool filled = z.avail_out == 0 && (result == Z_STREAM_END || result == Z_BUF_ERROR);
   if (filled) return {};
-  return fmt::format("deflate stream: {} after {} of {} bytes", words,
-                     cluster.size() - z.avail_out, cluster.size());
+  return fmt::format("deflate stream: {} after {} of {} bytes", words, cluster.size() - z.avail_out,
+                     cluster.size());
 }
 
 std::string unzstd_cluster(std::span<const std::byte> stream, std::span<std::byte> cluster) {
@@ -51,13 +51,11 @@ std::string unzstd_cluster(std::span<const std::byte> stream, std::span<std::byt
     const std::size_t before = in.pos + out.pos;
     left = ZSTD_decompressStream(context.get(), &out, &in);
     if (ZSTD_isError(left) != 0) {
-      return fmt::format("zstd stream: {} after {} of {} bytes", ZSTD_getErrorName(left), out.pos,
-                         out.size);
+      return fmt::format("zstd stream: {} after {} of {} bytes", ZSTD_getErrorName(left), out.pos, out.size);
     }
     if (in.pos + out.pos == before) {
       return fmt::format("zstd stream: {} after {} of {} bytes",
-                         out.pos == out.size ? "longer than a cluster" : "it ends early", out.pos,
-                         out.size);
+                         out.pos == out.size ? "longer than a cluster" : "it ends early", out.pos, out.size);
     }
   }
   return {};
@@ -70,8 +68,7 @@ std::optional<CompressionChoice> parse_compression(const std::string& text) {
   const std::size_t colon = text.find(':');
   const std::string name = text.substr(0, colon);
   if (name != "zlib" && name != "zstd") {
-    throw Error(Outcome::Usage,
-                "--compress: choose none, zlib or zstd, the last two with :LEVEL if need be");
+    throw Error(Outcome::Usage, "--compress: choose none, zlib or zstd, the last two with :LEVEL if need be");
   }
   const bool zlib = name == "zlib";
   CompressionChoice choice{zlib ? Compression::Deflate : Compression::Zstd,
@@ -110,8 +107,7 @@ Compressor::Compressor(const CompressionChoice& choice) : state_(std::make_uniqu
     return;
   }
   auto* const z = new z_stream{};
-  if (deflateInit2(z, choice.level, Z_DEFLATED, kWrittenWindow, kMemoryLevel, Z_DEFAULT_STRATEGY) !=
-      Z_OK) {
+  if (deflateInit2(z, choice.level, Z_DEFLATED, kWrittenWindow, kMemoryLevel, Z_DEFAULT_STRATEGY) != Z_OK) {
     delete z;
     throw Error(Outcome::Io, "zlib cannot be initialised");
   }
@@ -121,15 +117,14 @@ Compressor::Compressor(const CompressionChoice& choice) : state_(std::make_uniqu
 Compressor::~Compressor() = default;
 Compressor::Compressor(Compressor&&) noexcept = default;
 
-std::size_t Compressor::compress(std::span<const std::byte> cluster,
-                                 std::vector<std::byte>& streams) {
+std::size_t Compressor::compress(std::span<const std::byte> cluster, std::vector<std::byte>& streams) {
   const std::size_t begin = streams.size();
   const std::size_t room = cluster.size() - 1;
   streams.resize(begin + room);
   std::size_t length = 0;
   if (state_->zstd) {
-    const std::size_t result = ZSTD_compress2(state_->zstd.get(), streams.data() + begin, room,
-                                              cluster.data(), cluster.size());
+    const std::size_t result =
+        ZSTD_compress2(state_->zstd.get(), streams.data() + begin, room, cluster.data(), cluster.size());
     length = ZSTD_isError(result) != 0 ? 0 : result;
   } else {
     z_stream& z = *state_->zlib;
@@ -144,10 +139,8 @@ std::size_t Compressor::compress(std::span<const std::byte> cluster,
   return length;
 }
 
-std::string decompress(Compression type, std::span<const std::byte> stream,
-                       std::span<std::byte> cluster) {
-  return type == Compression::Zstd ? unzstd_cluster(stream, cluster)
-                                   : inflate_cluster(stream, cluster);
+std::string decompress(Compression type, std::span<const std::byte> stream, std::span<std::byte> cluster) {
+  return type == Compression::Zstd ? unzstd_cluster(stream, cluster) : inflate_cluster(stream, cluster);
 }
 
 }  // namespace qchain

@@ -40,7 +40,6 @@ class Compressor {
 /// Decodes the stream of one compressed cluster: fills `cluster`, never more. `stream` may be followed
 /// by other bytes. Returns what is wrong with it; empty where nothing is. For deflate: a raw stream with
 /// a window of up to 32 KiB. For zstd: one frame or several, the last one finished.
-std::string decompress(Compression type, std::span<const std::byte> stream,
-                       std::span<std::byte> cluster);
+std::string decompress(Compression type, std::span<const std::byte> stream, std::span<std::byte> cluster);
 
 }  // namespace qchain

@@ -42,8 +42,8 @@ std::uint64_t encode_l1(const L1Entry& entry) {
   return entry.table.bytes() | (entry.copied ? kCopied : 0) | entry.reserved;
 }
 
-L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geometry,
-                  unsigned version, bool data_file) {
+L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geometry, unsigned version,
+                  bool data_file) {
   if ((raw & kCompressedFlag) != 0) {
     L2Entry entry = decode_compressed(raw, geometry);
     entry.reserved |= bitmap;  // a compressed cluster has no subclusters
@@ -71,24 +71,21 @@ std::string complaint_about(const L2Entry& entry, const Geometry& geometry) {
   if (entry.reserved != 0) return fmt::format("reserved bits {:#x} are set", entry.reserved);
   if (entry.storage == Storage::Compressed) return {};
   if ((entry.allocated & entry.zero) != 0) {
-    return fmt::format("subclusters {:#010x} are both allocated and zero",
-                       entry.allocated & entry.zero);
+    return fmt::format("subclusters {:#010x} are both allocated and zero", entry.allocated & entry.zero);
   }
   if (entry.allocated != 0 && entry.storage == Storage::None) {
-    return fmt::format("subclusters {:#010x} are allocated without a host cluster",
-                       entry.allocated);
+    return fmt::format("subclusters {:#010x} are allocated without a host cluster", entry.allocated);
   }
   if (geometry.offset_in_cluster(entry.host.bytes()) != 0) {
-    return fmt::format("host offset {:#x} is not a multiple of the cluster size {:#x}",
-                       entry.host.bytes(), geometry.cluster_size());
+    return fmt::format("host offset {:#x} is not a multiple of the cluster size {:#x}", entry.host.bytes(),
+                       geometry.cluster_size());
   }
   return {};
 }
 
 RawL2Entry encode_l2(const L2Entry& entry, const Geometry& geometry) {
   const std::uint64_t copied = entry.copied ? kCopied : 0;
-  const std::uint64_t bitmap =
-      geometry.extended_l2() ? std::uint64_t{entry.zero} << 32 | entry.allocated : 0;
+  const std::uint64_t bitmap = geometry.extended_l2() ? std::uint64_t{entry.zero} << 32 | entry.allocated : 0;
   if (entry.storage == Storage::Compressed) {
     const std::uint64_t offset = entry.host.bytes();
     const std::uint64_t last = offset + entry.compressed_bytes - 1;

@@ -35,10 +35,10 @@ enum class Storage : std::uint8_t {
 /// An L2 entry, standard or extended.
 struct L2Entry {
   Storage storage = Storage::None;
-  HostOffset host;                      ///< Of the cluster, or of the first byte of the stream.
-  std::uint64_t compressed_bytes = 0;   ///< Upper bound of the stream's length.
+  HostOffset host;                     ///< Of the cluster, or of the first byte of the stream.
+  std::uint64_t compressed_bytes = 0;  ///< Upper bound of the stream's length.
   bool copied = false;
-  std::uint64_t reserved = 0;           ///< Reserved bits that are set: has to be 0.
+  std::uint64_t reserved = 0;  ///< Reserved bits that are set: has to be 0.
   /// One bit a subcluster, from the least significant one. A standard entry counts as one subcluster
   /// that is repeated: all bits equal.
   std::uint32_t allocated = 0;
@@ -55,8 +55,8 @@ struct L2Entry {
 
 /// `version` matters: the zero flag does not exist in version 2. With `data_file`, offset 0 is an
 /// allocated cluster where COPIED is set. `bitmap` is the second word of an extended entry.
-L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geometry,
-                  unsigned version, bool data_file);
+L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geometry, unsigned version,
+                  bool data_file);
 
 /// What the entry's words break of the format's rules; empty where nothing. Bounds are not looked at.
 std::string complaint_about(const L2Entry& entry, const Geometry& geometry);

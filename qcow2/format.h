@@ -19,8 +19,7 @@ class BigEndian {
   constexpr BigEndian() = default;
   constexpr BigEndian(T value) {  // NOLINT(google-explicit-constructor): stands for the integer
     for (std::size_t i = 0; i < sizeof(T); ++i) {
-      bytes_[i] = static_cast<std::uint8_t>(static_cast<std::uint64_t>(value) >>
-                                            (8 * (sizeof(T) - 1 - i)));
+      bytes_[i] = static_cast<std::uint8_t>(static_cast<std::uint64_t>(value) >> (8 * (sizeof(T) - 1 - i)));
     }
   }
   constexpr operator T() const {  // NOLINT(google-explicit-constructor)
@@ -40,11 +39,11 @@ using Be64 = BigEndian<std::uint64_t>;
 inline constexpr std::uint32_t kMagic = 0x514649FB;  // "QFI\xfb"
 
 // incompatible_features
-inline constexpr std::uint64_t kIncompatibleDirty = 1U << 0;         // refcounts untrusted
-inline constexpr std::uint64_t kIncompatibleCorrupt = 1U << 1;       // QEMU found damage
-inline constexpr std::uint64_t kIncompatibleDataFile = 1U << 2;      // data in another file
-inline constexpr std::uint64_t kIncompatibleCompression = 1U << 3;   // compression_type is not 0
-inline constexpr std::uint64_t kIncompatibleExtendedL2 = 1U << 4;    // subclusters
+inline constexpr std::uint64_t kIncompatibleDirty = 1U << 0;        // refcounts untrusted
+inline constexpr std::uint64_t kIncompatibleCorrupt = 1U << 1;      // QEMU found damage
+inline constexpr std::uint64_t kIncompatibleDataFile = 1U << 2;     // data in another file
+inline constexpr std::uint64_t kIncompatibleCompression = 1U << 3;  // compression_type is not 0
+inline constexpr std::uint64_t kIncompatibleExtendedL2 = 1U << 4;   // subclusters
 // compatible_features
 inline constexpr std::uint64_t kCompatibleLazyRefcounts = 1U << 0;
 // autoclear_features

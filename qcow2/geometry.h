@@ -45,9 +45,7 @@ class Geometry {
   /// Entries that the L1 table needs.
   std::uint64_t l1_entries() const { return divide_up(virtual_size_, l2_coverage()); }
 
-  std::uint64_t offset_in_cluster(std::uint64_t offset) const {
-    return offset & (cluster_size() - 1);
-  }
+  std::uint64_t offset_in_cluster(std::uint64_t offset) const { return offset & (cluster_size() - 1); }
 
  private:
   unsigned cluster_bits_;

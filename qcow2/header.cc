@@ -38,10 +38,10 @@ class Decoder {
   }
 
   void decode_fields() {
-    if (bytes_.size() < sizeof(HeaderV2) ||
-        decode_struct<HeaderV2>(bytes_.data()).magic != kMagic) {
-      corrupt("not a qcow2 image (no magic at offset 0); if it is a raw image, say so: --format raw, or "
-              "--parent-format raw");
+    if (bytes_.size() < sizeof(HeaderV2) || decode_struct<HeaderV2>(bytes_.data()).magic != kMagic) {
+      corrupt(
+          "not a qcow2 image (no magic at offset 0); if it is a raw image, say so: --format raw, or "
+          "--parent-format raw");
     }
     const auto v2 = decode_struct<HeaderV2>(bytes_.data());
     header_.version = v2.version;
@@ -93,8 +93,7 @@ class Decoder {
                           kMinExtendedL2ClusterBits));
     }
     if (h.refcount_order > kMaxRefcountOrder) {
-      corrupt(fmt::format("refcount_order {} at offset 96 is above {}", h.refcount_order,
-                          kMaxRefcountOrder));
+      corrupt(fmt::format("refcount_order {} at offset 96 is above {}", h.refcount_order, kMaxRefcountOrder));
     }
     if (h.has_incompatible(kIncompatibleCompression) != (h.compression_type != 0)) {
       corrupt(fmt::format("compression type {} at offset 104 does not fit incompatible feature bit 3",
@@ -102,19 +101,19 @@ class Decoder {
     }
     const Geometry geometry = h.geometry();
     if (h.l1_entries > kMaxL1Bytes / sizeof(std::uint64_t)) {
-      corrupt(fmt::format("an L1 table of {} entries at offset 36 is larger than {} bytes",
-                          h.l1_entries, kMaxL1Bytes));
+      corrupt(fmt::format("an L1 table of {} entries at offset 36 is larger than {} bytes", h.l1_entries,
+                          kMaxL1Bytes));
     }
     if (h.l1_entries < geometry.l1_entries()) {
-      corrupt(fmt::format("an L1 table of {} entries at offset 36; {} bytes of disk need {}",
-                          h.l1_entries, h.virtual_size, geometry.l1_entries()));
+      corrupt(fmt::format("an L1 table of {} entries at offset 36; {} bytes of disk need {}", h.l1_entries,
+                          h.virtual_size, geometry.l1_entries()));
     }
     judge_table("L1 table", h.l1_table, h.l1_entries * sizeof(std::uint64_t));
     const std::uint64_t refcount_table_bytes =
         checked_multiply(h.refcount_table_clusters, geometry.cluster_size());
     if (refcount_table_bytes > kMaxRefcountTableBytes) {
-      corrupt(fmt::format("a refcount table of {} bytes at offset 56 is larger than {}",
-                          refcount_table_bytes, kMaxRefcountTableBytes));
+      corrupt(fmt::format("a refcount table of {} bytes at offset 56 is larger than {}", refcount_table_bytes,
+                          kMaxRefcountTableBytes));
     }
     judge_table("refcount table", h.refcount_table, refcount_table_bytes);
     if (h.snapshot_count > kMaxSnapshots) {
@@ -125,12 +124,11 @@ class Decoder {
   void judge_table(const char* what, HostOffset offset, std::uint64_t length) const {
     if (length == 0) return;
     if (header_.geometry().offset_in_cluster(offset.bytes()) != 0) {
-      corrupt(fmt::format("{} at {:#x}, which is not a multiple of the cluster size", what,
-                          offset.bytes()));
+      corrupt(fmt::format("{} at {:#x}, which is not a multiple of the cluster size", what, offset.bytes()));
     }
     if (offset > HostOffset(file_size_) || length > file_size_ - offset.bytes()) {
-      corrupt(fmt::format("{} of {} bytes at {:#x} ends past the end of the file ({} bytes)", what,
-                          length, offset.bytes(), file_size_));
+      corrupt(fmt::format("{} of {} bytes at {:#x} ends past the end of the file ({} bytes)", what, length,
+                          offset.bytes(), file_size_));
     }
   }
 
@@ -149,8 +147,8 @@ class Decoder {
       if (id == kExtensionEnd) return;
       const std::uint64_t data = offset + sizeof(ExtensionHeader);
       if (length > limit - data) {
-        corrupt(fmt::format("header extension {:#010x} at offset {:#x} has {} bytes; {} are left", id,
-                            offset, length, limit - data));
+        corrupt(fmt::format("header extension {:#010x} at offset {:#x} has {} bytes; {} are left", id, offset,
+                            length, limit - data));
       }
       if (std::ranges::find(seen, id) != seen.end()) {
         corrupt(fmt::format("header extension {:#010x} at offset {:#x} is there twice", id, offset));
@@ -185,8 +183,7 @@ class Decoder {
     }
     if (backing_name_offset_ < header_length_ || backing_name_offset_ > bytes_.size() ||
         backing_name_length_ > bytes_.size() - backing_name_offset_) {
-      corrupt(fmt::format("the backing name at {:#x} is not inside the first cluster",
-                          backing_name_offset_));
+      corrupt(fmt::format("the backing name at {:#x} is not inside the first cluster", backing_name_offset_));
     }
     header_.backing_name = text_at(backing_name_offset_, backing_name_length_);
   }
@@ -256,8 +253,7 @@ std::vector<std::string> Header::unsupported() const {
   return names;
 }
 
-Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size,
-                     const std::string& path) {
+Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size, const std::string& path) {
   return Decoder(cluster0, file_size, path).decode();
 }
 
@@ -274,10 +270,9 @@ std::vector<std::byte> encode_header(const Header& header) {
   put(out, header.backing_name);
   const std::uint64_t cluster_size = std::uint64_t{1} << header.cluster_bits;
   if (out.size() > cluster_size) {
-    throw Error(Outcome::Usage,
-                fmt::format("the header needs {} bytes and a cluster has {}; use a larger "
-                            "--cluster-size or a shorter path to the parent",
-                            out.size(), cluster_size));
+    throw Error(Outcome::Usage, fmt::format("the header needs {} bytes and a cluster has {}; use a larger "
+                                            "--cluster-size or a shorter path to the parent",
+                                            out.size(), cluster_size));
   }
   HeaderV3 v3;
   v3.v2.magic = kMagic;

@@ -40,15 +40,13 @@ struct Header {
   std::uint8_t compression_type = 0;
   std::string backing_name;  ///< Empty: no backing file.
   std::optional<std::string> backing_format;
-  std::string data_file_name;  ///< As recorded; an image can have an external data file without.
+  std::string data_file_name;           ///< As recorded; an image can have an external data file without.
   std::optional<std::string> identity;  ///< The JSON of our extension.
   std::vector<Extension> other_extensions;
 
   friend bool operator==(const Header&, const Header&) = default;
 
-  bool has_incompatible(std::uint64_t feature) const {
-    return (incompatible_features & feature) != 0;
-  }
+  bool has_incompatible(std::uint64_t feature) const { return (incompatible_features & feature) != 0; }
   Geometry geometry() const;
   Compression compression() const { return static_cast<Compression>(compression_type); }
   /// Names of the set feature bits and other traits, for people: "extended L2", "zstd", ...
@@ -60,8 +58,7 @@ struct Header {
 /// Decodes the header in `cluster0`, the beginning of the file (as much as there is of the first
 /// cluster, at most 2 MiB). `file_size` bounds every table. Throws Error (Mismatch), naming `path`,
 /// offset and value, for what breaks the format or QEMU's limits.
-Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size,
-                     const std::string& path);
+Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size, const std::string& path);
 
 /// The first cluster of an image. Throws Error (Usage) where the header does not fit in it.
 std::vector<std::byte> encode_header(const Header& header);

@@ -56,9 +56,9 @@ std::string encode_identity(const Identity& identity) {
 
 Identity decode_identity(const std::string& encoded, const std::string& path) {
   const auto corrupt = [&](const std::string& what) {
-    return Error(Outcome::Mismatch,
-                 fmt::format("{}: the layer's identity (header extension 5143484E) is damaged: {}", path,
-                             what));
+    return Error(
+        Outcome::Mismatch,
+        fmt::format("{}: the layer's identity (header extension 5143484E) is damaged: {}", path, what));
   };
   if (encoded.size() > kMaxBytes) throw corrupt(fmt::format("{} bytes", encoded.size()));
   const nlohmann::json json = nlohmann::json::parse(encoded, nullptr, false);
@@ -108,8 +108,7 @@ bool is_uuid(const std::string& text) {
   return true;
 }
 
-std::string misfit(const Identity& child, bool has_backing,
-                   const std::optional<Identity>& parent) {
+std::string misfit(const Identity& child, bool has_backing, const std::optional<Identity>& parent) {
   if (!child.overlay) {
     return has_backing ? "it was written as a full layer, and now has a backing file" : std::string();
   }
@@ -120,12 +119,12 @@ std::string misfit(const Identity& child, bool has_backing,
                        child.parent_id);
   }
   if (parent->id != child.parent_id) {
-    return fmt::format("it was written on layer {}, and what lies beneath it is layer {}",
-                       child.parent_id, parent->id);
+    return fmt::format("it was written on layer {}, and what lies beneath it is layer {}", child.parent_id,
+                       parent->id);
   }
   if (!child.since.empty() && !parent->checkpoint.empty() && child.since != parent->checkpoint) {
-    return fmt::format("its changes count from checkpoint {}, and the layer beneath it is at {}",
-                       child.since, parent->checkpoint);
+    return fmt::format("its changes count from checkpoint {}, and the layer beneath it is at {}", child.since,
+                       parent->checkpoint);
   }
   return {};
 }

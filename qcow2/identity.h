@@ -11,15 +11,15 @@ namespace qchain {
 struct Identity {
   /// Whether the layer was written on a parent. A full layer stands alone.
   bool overlay = false;
-  std::string id;                 ///< UUID of this layer.
-  std::string parent_id;          ///< Of the layer that it was written on; empty: a full layer, or a parent without.
-  std::string checkpoint;         ///< The point in time that this layer is.
-  std::string since;              ///< The checkpoint that its changes count from.
-  std::string digest;             ///< Of the whole disk at this point, "sha256:HEX".
-  std::string parent_digest;      ///< Of the parent's.
-  std::uint64_t length = 0;       ///< True length of the disk in bytes, before rounding up to 512.
-  std::string time;               ///< ISO 8601, UTC.
-  std::string tool;               ///< "qchain 0.1.0".
+  std::string id;          ///< UUID of this layer.
+  std::string parent_id;   ///< Of the layer that it was written on; empty: a full layer, or a parent without.
+  std::string checkpoint;  ///< The point in time that this layer is.
+  std::string since;       ///< The checkpoint that its changes count from.
+  std::string digest;      ///< Of the whole disk at this point, "sha256:HEX".
+  std::string parent_digest;  ///< Of the parent's.
+  std::uint64_t length = 0;   ///< True length of the disk in bytes, before rounding up to 512.
+  std::string time;           ///< ISO 8601, UTC.
+  std::string tool;           ///< "qchain 0.1.0".
 
   friend bool operator==(const Identity&, const Identity&) = default;
 };
@@ -37,7 +37,6 @@ bool is_uuid(const std::string& text);
 /// Why a layer that records `child` does not fit where it stands: on a layer that records `parent`
 /// (nullopt: without an identity), or on nothing at all. Empty where it fits, or where nothing is
 /// recorded that could tell.
-std::string misfit(const Identity& child, bool has_backing,
-                   const std::optional<Identity>& parent);
+std::string misfit(const Identity& child, bool has_backing, const std::optional<Identity>& parent);
 
 }  // namespace qchain

@@ -74,16 +74,15 @@ void Image::read_compressed(const Mapping& mapping, std::span<std::byte> cluster
   stream.resize(file_.read_at_most(mapping.host, stream));
   const std::string complaint = decompress(header_.compression(), stream, cluster);
   if (!complaint.empty()) {
-    throw Error(Outcome::Mismatch,
-                fmt::format("{}: compressed cluster at {:#x} for guest {}: {}", path(),
-                            mapping.host.bytes(), to_string(mapping.range), complaint));
+    throw Error(Outcome::Mismatch, fmt::format("{}: compressed cluster at {:#x} for guest {}: {}", path(),
+                                               mapping.host.bytes(), to_string(mapping.range), complaint));
   }
 }
 
 // One word of a table, read through the window: at least kMinWindowBytes at a time, more where the
 // caller is going to want more, never past the table's end.
-std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index,
-                           std::uint64_t wanted, std::uint64_t table_words) {
+std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index, std::uint64_t wanted,
+                           std::uint64_t table_words) {
   constexpr std::uint64_t kWord = sizeof(std::uint64_t);
   const std::uint64_t held = window.bytes.size() / kWord;
   if (window.table != table || index < window.first || index - window.first >= held) {
@@ -107,8 +106,7 @@ HostOffset Mapper::l2_table(std::uint64_t l1_index) {
   if (entry.reserved != 0 || image_.geometry().offset_in_cluster(at) != 0 || (at != 0 && outside)) {
     throw Error(Outcome::Mismatch,
                 fmt::format("{}: L1 entry {} at {:#x} is {:#018x}: {}", image_.path(), l1_index,
-                            (header.l1_table + l1_index * sizeof(std::uint64_t)).bytes(),
-                            encode_l1(entry),
+                            (header.l1_table + l1_index * sizeof(std::uint64_t)).bytes(), encode_l1(entry),
                             entry.reserved != 0 ? "reserved bits are set"
                             : outside           ? "its L2 table ends past the end of the file"
                                                 : "its L2 table is not at a cluster's beginning"));
@@ -118,16 +116,15 @@ HostOffset Mapper::l2_table(std::uint64_t l1_index) {
 
 void Mapper::judge(const L2Entry& entry, GuestOffset cluster) const {
   std::string complaint = complaint_about(entry, image_.geometry());
-  const bool looked_at = entry.storage == Storage::Compressed ||
-                         (entry.storage == Storage::Plain && entry.allocated != 0);
+  const bool looked_at =
+      entry.storage == Storage::Compressed || (entry.storage == Storage::Plain && entry.allocated != 0);
   if (complaint.empty() && looked_at && entry.host >= HostOffset(image_.data_size())) {
     complaint = fmt::format("host offset {:#x} is past the end of {} ({} bytes)", entry.host.bytes(),
                             image_.data().path(), image_.data_size());
   }
   if (complaint.empty()) return;
-  throw Error(Outcome::Mismatch,
-              fmt::format("{}: L2 entry for guest offset {:#x}: {}", image_.path(), cluster.bytes(),
-                          complaint));
+  throw Error(Outcome::Mismatch, fmt::format("{}: L2 entry for guest offset {:#x}: {}", image_.path(),
+                                             cluster.bytes(), complaint));
 }
 
 void Mapper::map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
@@ -170,17 +167,14 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
     }
     while (at < covered.end && mappings.size() < max) {
       const GuestOffset cluster(align_down(at.bytes(), geometry.cluster_size()));
-      const std::uint64_t index =
-          (cluster.bytes() % coverage) / geometry.cluster_size() * words_per_entry;
+      const std::uint64_t index = (cluster.bytes() % coverage) / geometry.cluster_size() * words_per_entry;
       const std::uint64_t wanted =
           divide_up(covered.end - cluster, geometry.cluster_size()) * words_per_entry;
       const std::uint64_t raw = word(l2_, table, index, wanted, table_words);
-      const std::uint64_t bitmap =
-          geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
+      const std::uint64_t bitmap = geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
       const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, data_file);
       judge(entry, cluster);
-      const GuestRange part =
-          intersect({at, covered.end}, {cluster, cluster + geometry.cluster_size()});
+      const GuestRange part = intersect({at, covered.end}, {cluster, cluster + geometry.cluster_size()});
       map_cluster(entry, cluster, part, mappings);
       at = part.end;
     }

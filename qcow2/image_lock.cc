@@ -35,8 +35,8 @@ bool take(const File& file, off_t byte) {
   struct flock lock = lock_of(F_RDLCK, byte);
   if (fcntl(file.descriptor(), F_OFD_SETLK, &lock) == 0) return true;
   if (errno == EAGAIN || errno == EACCES) {
-    throw Error(Outcome::Io, fmt::format("{}: another program is about to change its locks; try again",
-                                         file.path()));
+    throw Error(Outcome::Io,
+                fmt::format("{}: another program is about to change its locks; try again", file.path()));
   }
   return false;
 }
@@ -53,8 +53,7 @@ void refuse_if_locked(const File& file, off_t byte, const char* what) {
 }  // namespace
 
 void lock_image(const File& file, Sharing sharing) {
-  constexpr std::array<off_t, 3> kToRead{kHeld + kConsistentRead, kUnshared + kWrite,
-                                         kUnshared + kResize};
+  constexpr std::array<off_t, 3> kToRead{kHeld + kConsistentRead, kUnshared + kWrite, kUnshared + kResize};
   const std::span<const off_t> to_take =
       sharing == Sharing::Read ? std::span(kToRead) : std::span(kToRead).first(1);
   for (const off_t byte : to_take) {

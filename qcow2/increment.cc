@@ -101,8 +101,8 @@ Extents Increment::with_doubts_settled(const Extents& extents) {
   return settled;
 }
 
-// Holds what is said to be clean against the parent, block by block. `live_kind`: Zero, or Data that has to be
-// read.
+// Holds what is said to be clean against the parent, block by block. `live_kind`: Zero, or Data that has to
+// be read.
 void Increment::compare_with_parent(const GuestRange& range, Kind live_kind, Extents& extents) {
   for (GuestRange rest = range; !rest.empty();) {
     const std::uint64_t length = std::min<std::uint64_t>(rest.length(), kBlock);

@@ -18,8 +18,8 @@ namespace qchain {
 /// gone. Such a range reads as zeros on the live side while the parent holds something else; and where the
 /// cut was inside a cluster, QEMU may have filled the rest of that cluster with zeros that it calls data. So
 /// zeros that are said to be clean are held against the parent, and data that is said to be clean is read and
-/// compared where a cut may have been: before such zeros, and at the end of the disk. What differs is taken as
-/// changed, and is counted.
+/// compared where a cut may have been: before such zeros, and at the end of the disk. What differs is taken
+/// as changed, and is counted.
 class Increment : public BlockDevice {
  public:
   /// Both have to outlive this. The export was opened with a source of changes.

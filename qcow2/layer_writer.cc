@@ -273,8 +273,7 @@ class LayerWorker : public Worker {
 }  // namespace
 
 WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptions& options) {
-  const Geometry geometry(options.cluster_bits, options.extended_l2,
-                          align_up(source.size(), kSectorSize));
+  const Geometry geometry(options.cluster_bits, options.extended_l2, align_up(source.size(), kSectorSize));
   Job job{geometry,
           options.position,
           file,

@@ -18,8 +18,8 @@ inline constexpr unsigned kDefaultClusterBits = 16;
 
 struct LayerOptions {
   Position position = Position::Bottom;
-  unsigned cluster_bits = kDefaultClusterBits;  ///< kMinWrittenClusterBits to kMaxClusterBits.
-  bool extended_l2 = false;                     ///< Needs kMinExtendedL2ClusterBits.
+  unsigned cluster_bits = kDefaultClusterBits;   ///< kMinWrittenClusterBits to kMaxClusterBits.
+  bool extended_l2 = false;                      ///< Needs kMinExtendedL2ClusterBits.
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
   /// Called with the bytes of the disk that have been dealt with, in guest order.

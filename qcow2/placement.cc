@@ -27,11 +27,10 @@ Placement::Placement(const Geometry& geometry)
     throw Error(Outcome::Usage,
                 fmt::format("{} bytes of disk at clusters of {} bytes need an L1 table of {} bytes, above "
                             "QEMU's limit of {}; use a larger --cluster-size",
-                            geometry.virtual_size(), geometry.cluster_size(), entries * kWord,
-                            kMaxL1Bytes));
+                            geometry.virtual_size(), geometry.cluster_size(), entries * kWord, kMaxL1Bytes));
   }
   l1_.resize(std::max<std::uint64_t>(1, entries));  // QEMU calls the cluster of an empty table leaked
-  allocate(1);  // the header
+  allocate(1);                                      // the header
 }
 
 HostOffset Placement::allocate(std::uint64_t clusters) {
@@ -65,8 +64,7 @@ HostOffset Placement::allocate_stream(std::uint64_t length) {
   }
   const std::uint64_t at = stream_at_;
   stream_at_ += length;
-  for (std::uint64_t cluster = at / cluster_size; cluster <= (stream_at_ - 1) / cluster_size;
-       ++cluster) {
+  for (std::uint64_t cluster = at / cluster_size; cluster <= (stream_at_ - 1) / cluster_size; ++cluster) {
     count(cluster, 1);
   }
   place_full_blocks();
@@ -182,8 +180,7 @@ std::vector<std::byte> table_bytes(std::uint64_t clusters, const Geometry& geome
 void Placement::finish(Header& header) {
   stream_at_ = stream_end_;  // no more streams come
   close_l2();
-  const std::uint64_t l1_clusters =
-      divide_up(l1_.size() * kWord, geometry_.cluster_size());
+  const std::uint64_t l1_clusters = divide_up(l1_.size() * kWord, geometry_.cluster_size());
   FinishedTable l1{allocate(l1_clusters), table_bytes(l1_clusters, geometry_)};
   for (std::size_t i = 0; i < l1_.size(); ++i) {
     encode_struct(Be64(l1_[i]), l1.bytes.data() + i * kWord);

@@ -61,9 +61,7 @@ class Placement {
   void close_l2();
   void set_entry(std::uint64_t index, const L2Entry& entry);
   std::uint64_t refcount_table_clusters() const;
-  HostOffset host(std::uint64_t cluster) const {
-    return HostOffset(cluster * geometry_.cluster_size());
-  }
+  HostOffset host(std::uint64_t cluster) const { return HostOffset(cluster * geometry_.cluster_size()); }
 
   static constexpr std::uint64_t kNone = ~std::uint64_t{0};
 

@@ -36,14 +36,11 @@ File locate(const std::string& path) {
   return {descriptor, path};
 }
 
-std::string link_of(const File& located) {
-  return fmt::format("/proc/self/fd/{}", located.descriptor());
-}
+std::string link_of(const File& located) { return fmt::format("/proc/self/fd/{}", located.descriptor()); }
 
 File reopen_to_read(const File& located) {
   if (!located.is_regular() && !located.is_block_device()) {
-    throw Error(Outcome::Io,
-                fmt::format("{}: neither a file nor a block device", located.path()));
+    throw Error(Outcome::Io, fmt::format("{}: neither a file nor a block device", located.path()));
   }
   const int descriptor = open(link_of(located).c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", located.path()), errno);
@@ -74,9 +71,8 @@ File Policy::open_referred(const std::string& referrer, const std::string& name)
   // What was found counts, not what was named: links and ".." have been followed by now.
   std::error_code error;
   const std::string found = fs::read_symlink(link_of(located), error).string();
-  const bool allowed = !error && std::ranges::any_of(roots_, [&](const std::string& root) {
-    return is_beneath(found, root);
-  });
+  const bool allowed =
+      !error && std::ranges::any_of(roots_, [&](const std::string& root) { return is_beneath(found, root); });
   if (!allowed) {
     throw Error(Outcome::Incomplete,
                 fmt::format("{}: refers to {}, which is outside the directory of the top image; if it is to "

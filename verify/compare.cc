@@ -36,8 +36,7 @@ struct Job {
     result.unread_bytes += unread.range.length();
     result.compared_bytes -= unread.range.length();
     std::vector<Unread>& all = result.unread;
-    if (!all.empty() && all.back().message == unread.message &&
-        all.back().range.end == unread.range.begin) {
+    if (!all.empty() && all.back().message == unread.message && all.back().range.end == unread.range.begin) {
       all.back().range.end = unread.range.end;
     } else if (all.size() < kMaxDifferences) {
       all.push_back(unread);
@@ -131,7 +130,7 @@ class CompareWorker : public Worker {
   struct Block {
     Digest live;
     Digest chain;
-    std::uint64_t live_length = 0;   // as far as that side reaches
+    std::uint64_t live_length = 0;  // as far as that side reaches
     std::uint64_t chain_length = 0;
     std::vector<Difference> differences;
   };
@@ -187,9 +186,8 @@ class CompareWorker : public Worker {
   }
 
   bool is_unread(const GuestRange& range) const {
-    return std::ranges::any_of(unread_, [&](const Unread& unread) {
-      return !intersect(unread.range, range).empty();
-    });
+    return std::ranges::any_of(unread_,
+                               [&](const Unread& unread) { return !intersect(unread.range, range).empty(); });
   }
 
   void compare_block(const GuestRange& range, std::size_t at) {
@@ -218,8 +216,7 @@ class CompareWorker : public Worker {
     difference.live_moved = !std::ranges::equal(live, again);
     difference.live_digest = named(block.live);
     difference.chain_digest = named(block.chain);
-    for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end();
-         at += kSectorSize) {
+    for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
       if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
       difference.range = {range.begin + at, range.begin + at + length};
@@ -244,14 +241,13 @@ class CompareWorker : public Worker {
   std::vector<std::byte> live_;
   std::vector<std::byte> chain_;
   Piece piece_;
-  std::vector<Block> blocks_;    // of the piece's data
-  std::vector<Unread> unread_;   // of the same
+  std::vector<Block> blocks_;   // of the piece's data
+  std::vector<Unread> unread_;  // of the same
 };
 
 // Of a disk with a part that only one side has: that part has to be looked at.
 ExtentSource both_sides(Chain& chain, BlockDevice& live) {
-  return normalise(zip(extents_of(chain), extents_of(live), either_data), kDigestBlock,
-                   Position::Bottom);
+  return normalise(zip(extents_of(chain), extents_of(live), either_data), kDigestBlock, Position::Bottom);
 }
 
 }  // namespace

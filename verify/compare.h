@@ -40,17 +40,17 @@ struct Comparison {
   std::vector<Unread> unread;         ///< Capped, as the differences are; unread_bytes is exact.
   std::uint64_t unread_bytes = 0;
   bool live_moved = false;
-  std::uint64_t compared_bytes = 0;   ///< Of the disk: read, or known to be zeros on both sides.
-  std::uint64_t read_bytes = 0;       ///< From each side.
-  Digest live;                        ///< Content digest of the live side, if all was read.
-  Digest chain;                       ///< Content digest of the chain, if all was read.
+  std::uint64_t compared_bytes = 0;  ///< Of the disk: read, or known to be zeros on both sides.
+  std::uint64_t read_bytes = 0;      ///< From each side.
+  Digest live;                       ///< Content digest of the live side, if all was read.
+  Digest chain;                      ///< Content digest of the chain, if all was read.
 };
 
 /// Reads `chain` and `live` side by side and compares them, every byte of the longer one: what the shorter
-/// one lacks counts as different, but for the zeros that fill a last sector. Where either side may hold data, both are read; where both are known
-/// to be zeros, they are equal. A block that differs is read a second time from the live side, to see
-/// whether that side is moving. What cannot be read is noted, and the rest is compared all the same. Throws
-/// Error where a side is gone altogether.
+/// one lacks counts as different, but for the zeros that fill a last sector. Where either side may hold data,
+/// both are read; where both are known to be zeros, they are equal. A block that differs is read a second
+/// time from the live side, to see whether that side is moving. What cannot be read is noted, and the rest is
+/// compared all the same. Throws Error where a side is gone altogether.
 Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& options);
 
 }  // namespace qchain

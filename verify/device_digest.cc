@@ -20,10 +20,7 @@ struct Job {
 class DigestWorker : public Worker {
  public:
   DigestWorker(Job& job, std::unique_ptr<Reader> reader)
-      : job_(job),
-        reader_(std::move(reader)),
-        hasher_(job.options.algorithm),
-        buffer_(PieceLimits{}.data) {}
+      : job_(job), reader_(std::move(reader)), hasher_(job.options.algorithm), buffer_(PieceLimits{}.data) {}
 
   bool take() override { return job_.planner.next(piece_); }
 
@@ -74,8 +71,7 @@ class DigestWorker : public Worker {
 }  // namespace
 
 Digest digest_of(BlockDevice& device, std::uint64_t length, const DigestOptions& options) {
-  ExtentSource kinds =
-      normalise(extents_of(device, guest_range(0, length)), kDigestBlock, Position::Bottom);
+  ExtentSource kinds = normalise(extents_of(device, guest_range(0, length)), kDigestBlock, Position::Bottom);
   Job job{options, PiecePlanner(std::move(kinds), {}), DiskDigest(options.algorithm)};
   run_workers(
       [&]() -> std::unique_ptr<Worker> {

@@ -61,9 +61,9 @@ const char* to_string(Algorithm algorithm) noexcept { return info(algorithm).nam
 Algorithm algorithm_named(const std::string& name) {
   const auto* const found = std::ranges::find(kAlgorithms, name, &AlgorithmInfo::name);
   if (found == kAlgorithms.end()) {
-    throw Error(Outcome::Usage,
-                fmt::format("\"{}\" is no digest algorithm; choose sha256, sha512, blake2b512 or xxh3-128",
-                            name));
+    throw Error(
+        Outcome::Usage,
+        fmt::format("\"{}\" is no digest algorithm; choose sha256, sha512, blake2b512 or xxh3-128", name));
   }
   return found->algorithm;
 }

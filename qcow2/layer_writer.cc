@@ -3,6 +3,7 @@
 #include <sys/uio.h>
 
 #include <algorithm>
+#include <deque>
 #include <utility>
 #include <vector>
 
@@ -16,13 +17,12 @@ namespace qchain {
 
 namespace {
 
-constexpr std::uint64_t kDigestBlock = std::uint64_t{64} << 10;
 constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
-PieceLimits limits_for(const Geometry& geometry) {
+PieceLimits limits_for(const Geometry& geometry, std::uint64_t block) {
   PieceLimits limits;
-  limits.boundary = std::max(kDigestBlock, geometry.cluster_size());
+  limits.boundary = std::max(block, geometry.cluster_size());
   limits.data = std::max(kPieceBytes, 2 * limits.boundary);
   limits.empty = kMaxEmptyClusters * geometry.cluster_size();
   return limits;
@@ -42,12 +42,50 @@ ExtentSource stored_kinds(BlockDevice& source, const Geometry& geometry, Positio
   return normalise(std::move(kinds), geometry.unit(), position);
 }
 
+// The pieces of a layer: which blocks are read, and which units of them are stored. An observer wants blocks
+// whole of which the layer may hold but one cluster; without one, blocks are units.
+class LayerPieces {
+ public:
+  LayerPieces(ExtentSource stored, std::uint64_t block, Position position, const PieceLimits& limits)
+      : stored_(std::move(stored)),
+        planner_(normalise([this] { return take_stored(); }, block, position), limits) {}
+  LayerPieces(const LayerPieces&) = delete;
+  LayerPieces& operator=(const LayerPieces&) = delete;
+
+  bool next(Piece& blocks, Extents& stored) {
+    stored.clear();
+    if (!planner_.next(blocks)) return false;
+    const GuestRange range{blocks.runs.front().range.begin, blocks.runs.back().range.end};
+    for (; !ahead_.empty() && ahead_.front().range.begin < range.end; ahead_.pop_front()) {
+      Extent& first = ahead_.front();
+      append(stored, {intersect(first.range, range), first.kind});
+      if (first.range.end > range.end) {
+        first.range.begin = range.end;
+        break;
+      }
+    }
+    return true;
+  }
+
+ private:
+  std::optional<Extent> take_stored() {
+    const std::optional<Extent> extent = stored_();
+    if (extent) ahead_.push_back(*extent);
+    return extent;
+  }
+
+  ExtentSource stored_;
+  std::deque<Extent> ahead_;  // seen by the planner, not yet handed out
+  PiecePlanner planner_;
+};
+
 struct Job {
   const Geometry geometry;
   const Position position;
   const File& file;
   const LayerOptions& options;
-  PiecePlanner planner;
+  const PieceLimits limits;
+  LayerPieces pieces;
   Placement placement;
   WrittenLayer written;
 };
@@ -104,29 +142,33 @@ struct ClusterPart {
 class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader)
-      : job_(job), reader_(std::move(reader)), buffer_(limits_for(job.geometry).data) {
+      : job_(job), reader_(std::move(reader)), buffer_(job.limits.data) {
+    if (job.options.observer != nullptr) observer_ = job.options.observer->for_worker();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
   }
 
-  bool take() override { return job_.planner.next(piece_); }
+  bool take() override { return job_.pieces.next(piece_, stored_); }
 
   void fetch() override {
     const std::vector<ReadRequest> fetched = read();
+    if (observer_) observe(fetched);
     plans_.clear();
     parts_.clear();
     streams_.clear();
     usage_ = {};
     auto data = fetched.begin();
-    for (const Extent& run : piece_.runs) {
-      switch (run.kind) {
+    for (const Extent& stored : stored_) {
+      switch (stored.kind) {
         case Kind::Inherit:
-          usage_.inherited_bytes += run.range.length();
+          usage_.inherited_bytes += stored.range.length();
           break;
         case Kind::Zero:
-          plan_zeros(run.range);
+          plan_zeros(stored.range);
           break;
         case Kind::Data:
-          plan_data(*data++);
+          while (data->range().end <= stored.range.begin) ++data;
+          plan_data({stored.range.begin, data->into.subspan(stored.range.begin - data->begin,
+                                                            stored.range.length())});
           break;
       }
     }
@@ -134,6 +176,7 @@ class LayerWorker : public Worker {
   }
 
   void settle() override {
+    if (observer_) observer_->settle();
     writes_.clear();
     for (const ClusterPlan& plan : plans_) place(plan);
     tables_ = job_.placement.take_finished();
@@ -167,6 +210,16 @@ class LayerWorker : public Worker {
     }
     reader_->read(batch);
     return batch;
+  }
+
+  void observe(const std::vector<ReadRequest>& fetched) {
+    std::vector<ObservedRun> runs;
+    auto data = fetched.begin();
+    for (const Extent& run : piece_.runs) {
+      runs.push_back({run.range, run.kind, {}});
+      if (run.kind == Kind::Data) runs.back().bytes = (data++)->into;
+    }
+    observer_->fetched(runs, stored_);
   }
 
   unsigned unit_of(GuestOffset offset) const {
@@ -258,7 +311,9 @@ class LayerWorker : public Worker {
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
   std::vector<std::byte> buffer_;
-  Piece piece_;
+  std::unique_ptr<PieceObserver> observer_;
+  Piece piece_;     // what is read, block by block
+  Extents stored_;  // what of it is stored, unit by unit
   std::vector<ClusterPlan> plans_;  // in guest order
   std::vector<ClusterPart> parts_;
   std::vector<std::byte> streams_;
@@ -272,11 +327,15 @@ class LayerWorker : public Worker {
 WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptions& options) {
   const Geometry geometry(options.cluster_bits, options.extended_l2,
                           align_up(source.size(), kSectorSize));
+  const std::uint64_t block =
+      options.observer != nullptr ? options.observer->block_size() : geometry.unit();
+  const PieceLimits limits = limits_for(geometry, block);
   Job job{geometry,
           options.position,
           file,
           options,
-          PiecePlanner(stored_kinds(source, geometry, options.position), limits_for(geometry)),
+          limits,
+          {stored_kinds(source, geometry, options.position), block, options.position, limits},
           Placement(geometry),
           {}};
   run_workers(

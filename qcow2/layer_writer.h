@@ -10,6 +10,7 @@
 #include "qcow2/compression.h"
 #include "qcow2/header.h"
 #include "qcow2/identity.h"
+#include "qcow2/layer_observer.h"
 
 namespace qchain {
 
@@ -22,6 +23,7 @@ struct LayerOptions {
   bool extended_l2 = false;                     ///< Needs kMinExtendedL2ClusterBits.
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
+  LayerObserver* observer = nullptr;  ///< Sees every block; nullptr: nobody does.
   /// Called with the bytes of the disk that have been dealt with, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };

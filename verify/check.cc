@@ -1,0 +1,212 @@
+#include "verify/check.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "qcow2/bitmap.h"
+#include "qcow2/format.h"
+#include "verify/inventory.h"
+#include "verify/recount.h"
+#include "verify/reference_count.h"
+#include "verify/reference_walk.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::size_t kMaxBitmapNotes = 100;
+// Bits whose meaning is known. An image with others may have any structure that we do not see.
+constexpr std::uint64_t kKnownIncompatible = kIncompatibleDirty | kIncompatibleCorrupt |
+                                             kIncompatibleDataFile | kIncompatibleCompression |
+                                             kIncompatibleExtendedL2;
+
+// Finds out what clusters with a wrong count are for: the counters know how many references there
+// are, another walk knows whose.
+class Locator {
+ public:
+  explicit Locator(FindingList& findings) {
+    for (Finding& finding : findings.kept()) {
+      const bool counted = finding.flaw == Flaw::Overlap || finding.flaw == Flaw::RefcountLow ||
+                           finding.flaw == Flaw::CopiedSet || finding.flaw == Flaw::CopiedMissing;
+      if (counted && !finding.guest && !finding.host.empty()) wanted_.push_back(&finding);
+    }
+    std::ranges::sort(wanted_, {}, [](const Finding* f) { return f->host.begin; });
+    for (const Finding* f : wanted_) longest_ = std::max(longest_, f->host.length());
+  }
+
+  bool empty() const { return wanted_.empty(); }
+
+  void see(const Reference& reference) {
+    if (reference.guest.empty()) return;
+    const std::uint64_t begin = reference.host.bytes();
+    // A finding that begins earlier than that ends before the reference begins.
+    const HostOffset earliest(begin - std::min(begin, longest_));
+    auto at = std::ranges::lower_bound(wanted_, earliest, {},
+                                       [](const Finding* f) { return f->host.begin; });
+    for (; at != wanted_.end() && (*at)->host.begin.bytes() < begin + reference.length; ++at) {
+      if ((*at)->host.end > reference.host) take(**at, reference);
+    }
+  }
+
+ private:
+  static void take(Finding& finding, const Reference& reference) {
+    const bool about_entry = finding.flaw == Flaw::CopiedSet || finding.flaw == Flaw::CopiedMissing;
+    if (!finding.guest) {
+      finding.guest = reference.guest;
+      if (about_entry) finding.at = reference.pointer;
+    } else if (finding.guest->end == reference.guest.begin) {
+      finding.guest->end = reference.guest.end;
+    }
+  }
+
+  std::vector<Finding*> wanted_;
+  std::uint64_t longest_ = 0;
+};
+
+// Counts what a walk sees, as far as it is in the file.
+class Counter {
+ public:
+  Counter(const Image& image, ReferenceCount& count)
+      : bits_(image.geometry().cluster_bits()),
+        file_clusters_(divide_up(image.file_size(), image.geometry().cluster_size())),
+        count_(count) {}
+
+  void see(const Reference& reference) {
+    const std::uint64_t begin = reference.host.bytes();
+    const std::uint64_t last = (begin + reference.length - 1) >> bits_;
+    count_.add(begin >> bits_, std::min(last, file_clusters_ - 1), reference.structure,
+               reference.references, reference.copied);
+  }
+
+ private:
+  const unsigned bits_;
+  const std::uint64_t file_clusters_;
+  ReferenceCount& count_;
+};
+
+void note_bitmaps(const Image& image, std::vector<std::string>& notes) {
+  const std::optional<BitmapDirectory> directory = bitmap_directory(image.header());
+  if (!directory) return;
+  if (!bitmaps_are_current(image.header())) {
+    notes.push_back(
+        fmt::format("its {} bitmaps are unusable: a program that does not know them has written to "
+                    "it since; QEMU "
+                    "drops them, and their clusters count as leaked; take a full backup next",
+                    directory->count));
+    return;
+  }
+  BitmapReader reader(image);
+  std::size_t noted = 0;
+  while (const std::optional<Bitmap> bitmap = reader.next()) {
+    if (!bitmap->in_use()) continue;
+    if (noted++ == kMaxBitmapNotes) break;
+    notes.push_back(
+        fmt::format("bitmap \"{}\" is unusable: it was in use and not saved; take a full "
+                    "backup next",
+                    bitmap->name));
+  }
+}
+
+void note_header(const Image& image, std::vector<std::string>& notes) {
+  const Header& header = image.header();
+  if (header.has_incompatible(kIncompatibleDirty)) {
+    notes.emplace_back(
+        "it was not closed after writing: its refcounts are out of date until QEMU opens "
+        "it for writing");
+  }
+  if ((header.autoclear_features & kAutoclearRawData) != 0 &&
+      (!header.has_incompatible(kIncompatibleDataFile) || !header.backing_name.empty())) {
+    notes.emplace_back(
+        "autoclear bit 1 (raw external data) makes no sense here: it wants an external data "
+        "file and no backing file");
+  }
+}
+
+// The names of what keeps the content from being read; the tables can be checked all the same.
+void note_unchecked(const Image& image, std::vector<std::string>& unchecked) {
+  for (const std::string& name : image.header().unsupported()) {
+    unchecked.push_back(fmt::format("uses {}, which cannot be read", name));
+  }
+  if (image.header().has_incompatible(kIncompatibleDataFile) && !image.has_data_file()) {
+    unchecked.push_back(
+        fmt::format("its data is in \"{}\", which was not opened", image.header().data_file_name));
+  }
+}
+
+void check_tables(const Image& image, Payloads payloads, LayerCheck& layer) {
+  FindingList& findings = layer.findings;
+  ReferenceWalk walk(image, take_inventory(image, findings));
+  Recount recount(image, findings);
+  EntryJudge judge(image, payloads, findings);
+  ReferenceCount count;
+  Counter counter(image, count);
+  const ReferenceSink sink = [&](const Reference& reference) { counter.see(reference); };
+  // Entries are judged once; a file whose counters exceed their budget takes more walks.
+  bool first = true;
+  do {
+    walk.run(sink, first ? &judge : nullptr, first ? &findings : nullptr);
+    recount.refer(sink);
+    recount.compare(count);
+    first = false;
+  } while (count.advance());
+  layer.used_clusters = recount.used_clusters();
+  layer.decoded_payloads = judge.decoded();
+
+  Locator locator(findings);
+  if (!locator.empty()) {
+    walk.run([&](const Reference& reference) { locator.see(reference); }, nullptr, nullptr);
+  }
+}
+
+}  // namespace
+
+Outcome LayerCheck::outcome(bool strict) const {
+  Outcome outcome = Outcome::Done;
+  const bool broken =
+      findings.count(Severity::DataLoss) != 0 || findings.count(Severity::Harmless) != 0;
+  if (broken || (strict && findings.count(Severity::Leak) != 0)) outcome = Outcome::Mismatch;
+  return unchecked.empty() ? outcome : worse(outcome, Outcome::Incomplete);
+}
+
+Outcome CheckReport::outcome(bool strict) const {
+  Outcome all = Outcome::Done;
+  for (const Survey::Problem& problem : problems) all = worse(all, problem.outcome);
+  for (const LayerCheck& layer : layers) all = worse(all, layer.outcome(strict));
+  return all;
+}
+
+LayerCheck check_layer(const Layer& layer, Payloads payloads) {
+  LayerCheck result;
+  result.path = layer.path();
+  result.format = layer.format();
+  result.file_bytes = layer.file().size();
+  const Image* const image = layer.image();
+  if (image == nullptr) return result;  // a raw base has no metadata
+  result.cluster_bytes = image->geometry().cluster_size();
+  note_header(*image, result.notes);
+  note_unchecked(*image, result.unchecked);
+  if ((image->header().incompatible_features & ~kKnownIncompatible) != 0) return result;
+  note_bitmaps(*image, result.notes);
+  check_tables(*image, payloads, result);
+  return result;
+}
+
+CheckReport check_chain(const Survey& survey, Payloads payloads) {
+  CheckReport report;
+  report.problems = survey.problems;
+  for (const Layer& layer : survey.layers) {
+    try {
+      report.layers.push_back(check_layer(layer, payloads));
+    } catch (const Error& error) {
+      if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
+      report.problems.push_back({report.layers.size(), error.outcome(), error.what()});
+      report.layers.emplace_back().path = layer.path();
+      report.layers.back().format = layer.format();
+    }
+  }
+  return report;
+}
+
+}  // namespace qchain

@@ -33,19 +33,16 @@ std::string summary_of(const LayerCheck& layer) {
 }
 
 std::string layer_text(std::size_t index, const LayerCheck& layer) {
-  std::string text =
-      fmt::format("{:3} {}: {}\n", index, escaped(layer.path),
-                  layer.cluster_bytes == 0 ? "no metadata (raw)" : summary_of(layer));
+  std::string text = fmt::format("{:3} {}: {}\n", index, escaped(layer.path),
+                                 layer.cluster_bytes == 0 ? "no metadata (raw)" : summary_of(layer));
   std::size_t printed = 0;
   for (const Finding& finding : layer.findings.kept()) {
     if (printed++ == kMaxPrinted) break;
-    text +=
-        fmt::format("    {}: {} {}\n        {}\n", to_string(finding.severity),
-                    to_string(finding.flaw), escaped(describe(finding)), remedy_for(finding.flaw));
+    text += fmt::format("    {}: {} {}\n        {}\n", to_string(finding.severity), to_string(finding.flaw),
+                        escaped(describe(finding)), remedy_for(finding.flaw));
   }
   if (layer.findings.kept().size() > kMaxPrinted) {
-    text += fmt::format("    and {} more; --json lists them\n",
-                        layer.findings.kept().size() - kMaxPrinted);
+    text += fmt::format("    and {} more; --json lists them\n", layer.findings.kept().size() - kMaxPrinted);
   }
   for (const std::string& note : layer.notes) text += fmt::format("    note: {}\n", escaped(note));
   for (const std::string& what : layer.unchecked) {
@@ -109,11 +106,10 @@ Json to_json(const Survey::Problem& problem, std::size_t layers) {
 }  // namespace
 
 std::optional<CheckOptions> parse_check(const std::vector<std::string>& words) {
-  CommandLine line(
-      "check", "IMAGE [--strict] [--decode] [options]",
-      "Checks the metadata of every layer of a chain, and that nothing it points to is "
-      "missing. Nothing is changed.\nLeaks alone are findings and exit 0, with --strict 1; "
-      "corruption is 1, a missing layer 3, what could not be checked 4.");
+  CommandLine line("check", "IMAGE [--strict] [--decode] [options]",
+                   "Checks the metadata of every layer of a chain, and that nothing it points to is "
+                   "missing. Nothing is changed.\nLeaks alone are findings and exit 0, with --strict 1; "
+                   "corruption is 1, a missing layer 3, what could not be checked 4.");
   line.add_positional("IMAGE");
   line.add()("strict", "leaks are a failure too");
   line.add()("decode", "decode every compressed cluster: reads all of them");
@@ -141,8 +137,8 @@ Outcome check(const CheckOptions& o, Console& console) {
     console.error(problem.message);
     problems.push_back(to_json(problem, report.layers.size()));
   }
-  console.print(fmt::format("{}: {} layers checked: {}\n", escaped(o.image), report.layers.size(),
-                            to_string(outcome)));
+  console.print(
+      fmt::format("{}: {} layers checked: {}\n", escaped(o.image), report.layers.size(), to_string(outcome)));
   Json fields;
   fields["image"] = escaped(o.image);
   fields["strict"] = o.strict;

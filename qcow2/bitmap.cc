@@ -53,8 +53,7 @@ std::string complaint_about(const BitmapsExtension& extension, const Geometry& g
     return fmt::format("reserved bits {:#x} are set", std::uint32_t{extension.reserved});
   }
   if (extension.count == 0 || extension.count > kMaxBitmaps) {
-    return fmt::format("{} bitmaps; 1 to {} are possible", std::uint32_t{extension.count},
-                       kMaxBitmaps);
+    return fmt::format("{} bitmaps; 1 to {} are possible", std::uint32_t{extension.count}, kMaxBitmaps);
   }
   if (geometry.offset_in_cluster(at) != 0 || at == 0) {
     return fmt::format("a directory at {:#x}, which is not a cluster's beginning", at);
@@ -150,12 +149,11 @@ std::optional<BitmapDirectory> bitmap_directory(const Header& header) {
   if (found == header.other_extensions.end()) return std::nullopt;
   BitmapDirectory directory;
   if (found->data.size() != sizeof(BitmapsExtension)) {
-    directory.problem = fmt::format("the bitmaps extension has {} bytes instead of {}",
-                                    found->data.size(), sizeof(BitmapsExtension));
+    directory.problem = fmt::format("the bitmaps extension has {} bytes instead of {}", found->data.size(),
+                                    sizeof(BitmapsExtension));
     return directory;
   }
-  const auto extension =
-      decode_struct<BitmapsExtension>(std::as_bytes(std::span(found->data)).data());
+  const auto extension = decode_struct<BitmapsExtension>(std::as_bytes(std::span(found->data)).data());
   directory.count = extension.count;
   directory.at = HostOffset(extension.directory_offset);
   directory.bytes = extension.directory_bytes;
@@ -180,8 +178,7 @@ std::string complaint_about(const Bitmap& bitmap, const Image& image) {
     return fmt::format("flags {:#x} are not known", bitmap.flags & ~kKnownFlags);
   }
   if (bitmap.extra_bytes != 0) return fmt::format("{} bytes of extra data", bitmap.extra_bytes);
-  if (bitmap.granularity_bits < kMinGranularityBits ||
-      bitmap.granularity_bits > kMaxGranularityBits) {
+  if (bitmap.granularity_bits < kMinGranularityBits || bitmap.granularity_bits > kMaxGranularityBits) {
     return fmt::format("granularity_bits {} is not from {} to {}", bitmap.granularity_bits,
                        kMinGranularityBits, kMaxGranularityBits);
   }
@@ -189,8 +186,7 @@ std::string complaint_about(const Bitmap& bitmap, const Image& image) {
     return fmt::format("a name of {} bytes; at most {}", bitmap.name.size(), kMaxNameLength);
   }
   if (bitmap.table == HostOffset(0) || geometry.offset_in_cluster(bitmap.table.bytes()) != 0) {
-    return fmt::format("a table at {:#x}, which is not a cluster's beginning",
-                       bitmap.table.bytes());
+    return fmt::format("a table at {:#x}, which is not a cluster's beginning", bitmap.table.bytes());
   }
   const std::uint64_t most = kMaxBitmapBytes / geometry.cluster_size();
   if (bitmap.table_entries == 0 || bitmap.table_entries > most) {
@@ -200,8 +196,8 @@ std::string complaint_about(const Bitmap& bitmap, const Image& image) {
   const std::uint64_t bits = divide_up(geometry.virtual_size(), bitmap.granularity());
   const std::uint64_t needed = divide_up(bits, geometry.cluster_size() * 8);
   if (!bitmap.in_use() && bitmap.table_entries != needed) {
-    return fmt::format("a table of {} entries; {} bits of {} bytes want {}", bitmap.table_entries,
-                       bits, bitmap.granularity(), needed);
+    return fmt::format("a table of {} entries; {} bits of {} bytes want {}", bitmap.table_entries, bits,
+                       bitmap.granularity(), needed);
   }
   return {};
 }
@@ -216,8 +212,8 @@ std::string complaint_about(const BitmapTableEntry& entry, const Geometry& geome
     return fmt::format("bit 0 is set beside offset {:#x}", entry.data.bytes());
   }
   if (geometry.offset_in_cluster(entry.data.bytes()) != 0) {
-    return fmt::format("offset {:#x} is not a multiple of the cluster size {:#x}",
-                       entry.data.bytes(), geometry.cluster_size());
+    return fmt::format("offset {:#x} is not a multiple of the cluster size {:#x}", entry.data.bytes(),
+                       geometry.cluster_size());
   }
   return {};
 }
@@ -242,8 +238,8 @@ std::optional<Bitmap> BitmapReader::next() {
   Bitmap bitmap;
   bitmap.at = reader_.at();
   const auto ends_early = [&] {
-    return fail(fmt::format("the directory ends inside bitmap {} of {}, which is at offset {:#x}",
-                            index_ + 1, directory_.count, bitmap.at.bytes()));
+    return fail(fmt::format("the directory ends inside bitmap {} of {}, which is at offset {:#x}", index_ + 1,
+                            directory_.count, bitmap.at.bytes()));
   };
   const std::span<const std::byte> fixed = reader_.take(sizeof(DirectoryEntry));
   if (fixed.size() < sizeof(DirectoryEntry)) return ends_early();

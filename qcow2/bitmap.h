@@ -87,7 +87,7 @@ class BitmapReader {
 /// A bitmap, and whether it is any use.
 struct BitmapInfo {
   Bitmap bitmap;
-  std::string unusable;  ///< Why only a full backup is safe; empty: the bitmap can be used.
+  std::string unusable;           ///< Why only a full backup is safe; empty: the bitmap can be used.
   std::uint64_t dirty_bytes = 0;  ///< Bytes of the disk whose bits are set; of a usable bitmap.
 };
 

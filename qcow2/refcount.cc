@@ -4,8 +4,7 @@
 
 namespace qchain {
 
-std::uint64_t decode_refcount(std::span<const std::byte> block, std::uint64_t index,
-                              unsigned order) {
+std::uint64_t decode_refcount(std::span<const std::byte> block, std::uint64_t index, unsigned order) {
   const std::byte* const at = block.data() + refcount_position(index, order);
   switch (order) {
     case 3:

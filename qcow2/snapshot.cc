@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstring>
 #include <utility>
 
@@ -59,8 +60,8 @@ std::optional<Snapshot> SnapshotReader::next() {
   Snapshot snapshot;
   snapshot.at = image_.header().snapshots + begin;
   const auto ends_early = [&] {
-    return fail(fmt::format("the table ends inside snapshot {} of {}, which is at offset {:#x}",
-                            index_ + 1, image_.header().snapshot_count, snapshot.at.bytes()));
+    return fail(fmt::format("the table ends inside snapshot {} of {}, which is at offset {:#x}", index_ + 1,
+                            image_.header().snapshot_count, snapshot.at.bytes()));
   };
   if (!reader_.skip(begin - reader_.position())) return ends_early();
   const std::span<const std::byte> fixed = reader_.take(sizeof(SnapshotEntry));
@@ -82,8 +83,7 @@ std::optional<Snapshot> SnapshotReader::next() {
   std::memcpy(&extra, extra_bytes.data(), known);
   if (known >= sizeof(Be64)) snapshot.vm_state_bytes = extra.vm_state_bytes;
   if (known >= sizeof(SnapshotExtra)) snapshot.disk_bytes = extra.disk_bytes;
-  if (!reader_.skip(snapshot.extra_bytes - known) ||
-      !reader_.take_text(entry.id_length, snapshot.id) ||
+  if (!reader_.skip(snapshot.extra_bytes - known) || !reader_.take_text(entry.id_length, snapshot.id) ||
       !reader_.take_text(entry.name_length, snapshot.name)) {
     return ends_early();
   }

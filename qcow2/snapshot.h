@@ -23,8 +23,8 @@ struct Snapshot {
   std::uint32_t nanoseconds = 0;
   std::uint64_t vm_clock = 0;        ///< Nanoseconds that the guest had run.
   std::uint64_t vm_state_bytes = 0;  ///< Of the guest's memory and devices; 0: disk only.
-  std::uint64_t disk_bytes = 0;   ///< Size of the disk then; where it is not recorded, of today's.
-  std::uint32_t extra_bytes = 0;  ///< Length of the entry's extra data, as claimed.
+  std::uint64_t disk_bytes = 0;      ///< Size of the disk then; where it is not recorded, of today's.
+  std::uint32_t extra_bytes = 0;     ///< Length of the entry's extra data, as claimed.
 
   friend bool operator==(const Snapshot&, const Snapshot&) = default;
 };

@@ -44,8 +44,7 @@ void write_something(Random& random, const Shape& shape, const std::string& path
     command.insert(command.end(), {"-c", random_command(random, shape)});
   }
   // With lazy refcounts, a crash leaves the dirty bit.
-  if (shape.lazy && random.chance(20))
-    command.insert(command.end(), {"-c", "flush", "-c", "abort"});
+  if (shape.lazy && random.chance(20)) command.insert(command.end(), {"-c", "flush", "-c", "abort"});
   command.push_back(path);
   run(command);
 }
@@ -53,8 +52,7 @@ void write_something(Random& random, const Shape& shape, const std::string& path
 }  // namespace
 
 std::string Shape::options() const {
-  std::string text =
-      fmt::format("cluster_size={},compat={}", cluster_size(), version == 2 ? "0.10" : "1.1");
+  std::string text = fmt::format("cluster_size={},compat={}", cluster_size(), version == 2 ? "0.10" : "1.1");
   if (version == 2) return text;
   text += fmt::format(",refcount_bits={}", 1U << refcount_order);
   if (extended_l2) text += ",extended_l2=on";
@@ -96,12 +94,11 @@ void make_random_image(Random& random, const Shape& shape, const std::string& pa
         break;
       case 3:
       case 4:
-        run({"qemu-img", "bitmap", "-f", image, "--add", "-g",
-             std::to_string(512U << random.bits(0, 8)), path, fmt::format("bitmap{}", round)});
+        run({"qemu-img", "bitmap", "-f", image, "--add", "-g", std::to_string(512U << random.bits(0, 8)),
+             path, fmt::format("bitmap{}", round)});
         break;
       case 5:
-        run({"qemu-img", "resize", "-q", "-f", image, path,
-             fmt::format("+{}", random.between(1, 64) * 512)});
+        run({"qemu-img", "resize", "-q", "-f", image, path, fmt::format("+{}", random.between(1, 64) * 512)});
         break;
       default:
         break;
@@ -174,16 +171,15 @@ std::uint64_t count(const CheckReport& report, Flaw flaw) {
 std::uint64_t Patient::number(std::uint64_t offset, unsigned bytes) const {
   std::uint64_t value = 0;
   for (unsigned i = 0; i < bytes; ++i) {
-    value = value << 8 |
-            (offset + i < whole_.size() ? std::to_integer<std::uint64_t>(whole_[offset + i]) : 0);
+    value =
+        value << 8 | (offset + i < whole_.size() ? std::to_integer<std::uint64_t>(whole_[offset + i]) : 0);
   }
   return value;
 }
 
 void Patient::put(std::uint64_t offset, std::uint64_t value, unsigned bytes) {
   Bytes raw(bytes);
-  for (unsigned i = 0; i < bytes; ++i)
-    raw[i] = static_cast<std::byte>(value >> (8 * (bytes - 1 - i)));
+  for (unsigned i = 0; i < bytes; ++i) raw[i] = static_cast<std::byte>(value >> (8 * (bytes - 1 - i)));
   File file(open(path_.c_str(), O_RDWR | O_CLOEXEC), path_);
   file.write(HostOffset(offset), raw);
   wounds_.emplace_back(offset, bytes);

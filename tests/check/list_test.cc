@@ -32,8 +32,7 @@ TEST_F(ListTest, SnapshotsAsQemuListsThem) {
   const std::string path = create("8M");
   EXPECT_TRUE(read_snapshots(open(path), 10).snapshots.empty());
   for (const std::string name : {"one", "with \"quotes\"", "три"}) {
-    must({"qemu-io", "-f", "qcow2", "-c", fmt::format("write {} 64k", random.below(100) * 4096),
-          path});
+    must({"qemu-io", "-f", "qcow2", "-c", fmt::format("write {} 64k", random.below(100) * 4096), path});
     must({"qemu-img", "snapshot", "-c", name, path});
   }
   must({"qemu-img", "resize", "-q", "-f", "qcow2", path, "9M"});
@@ -80,8 +79,7 @@ TEST_F(ListTest, BitmapsWithTheirDirtyBytes) {
   std::vector<std::pair<std::uint64_t, std::uint64_t>> written{{kDisk - 512, kDisk}};
   for (int i = 0; i < 10; ++i) {
     const std::uint64_t begin = random.below(kDisk / 512) * 512;
-    written.emplace_back(begin,
-                         begin + random.between(1, (kDisk - begin) / 512) * 512 % (200 << 10));
+    written.emplace_back(begin, begin + random.between(1, (kDisk - begin) / 512) * 512 % (200 << 10));
     if (written.back().second <= begin) written.back().second = begin + 512;
   }
   for (const auto& [begin, end] : written) {
@@ -98,8 +96,7 @@ TEST_F(ListTest, BitmapsWithTheirDirtyBytes) {
     const std::uint64_t granularity = granularities[i];
     std::set<std::uint64_t> granules;
     for (const auto& [begin, end] : written) {
-      for (std::uint64_t at = begin / granularity; at * granularity < end; ++at)
-        granules.insert(at);
+      for (std::uint64_t at = begin / granularity; at * granularity < end; ++at) granules.insert(at);
     }
     std::uint64_t dirty = 0;
     for (const std::uint64_t at : granules) {

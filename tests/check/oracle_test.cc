@@ -17,8 +17,7 @@ namespace {
 // that either.
 bool is_damage_that_qemu_misses(const CheckReport& report) {
   for (const Finding& finding : report.layers.at(0).findings.kept()) {
-    const bool shared =
-        finding.flaw == Flaw::Overlap && finding.what.ends_with("data and compressed data");
+    const bool shared = finding.flaw == Flaw::Overlap && finding.what.ends_with("data and compressed data");
     if (!shared && finding.flaw != Flaw::MarkedCorrupt) return false;
   }
   return true;
@@ -39,11 +38,9 @@ class OracleTest : public RandomTest {
     const bool qemu_found = qemu == QemuVerdict::Corrupt || qemu == QemuVerdict::CannotOpen;
     const bool we_found = ours == QemuVerdict::Corrupt || ours == QemuVerdict::CannotOpen;
     if ((qemu_found && !we_found) || (qemu == QemuVerdict::Leaks && ours == QemuVerdict::Clean)) {
-      ADD_FAILURE() << what << ", bit " << bit << " of the word at " << offset << " in "
-                    << image.path() << ": QEMU says " << to_string(qemu) << ", we say "
-                    << to_string(ours) << "\n"
-                    << words_of(report)
-                    << run({"qemu-img", "check", "-f", "qcow2", image.path()}).output;
+      ADD_FAILURE() << what << ", bit " << bit << " of the word at " << offset << " in " << image.path()
+                    << ": QEMU says " << to_string(qemu) << ", we say " << to_string(ours) << "\n"
+                    << words_of(report) << run({"qemu-img", "check", "-f", "qcow2", image.path()}).output;
     }
     image.heal();
   }
@@ -63,8 +60,7 @@ TEST_F(OracleTest, WhatQemuWroteIsCleanExactlyWhenQemuSaysSo) {
     make_random_image(random, shape, path);
     const QemuVerdict qemu = check_by_qemu(path);
     const CheckReport report = check_by_us(path, Payloads::All);
-    const bool clean =
-        verdict_of(report) == QemuVerdict::Clean || is_damage_that_qemu_misses(report);
+    const bool clean = verdict_of(report) == QemuVerdict::Clean || is_damage_that_qemu_misses(report);
     EXPECT_EQ(qemu == QemuVerdict::Clean, clean)
         << shape.options() << ", " << shape.size << " bytes: QEMU says " << to_string(qemu) << "\n"
         << words_of(report);
@@ -86,8 +82,7 @@ std::string clean_image(Random& random, const std::string& path) {
     run({"qemu-img", "snapshot", "-c", "last", path});
     run({"qemu-img", "bitmap", "-f", "qcow2", "--add", "-g", "4096", path, "last"});
     run({"qemu-io", "-f", "qcow2", "-c", "write -P 77 0 70k", path});
-    if (check_by_qemu(path) == QemuVerdict::Clean &&
-        verdict_of(check_by_us(path)) == QemuVerdict::Clean) {
+    if (check_by_qemu(path) == QemuVerdict::Clean && verdict_of(check_by_us(path)) == QemuVerdict::Clean) {
       return shape.options();
     }
   }
@@ -122,8 +117,7 @@ TEST_F(OracleTest, WhatQemuCallsCorruptIsCorrupt) {
     some(anatomy.refcount_blocks, 6, "refcount table entry");
     const std::uint64_t clusters = image.size() / anatomy.cluster_size;
     const std::uint64_t refcounts = (clusters << anatomy.refcount_order) / 8 + 8;
-    in(anatomy.refcount_blocks.front().raw, std::min(anatomy.cluster_size, refcounts), 10,
-       "refcount block");
+    in(anatomy.refcount_blocks.front().raw, std::min(anatomy.cluster_size, refcounts), 10, "refcount block");
     if (anatomy.snapshot_table != 0) {
       in(anatomy.snapshot_table, 80, 12, "snapshot table");
       in(image.word(anatomy.snapshot_table), 8 * image.number(anatomy.snapshot_table + 8, 4), 6,
@@ -137,6 +131,24 @@ TEST_F(OracleTest, WhatQemuCallsCorruptIsCorrupt) {
     in(112, 240, 6, "header extensions");
   }
   show_seen();
+}
+
+TEST_F(OracleTest, WhatWeWroteIsSound) {
+  for (int i = 0; i < 12; ++i) {
+    LayerOptions options;
+    options.cluster_bits = random.bits(kMinWrittenClusterBits, 17);
+    options.extended_l2 = options.cluster_bits >= kMinExtendedL2ClusterBits && random.chance(50);
+    if (random.chance(60)) {
+      options.compression = parse_compression(random.chance(50) ? "zlib" : "zstd");
+    }
+    const Disk disk = random_disk(random, random.between(1, 4 << 20), 4096, Position::Bottom);
+    MemoryDevice device(disk.bytes, disk.extents, 1 << 20);
+    const std::string path = folder_ / fmt::format("{}.qcow2", i);
+    write_image(device, path, options);
+    const CheckReport report = check_by_us(path, Payloads::All);
+    EXPECT_EQ(report.outcome(true), Outcome::Done) << words_of(report);
+    EXPECT_EQ(check_by_qemu(path), QemuVerdict::Clean);
+  }
 }
 
 TEST_F(OracleTest, GarbageIsJudgedAndNotTrusted) {
@@ -158,9 +170,8 @@ TEST_F(OracleTest, GarbageIsJudgedAndNotTrusted) {
     for (int k = 0; k < 400; ++k) {
       for (std::uint64_t n = random.between(1, 6); n > 0; --n) {
         // Plausible offsets as often as any bits.
-        const std::uint64_t value = random.chance(50)
-                                        ? random.any_size()
-                                        : random.below(image.size()) & ~std::uint64_t{0x1FF};
+        const std::uint64_t value =
+            random.chance(50) ? random.any_size() : random.below(image.size()) & ~std::uint64_t{0x1FF};
         image.put(words[random.below(words.size())], value | random.below(2) << 63);
       }
       const CheckReport report = check_by_us(path, Payloads::All);

@@ -15,8 +15,7 @@ constexpr std::uint64_t kCopied = std::uint64_t{1} << 63;
 class TrapTest : public testing::Test {
  protected:
   // Creates an image of 4 MiB unless told otherwise, and gives it to qemu-io.
-  std::string make(const std::vector<std::string>& commands,
-                   const std::string& options = "cluster_size=64k",
+  std::string make(const std::vector<std::string>& commands, const std::string& options = "cluster_size=64k",
                    const std::string& size = "4M") {
     const std::string path = folder_ / fmt::format("{}.qcow2", made_++);
     must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", options, path, size});
@@ -109,8 +108,7 @@ TEST_F(TrapTest, ACompressedStreamIsCut) {
     const Anatomy anatomy(image);
     const std::uint64_t stream = anatomy.l2.at(1).raw & 0x003FFFFFFFFFFFFF;
     image.truncate(stream + 4);
-    const Finding found =
-        expect_only(check_by_us(image.path()), Flaw::Truncated, Severity::DataLoss);
+    const Finding found = expect_only(check_by_us(image.path()), Flaw::Truncated, Severity::DataLoss);
     EXPECT_EQ(found.guest, guest_range(kCluster, kCluster)) << type;
     EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Clean);
   }
@@ -187,8 +185,7 @@ TEST_F(TrapTest, ARefcountIsTooLowOnASharedCompressedCluster) {
   const Anatomy anatomy(image);
   const std::uint64_t stream = anatomy.l2.at(0).raw & 0x003FFFFFFFFFFFFF;
   image.put(anatomy.refcount_at(stream), 1, 2);
-  const Finding found =
-      expect_only(check_by_us(image.path()), Flaw::RefcountLow, Severity::DataLoss);
+  const Finding found = expect_only(check_by_us(image.path()), Flaw::RefcountLow, Severity::DataLoss);
   EXPECT_EQ(found.host.begin.bytes(), align_down(stream, kCluster));
   EXPECT_EQ(found.guest, guest_range(0, 2 * kCluster));
 }
@@ -270,8 +267,7 @@ TEST_F(TrapTest, LuksHeadersAreCounted) {
   const std::string path = folder_ / "luks.qcow2";
   const Finished created =
       run({"qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",
-           "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path,
-           "4M"});
+           "cluster_size=4k,encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10", path, "4M"});
   if (created.status != 0) GTEST_SKIP() << created.output;  // its timing of hashes is moody
   const CheckReport report = check_by_us(path);
   EXPECT_EQ(report.outcome(true), Outcome::Incomplete) << words_of(report);

@@ -13,8 +13,7 @@ class TruncationTest : public RandomTest {
   // What QEMU reads; nothing where it cannot.
   Bytes content(const std::string& path) {
     const std::string raw = folder_ / "content.raw";
-    const Finished done =
-        run({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-t", "unsafe", path, raw});
+    const Finished done = run({"qemu-img", "convert", "-f", "qcow2", "-O", "raw", "-t", "unsafe", path, raw});
     return done.status == 0 ? read_file(raw) : Bytes();
   }
 
@@ -43,8 +42,8 @@ TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
         const QemuVerdict qemu = check_by_qemu(path);
         if (qemu == QemuVerdict::Clean || qemu == QemuVerdict::Leaks) ++missed_by_qemu;
         EXPECT_TRUE(ours == QemuVerdict::Corrupt || ours == QemuVerdict::CannotOpen)
-            << shape.options() << ", cut to " << std::filesystem::file_size(path) << " of "
-            << image.size() << " bytes: QEMU says " << to_string(qemu) << "\n"
+            << shape.options() << ", cut to " << std::filesystem::file_size(path) << " of " << image.size()
+            << " bytes: QEMU says " << to_string(qemu) << "\n"
             << words_of(report);
       }
       image.heal();

@@ -2,6 +2,7 @@
 // server says. Only nbd_export.cc uses it.
 #pragma once
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <memory>
@@ -100,7 +101,7 @@ class NbdConnection {
   bool multi_conn_ = false;
   bool df_ = false;
   bool structured_ = false;
-  bool silent_ = false;  // timed out: as good as dead
+  std::atomic<bool> silent_ = false;  // timed out: as good as dead
 };
 
 }  // namespace qchain

@@ -217,6 +217,11 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
 
   std::optional<Increment> increment;
   if (parent) increment.emplace(live, *parent);
+  if (increment && increment->was_resized()) {
+    console.note(fmt::format("the disk has {} bytes and the parent {}: what the bitmap says after a resize is "
+                             "not relied on, so all data is read and compared with the parent",
+                             live.size(), parent->size()));
+  }
   BlockDevice& source = increment ? static_cast<BlockDevice&>(*increment) : live;
 
   Identity identity = identity_for(o, parent.get(), source.size());

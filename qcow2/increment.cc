@@ -42,7 +42,7 @@ std::vector<ExportStatus> Increment::status(const GuestRange& range) {
 Extents Increment::extents(const GuestRange& range) {
   const GuestOffset parent_end(parent_.size());
   const GuestOffset disk_end(size());
-  doubts_ = {{GuestOffset(size() > 0 ? align_down(size() - 1, kMaxCluster) : 0), disk_end}};
+  doubts_ = {{GuestOffset(was_resized() || size() == 0 ? 0 : align_down(size() - 1, kMaxCluster)), disk_end}};
   Extents extents;
   for (const ExportStatus& status : status(range)) {
     const GuestRange inside = intersect(status.range, {GuestOffset(0), parent_end});

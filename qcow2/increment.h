@@ -30,6 +30,8 @@ class Increment : public BlockDevice {
   Extents extents(const GuestRange& range) override;
   std::unique_ptr<Reader> open_reader() override { return live_.open_reader(); }
 
+  /// Whether the disk has another size than the parent: where it was cut on the way is not to be known.
+  bool was_resized() const { return align_up(live_.size(), kSectorSize) != parent_.size(); }
   /// Bytes that the bitmap missed, as found so far, and the first ranges of them.
   std::uint64_t missed_bytes() const noexcept { return missed_bytes_; }
   const Extents& first_missed() const noexcept { return first_missed_; }

@@ -100,12 +100,28 @@ class Resize(Case):
 
     def test_cut_in_the_middle_of_a_cluster_of_an_overlay(self) -> None:
         """Over a base, QEMU fills the rest of the cluster with zeros when the disk grows, and calls it data, and clean."""
-        for cluster_size, small in ((64 * K, 2 * M + 512), (2 * M, 2 * M + 64 * K), (64 * K, 4 * M - 4 * K)):
-            with self.subTest(cluster_size=cluster_size, small=small):
+        for cluster_size, small, large in ((64 * K, 2 * M + 512, 4 * M), (2 * M, 2 * M + 64 * K, 4 * M),
+                                           (64 * K, 4 * M - 4 * K, 4 * M), (64 * K, 4 * M - 4 * K, 8 * M),
+                                           (2 * M, 64 * K, 1 * M), (2 * M, 2 * M - 512, 3 * M)):
+            with self.subTest(cluster_size=cluster_size, small=small, large=large):
                 self.setUp()
                 self.begin(cluster_size, base=True)
-                self.resize(small, 4 * M)
+                self.resize(small, large)
                 self.pull("check2", "check1")
+
+    def test_cut_and_written_near_while_the_job_runs(self) -> None:
+        """The scratch file takes the old zeros as data, along with what lies beside them in its cluster."""
+        for small, large in ((1 * M + 24 * K, 4 * M), (4 * M - 8 * K, 8 * M)):
+            with self.subTest(small=small, large=large):
+                self.setUp()
+                self.begin(8 * K, base=True)
+                self.resize(small, large)
+                uri = self.export.backup("check2", "check1")
+                self.export.reference(self.path("reference.raw"))
+                self.export.io(f"write -P 9 {small - 512} 1k")
+                self.qchain("pull", uri, "-o", "inc.qcow2", "--parent", "check1.qcow2", "--since", "check1", "--cluster-size", "4K")
+                self.assert_holds("inc.qcow2", "reference.raw")
+                self.qchain("verify", "inc.qcow2", "--against", uri)
 
 
 if __name__ == "__main__":

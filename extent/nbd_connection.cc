@@ -29,9 +29,12 @@ int last_errno() {
   return number != 0 ? number : EIO;
 }
 
+constexpr std::size_t kMaxContexts = 1024;  // on offer; no server has that many bitmaps
+
 // Callbacks run inside libnbd, which is C: no exception may leave them.
 int add_context_name(void* user_data, const char* name) noexcept {
-  static_cast<std::vector<std::string>*>(user_data)->emplace_back(name);
+  auto& names = *static_cast<std::vector<std::string>*>(user_data);
+  if (names.size() <= kMaxContexts) names.emplace_back(name);
   return 0;
 }
 
@@ -46,9 +49,16 @@ class Coverage {
  public:
   explicit Coverage(const GuestRange& range) : range_(range) {}
 
-  void add(std::uint64_t offset, std::uint64_t length) { chunks_.push_back({offset, length}); }
+  void add(std::uint64_t offset, std::uint64_t length) {
+    if (!chunks_.empty() && chunks_.back().offset + chunks_.back().length == offset) {
+      chunks_.back().length += length;
+    } else if (length > 0 && chunks_.size() <= kMaxChunks) {
+      chunks_.push_back({offset, length});
+    }
+  }
 
   bool is_complete() const {
+    if (chunks_.size() > kMaxChunks) return false;
     std::vector<Chunk> sorted = chunks_;
     std::ranges::sort(sorted, {}, &Chunk::offset);
     std::uint64_t at = range_.begin.bytes();
@@ -64,6 +74,8 @@ class Coverage {
     std::uint64_t offset;
     std::uint64_t length;
   };
+  static constexpr std::size_t kMaxChunks = 4096;  // that do not follow each other
+
   GuestRange range_;
   std::vector<Chunk> chunks_;
 };
@@ -153,17 +165,19 @@ std::vector<std::string> NbdConnection::offered_contexts() {
   if (nbd_aio_is_negotiating(handle) <= 0) return names;  // an oldstyle server has none
   nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION);
   nbd_add_meta_context(handle, "qemu:");
-  int option_error = 0;
-  const int started =
-      nbd_aio_opt_list_meta_context(handle, nbd_context_callback{add_context_name, &names, nullptr},
-                                    nbd_completion_callback{note_option_error, &option_error, nullptr});
+  const int started = nbd_aio_opt_list_meta_context(
+      handle, nbd_context_callback{add_context_name, &names, nullptr}, nbd_completion_callback{});
   if (started == 0) wait_until_connected("list meta contexts");
   nbd_clear_meta_contexts(handle);
-  if (option_error != 0) require_export();
-  return names;  // a server that cannot list them is one that has none
+  if (names.size() > kMaxContexts) {
+    throw Error(Outcome::Io,
+                fmt::format("{}: the server lists more than {} meta contexts", target_.uri, kMaxContexts));
+  }
+  if (names.empty()) require_export();
+  return names;
 }
 
-// A server answers with the same error where it knows no contexts and where it knows no such export.
+// A server names no contexts where it has none, and where it knows no such export.
 void NbdConnection::require_export() {
   int option_error = 0;
   const int started =
@@ -226,6 +240,8 @@ bool NbdConnection::is_dead() const {
   return silent_ || nbd_aio_is_dead(handle_.get()) > 0 || nbd_aio_is_closed(handle_.get()) > 0;
 }
 
+void NbdConnection::expect_answer() { patience_ = target_.timeout; }
+
 bool NbdConnection::wait_for_server() {
   constexpr std::chrono::milliseconds kSlice{200};  // how late an interrupt may be noticed
   nbd_handle* const handle = handle_.get();
@@ -233,21 +249,23 @@ bool NbdConnection::wait_for_server() {
   pollfd waiting{nbd_aio_get_fd(handle), 0, 0};
   if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0) waiting.events |= POLLIN;
   if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0) waiting.events |= POLLOUT;
-  const Clock::time_point deadline = Clock::now() + target_.timeout;
-  for (;;) {
+  int ready = 0;
+  while (ready == 0 && patience_ > Clock::duration::zero()) {
     try {
       throw_if_interrupted();
     } catch (...) {
       silent_ = true;  // commands may be in flight into buffers that are about to go
       throw;
     }
-    const int ready = poll(&waiting, 1, static_cast<int>(kSlice.count()));
-    if (ready < 0 && errno != EINTR) throw system_error("poll", errno);
-    if (ready > 0) break;
-    if (Clock::now() >= deadline) {
-      silent_ = true;
-      return false;
-    }
+    const Clock::time_point begin = Clock::now();
+    ready = std::max(0, poll(&waiting, 1, static_cast<int>(kSlice.count())));
+    // What is over a slice is not the server's: this process was stopped.
+    patience_ -= std::min<Clock::duration>(Clock::now() - begin, kSlice);
+  }
+  // Also where bytes do come in, but too slowly for an answer to be complete in time.
+  if (patience_ <= Clock::duration::zero()) {
+    silent_ = true;
+    return false;
   }
   if ((waiting.revents & POLLIN) != 0 || (waiting.revents & POLLOUT) == 0) {
     nbd_aio_notify_read(handle);
@@ -258,6 +276,7 @@ bool NbdConnection::wait_for_server() {
 }
 
 void NbdConnection::wait_until_connected(const char* step) {
+  expect_answer();
   while (nbd_aio_is_connecting(handle_.get()) > 0) {
     if (!wait_for_server()) {
       const std::string reason =
@@ -311,7 +330,7 @@ bool NbdConnection::start(const ReadRequest& request, std::vector<InFlight>& in_
 // Commands are never retired by a callback: libnbd looks for bytes that a structured reply left out
 // only in nbd_aio_command_completed().
 void NbdConnection::retire(std::vector<InFlight>& in_flight, std::vector<FailedRead>& failed) {
-  std::erase_if(in_flight, [&](const InFlight& command) {
+  const std::size_t retired = std::erase_if(in_flight, [&](const InFlight& command) {
     const int completed =
         nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(command.cookie));
     if (completed < 0) failed.push_back({command.request, last_errno()});
@@ -320,6 +339,7 @@ void NbdConnection::retire(std::vector<InFlight>& in_flight, std::vector<FailedR
     }
     return completed != 0;
   });
+  if (retired != 0) expect_answer();
 }
 
 std::vector<FailedRead> NbdConnection::read(std::span<const ReadRequest> batch) {
@@ -327,6 +347,7 @@ std::vector<FailedRead> NbdConnection::read(std::span<const ReadRequest> batch) 
   std::vector<InFlight> in_flight;
   const std::vector<ReadRequest> requests = requests_for(batch);
   std::size_t next = 0;
+  expect_answer();
   while (next < requests.size() || !in_flight.empty()) {
     while (next < requests.size() && in_flight.size() < target_.requests_in_flight && !is_dead()) {
       const ReadRequest& request = requests[next];
@@ -368,6 +389,8 @@ std::optional<FailedRead> NbdConnection::read_unaligned(const ReadRequest& reque
 
 namespace {
 
+constexpr std::size_t kMaxStatusExtents = 16384;
+
 // What the extent callbacks of one command have brought.
 struct StatusReply {
   std::vector<std::string> contexts;
@@ -381,7 +404,9 @@ struct StatusReply {
     std::vector<ContextExtent>& list = extents[static_cast<std::size_t>(known - contexts.begin())];
     if (!list.empty()) complaint = "the same context twice";
     std::uint64_t covered = 0;
-    for (std::size_t i = 0; i + 1 < entries.size() && covered < limit; i += 2) {
+    // A short answer is as good as a long one, and memory stays bounded.
+    for (std::size_t i = 0; i + 1 < entries.size() && covered < limit && list.size() < kMaxStatusExtents;
+         i += 2) {
       if (entries[i] == 0) {
         complaint = "an extent of no length";
         return;
@@ -419,6 +444,7 @@ std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
       handle_.get(), range.length(), range.begin.bytes(),
       nbd_extent_callback{note_extents, new SharedReply(reply), drop_reply}, nbd_completion_callback{}, 0);
   if (cookie < 0) throw complain(last_error());
+  expect_answer();
   for (;;) {
     const int completed = nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(cookie));
     if (completed > 0) break;

@@ -29,7 +29,7 @@ struct NbdTarget {
   /// A directory with ca-cert.pem (and a client certificate), or a PSK file: for nbds URIs.
   std::string tls_certificates;
   std::string tls_psk_file;
-  /// How long a server may stay silent before it counts as gone.
+  /// How long a server may take for one answer before it counts as gone.
   std::chrono::milliseconds timeout{30000};
   unsigned requests_in_flight = 16;
   std::uint64_t request_size = std::uint64_t{256} << 10;
@@ -85,7 +85,9 @@ class NbdConnection {
   void learn_limits();
   void require_export();
   [[noreturn]] void throw_not_offered(int error_number) const;
-  /// Waits for the server once; false where it stayed silent too long, or is gone.
+  /// From now on, the server has the target's time-out for an answer.
+  void expect_answer();
+  /// Waits for the server once; false where its time is over, or it is gone.
   bool wait_for_server();
   void wait_until_connected(const char* step);
   std::vector<ReadRequest> requests_for(std::span<const ReadRequest> batch) const;
@@ -101,7 +103,8 @@ class NbdConnection {
   bool multi_conn_ = false;
   bool df_ = false;
   bool structured_ = false;
-  std::atomic<bool> silent_ = false;  // timed out: as good as dead
+  std::chrono::steady_clock::duration patience_{};  // how long the next answer may still take
+  std::atomic<bool> silent_ = false;                // timed out: as good as dead
 };
 
 }  // namespace qchain

@@ -33,6 +33,8 @@ constexpr std::uint32_t kDepthActiveLayer = 1;
 
 // The count of a block status request has 32 bits; this is the largest that every block size divides.
 constexpr std::uint64_t kMaxStatusLength = std::uint64_t{2} << 30;
+constexpr std::uint64_t kMinStatusLength = std::uint64_t{64} << 20;
+constexpr std::uint64_t kMaxBlock = std::uint64_t{64} << 20;  // no server's block is larger
 
 // A server that does not speak of several connections may keep a second one waiting for ever.
 constexpr milliseconds kUninvitedTimeout{1000};
@@ -233,6 +235,7 @@ struct NbdExportState {
   std::optional<Choice> choice;
   NbdConnection witness;
   std::mutex witness_in_use;
+  std::uint64_t status_length = kMaxStatusLength;  // how much to ask about at a time
   std::atomic<bool> has_reader{false};
   std::atomic<Clock::duration> last_read{};
 };
@@ -353,8 +356,11 @@ std::vector<ExportStatus> NbdExport::status(const GuestRange& range) {
   const std::uint64_t block = state_->witness.minimum_block();
   const std::uint64_t begin = align_down(range.begin.bytes(), block);
   const std::uint64_t end = std::min(align_up(range.end.bytes(), block), size());
-  const GuestRange asked = guest_range(begin, std::min(end - begin, kMaxStatusLength));
+  const GuestRange asked = guest_range(begin, std::min(end - begin, state_->status_length));
   const std::vector<ExportStatus> first = state_->ask(asked);
+  // A fragmented disk is asked about in smaller pieces, so that the server does not say what is dropped here.
+  const std::uint64_t answered = first.back().range.end - asked.begin;
+  state_->status_length = std::clamp(align_down(2 * answered, kMaxBlock), kMinStatusLength, kMaxStatusLength);
   if (std::ranges::none_of(first, [](const ExportStatus& status) { return status.zero; })) {
     return clipped(first, range);
   }

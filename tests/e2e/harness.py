@@ -277,3 +277,11 @@ def nbdkit(folder: Path, *argv: Argument) -> contextlib.AbstractContextManager[S
 def qemu_nbd(folder: Path, *argv: Argument) -> contextlib.AbstractContextManager[Server]:
     """Serves with qemu-nbd, read-only and to 16 clients, under the name `vda`."""
     return _serve(folder, "vda", "qemu-nbd", "--socket", "--pid-file", "-r", "-t", "-e", "16", "-x", "vda", *argv)
+
+
+def failing_server(folder: Path) -> contextlib.AbstractContextManager[Server]:
+    """2 MiB of data, with one sector that cannot be read at 1 MiB; the connection survives."""
+    (folder / "servers").mkdir(exist_ok=True)
+    bad = folder / "servers" / "bad.map"
+    bad.write_text(f"# mapfile\n0x0 ? 1\n0x0 0x100000 +\n0x100000 0x200 -\n0x100200 0xffe00 +\n")
+    return nbdkit(folder, "--filter=ddrescue", "pattern", "2M", f"ddrescue-mapfile={bad}")

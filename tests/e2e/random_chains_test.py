@@ -25,7 +25,7 @@ from qemu_tools import FixtureError
 SEED = int(os.environ.get("QCHAIN_SEED") or time.time_ns() % 1_000_000_000)
 CASES = int(os.environ.get("QCHAIN_CASES") or 25)
 
-LAYER_CLUSTERS = ["4K", "8K", "16K", "32K", "64K", "128K", "512K", "1M", "2M"]
+LAYER_CLUSTERS = [f"{4 << n}K" for n in range(10)]
 
 
 @dataclass
@@ -62,7 +62,7 @@ class Disk:
         self._cut_in_a_cluster = False
         self.cluster = 1 << rng.randint(9, 21)
         base = self._base(folder)
-        self.note(f"disk of {self.size} bytes, clusters of {self.cluster}, on {f'a base of {base.stat().st_size}' if base else 'no base'}")
+        self.note(f"disk of {self.size} bytes, clusters of {self.cluster}, base of {base.stat().st_size if base else 0}")
         self.export = Export.start(folder, self.size, cluster_size=self.cluster, base_raw=base)
 
     def note(self, line: str) -> None:

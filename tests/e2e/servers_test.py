@@ -77,7 +77,8 @@ class LesserServers(Case):
         for minimum, maximum in ((512, 4096), (4096, 64 * K), (64 * K, 64 * K), (4096, 256 * K)):
             with self.subTest(minimum=minimum, maximum=maximum):
                 self.check("--filter=blocksize-policy", "file", self.disk, f"blocksize-minimum={minimum}",
-                           f"blocksize-preferred={max(minimum, 4096)}", f"blocksize-maximum={maximum}", "blocksize-error-policy=error")
+                           f"blocksize-preferred={max(minimum, 4096)}", f"blocksize-maximum={maximum}",
+                           "blocksize-error-policy=error")
 
     def test_with_a_tail_below_its_own_block_size(self) -> None:
         """The disk is no multiple of 4096: read all the same, or an unreadable byte that forbids 0."""

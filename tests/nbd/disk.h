@@ -23,8 +23,7 @@ Bytes disk_bytes(std::uint64_t size);
 Bytes slice(const Bytes& disk, std::uint64_t begin, std::uint64_t length);
 
 /// A target with a time-out that is short, but not so short that a busy machine meets it.
-NbdTarget target_of(const std::string& uri,
-                    std::chrono::milliseconds timeout = std::chrono::seconds(5));
+NbdTarget target_of(const std::string& uri, std::chrono::milliseconds timeout = std::chrono::seconds(5));
 /// A time-out for servers that are to meet it.
 inline constexpr std::chrono::milliseconds kSoon{300};
 

@@ -70,15 +70,13 @@ class Parser {
 
 class Handshake {
  public:
-  Handshake(int socket, const Offer& offer)
-      : socket_(socket), wire_(socket, false), offer_(offer) {}
+  Handshake(int socket, const Offer& offer) : socket_(socket), wire_(socket, false), offer_(offer) {}
 
   // Returns when the client has opened the export.
   void run() {
     if (offer_.greeting == Offer::Greeting::Hangup) throw Hangup();
     if (offer_.greeting == Offer::Greeting::Silent) receive(socket_, 1);  // which never comes
-    if (offer_.greeting == Offer::Greeting::Garbage)
-      wire_.send(Packet().text("HTTP/1.1 200 OK\r\n\r\n"));
+    if (offer_.greeting == Offer::Greeting::Garbage) wire_.send(Packet().text("HTTP/1.1 200 OK\r\n\r\n"));
     wire_.send(Packet().u64(kGreeting).u64(kOptionMagic).u16(kFixedNewstyleWithoutZeroes));
     receive(socket_, sizeof(std::uint32_t));  // the client's flags
     std::uint32_t option = 0;
@@ -102,8 +100,7 @@ class Handshake {
 
   void reply(std::uint32_t option, std::uint32_t type, const Packet& payload) {
     const auto length = static_cast<std::uint32_t>(payload.bytes.size());
-    wire_.send(
-        Packet().u64(kOptionReplyMagic).u32(option).u32(type).u32(length).raw(payload.bytes));
+    wire_.send(Packet().u64(kOptionReplyMagic).u32(option).u32(type).u32(length).raw(payload.bytes));
   }
 
   // All contexts for a list; for a set, those that were asked for.
@@ -113,8 +110,7 @@ class Handshake {
     for (std::string& query : queries) query = payload.text(payload.u32());
     for (std::uint32_t i = 0; i < offer_.contexts.size(); ++i) {
       const std::string& name = offer_.contexts[i];
-      const bool asked =
-          std::ranges::find(queries, name) != queries.end() && name != offer_.refused;
+      const bool asked = std::ranges::find(queries, name) != queries.end() && name != offer_.refused;
       if (option == kOptSet && !asked) continue;
       reply(option, kRepContext, Packet().u32(option == kOptSet ? i + 1 : 0).text(name));
     }
@@ -163,8 +159,7 @@ Packet& Packet::raw(std::span<const std::byte> value) {
 }
 
 Packet& Packet::integer(std::uint64_t value, unsigned size) {
-  for (unsigned i = size; i > 0; --i)
-    bytes.push_back(static_cast<std::byte>(value >> (8 * (i - 1))));
+  for (unsigned i = size; i > 0; --i) bytes.push_back(static_cast<std::byte>(value >> (8 * (i - 1))));
   return *this;
 }
 
@@ -187,8 +182,7 @@ void Wire::hole(const Request& request, std::uint64_t offset, std::uint32_t leng
   chunk(request, kChunkHole, Packet().u64(offset).u32(length), last);
 }
 
-void Wire::status(const Request& request, std::uint32_t context, const StatusEntries& entries,
-                  Last last) {
+void Wire::status(const Request& request, std::uint32_t context, const StatusEntries& entries, Last last) {
   Packet payload;
   payload.u32(context);
   for (const auto& [length, flags] : entries) payload.u32(length).u32(flags);

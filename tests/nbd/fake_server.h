@@ -41,9 +41,9 @@ struct Offer {
   bool structured = true;
   bool df = true;
   std::vector<std::string> contexts{"base:allocation"};  ///< Their ids are 1, 2, ...
-  std::string refused;                       ///< One of them that is listed, and then not set.
-  std::uint32_t minimum_block = 0;           ///< 0: none is advertised.
-  std::uint32_t maximum_block = 32U << 20U;  ///< Advertised with a minimum only.
+  std::string refused;                                   ///< One of them that is listed, and then not set.
+  std::uint32_t minimum_block = 0;                       ///< 0: none is advertised.
+  std::uint32_t maximum_block = 32U << 20U;              ///< Advertised with a minimum only.
 };
 
 inline constexpr std::uint16_t kRead = 0;
@@ -76,8 +76,7 @@ class Wire {
   /// One with data of the disk, or, without structured replies, a simple reply.
   void data(const Request& request, std::uint64_t offset, const Bytes& bytes, Last last);
   void hole(const Request& request, std::uint64_t offset, std::uint32_t length, Last last);
-  void status(const Request& request, std::uint32_t context, const StatusEntries& entries,
-              Last last);
+  void status(const Request& request, std::uint32_t context, const StatusEntries& entries, Last last);
   /// With an errno value of the protocol, such as 5.
   void error(const Request& request, std::uint32_t number, Last last);
   /// A chunk without content.

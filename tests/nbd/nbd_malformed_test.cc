@@ -29,8 +29,7 @@ const Bytes kJunk(kRequest, std::byte{0xAA});
 Bytes junk(std::size_t length) { return slice(kJunk, 0, length); }
 
 const std::vector<Malformation> kMalformations{
-    {"ShortData", true,
-     [](Wire& wire, const Request& r) { wire.data(r, 0, junk(kHalf), Last::Yes); }},
+    {"ShortData", true, [](Wire& wire, const Request& r) { wire.data(r, 0, junk(kHalf), Last::Yes); }},
     {"NoData", true, [](Wire& wire, const Request& r) { wire.done(r); }},
     {"GapBetweenChunks", false,
      [](Wire& wire, const Request& r) {
@@ -60,9 +59,7 @@ const std::vector<Malformation> kMalformations{
     {"ChunkBeyondTheRequest", true,
      [](Wire& wire, const Request& r) { wire.data(r, 512, junk(kRequest), Last::Yes); }},
     {"ChunkFarAway", true,
-     [](Wire& wire, const Request& r) {
-       wire.data(r, ~std::uint64_t{0} - 100, junk(kRequest), Last::Yes);
-     }},
+     [](Wire& wire, const Request& r) { wire.data(r, ~std::uint64_t{0} - 100, junk(kRequest), Last::Yes); }},
     {"HoleBeyondTheRequest", true,
      [](Wire& wire, const Request& r) { wire.hole(r, 0, 0xFFFFFFFF, Last::Yes); }},
     {"WrongCookie", true,
@@ -70,8 +67,7 @@ const std::vector<Malformation> kMalformations{
        r.cookie += 1000;
        wire.data(r, 0, junk(kRequest), Last::Yes);
      }},
-    {"WrongMagic", true,
-     [](Wire& wire, const Request&) { wire.send(Packet().u64(0).u64(0).u64(0)); }},
+    {"WrongMagic", true, [](Wire& wire, const Request&) { wire.send(Packet().u64(0).u64(0).u64(0)); }},
     {"SimpleReply", true,
      [](Wire& wire, const Request& r) {
        wire.send(Packet().u32(0x67446698).u32(0).u64(r.cookie).raw(kJunk));
@@ -79,9 +75,7 @@ const std::vector<Malformation> kMalformations{
     {"UnknownChunk", true,
      [](Wire& wire, const Request& r) { wire.chunk(r, 4711, Packet().u64(0), Last::Yes); }},
     {"ChunkTooSmallForItsOffset", true,
-     [](Wire& wire, const Request& r) {
-       wire.chunk(r, Wire::kChunkData, Packet().u32(0), Last::Yes);
-     }},
+     [](Wire& wire, const Request& r) { wire.chunk(r, Wire::kChunkData, Packet().u32(0), Last::Yes); }},
     {"StatusChunk", true,
      [](Wire& wire, const Request& r) {
        wire.status(r, 1, {{kRequest, 2}}, Last::Yes);
@@ -117,14 +111,8 @@ const std::vector<Malformation> kMalformations{
     {"DroppedInMidReply", true,
      [](Wire& wire, const Request& r) {
        // The beginning of a chunk that is right so far.
-       wire.send(Packet()
-                     .u32(0x668e33ef)
-                     .u16(1)
-                     .u16(1)
-                     .u64(r.cookie)
-                     .u32(kRequest + 8)
-                     .u64(0)
-                     .raw(junk(1000)));
+       wire.send(
+           Packet().u32(0x668e33ef).u16(1).u16(1).u64(r.cookie).u32(kRequest + 8).u64(0).raw(junk(1000)));
        wire.hang_up();
      }},
 };

@@ -99,24 +99,29 @@ TEST_F(NbdRead, AsksForUnfragmentedRepliesWhereItCan) {
 // Requests.
 
 TEST_F(NbdRead, KeepsManyRequestsInFlightButNotMore) {
-  // Only when all that may be in flight has come, and a while later, there is an answer.
+  // There is an answer when all that may be in flight has come, and a while has passed.
   NbdTarget target = target_of(server.uri());
   target.requests_in_flight = 5;
   target.request_size = 4096;
   std::mutex mutex;
   std::vector<Request> held;
   std::size_t most = 0;
+  std::vector<std::jthread> later;
   server.on_read = [&](Wire& wire, const Request& request) {
     const std::lock_guard lock(mutex);
     held.push_back(request);
     most = std::max(most, held.size());
-    if (held.size() < 5) return;
-    for (const Request& r : held) server.answer(wire, r);
-    held.clear();
+    if (held.size() != 5) return;
+    later.emplace_back([&] {
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+      const std::lock_guard lock_again(mutex);
+      for (const Request& r : held) server.answer(wire, r);
+      held.clear();
+    });
   };
   NbdExport five(target, {});
   const auto own = five.open_reader();
-  EXPECT_EQ(read(*own, 0, 40 * 4096), slice(server.disk(), 0, 40 * 4096));
+  EXPECT_EQ(read(*own, 0, 20 * 4096), slice(server.disk(), 0, 20 * 4096));
   EXPECT_EQ(most, 5U);
 }
 
@@ -125,8 +130,7 @@ TEST_F(NbdRead, KeepsToTheBlockSizesOfTheServer) {
   server.offer.maximum_block = 64 * kKiB;
   std::atomic<int> wrong = 0;
   server.on_read = [&](Wire& wire, const Request& request) {
-    if (request.offset % 4096 != 0 || request.length % 4096 != 0 || request.length > 64 * kKiB)
-      ++wrong;
+    if (request.offset % 4096 != 0 || request.length % 4096 != 0 || request.length > 64 * kKiB) ++wrong;
     server.answer(wire, request);
   };
   open();
@@ -166,8 +170,7 @@ TEST_F(NbdRead, NamesExactlyTheBlocksThatCannotBeRead) {
 TEST_F(NbdRead, NamesTheFirstOfSeveralRanges) {
   make_unreadable({guest_range(0xC0000, 512), guest_range(0x40000, 512)});
   open();
-  EXPECT_THAT(reading(0, kMiB),
-              Fails(Outcome::Io, "cannot read bytes [0x40000, 0x40200) and others"));
+  EXPECT_THAT(reading(0, kMiB), Fails(Outcome::Io, "cannot read bytes [0x40000, 0x40200) and others"));
 }
 
 TEST_F(NbdRead, NamesTheBlockForAReadThatIsNotAligned) {
@@ -193,8 +196,8 @@ TEST_F(NbdRead, GivesUpSoonWhereNothingCanBeRead) {
     wire.error(request, EIO, Last::Yes);
   };
   open();
-  EXPECT_THAT(reading(0, 128 * kKiB), Fails(Outcome::Io, "cannot read bytes [0x0, "));
-  EXPECT_LT(requests, 2000);
+  EXPECT_THAT(reading(0, 512 * kKiB), Fails(Outcome::Io, "cannot read bytes [0x0, "));
+  EXPECT_LT(requests, 1000);
 }
 
 TEST_F(NbdRead, RecoversFromAnErrorThatDoesNotLast) {
@@ -243,8 +246,7 @@ TEST_F(NbdRead, GoesOnAfterEveryLossAsLongAsThereIsProgress) {
   // Each connection but the witness answers one request and drops.
   std::atomic<unsigned> last_answered = 0;
   server.on_read = [&](Wire& wire, const Request& request) {
-    if (request.connection != 0 &&
-        last_answered.exchange(request.connection) == request.connection) {
+    if (request.connection != 0 && last_answered.exchange(request.connection) == request.connection) {
       wire.hang_up();
     }
     server.answer(wire, request);
@@ -326,19 +328,17 @@ TEST_F(NbdSharedWitness, DropsAnAnswerThatComesTooLate) {
   };
   open(kSoon);
   EXPECT_THAT(reading(0, kRequest), Fails(Outcome::Inconclusive, "begin anew"));
-  EXPECT_THAT([&] { live->status(guest_range(0, kMiB)); },
-              Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live->status(guest_range(0, kMiB)); }, Fails(Outcome::Inconclusive, "begin anew"));
 }
 
 TEST_F(NbdSharedWitness, IsForTwoThreads) {
-  // One reads, and the other asks a little later, and is left without an answer. Under TSan this
-  // shows whether the one may look at the connection while the other waits for it.
+  // One reads, and the other asks a little later, and is left without an answer. Under TSan this can show
+  // whether the one may look at the connection while the other waits for it.
   server.on_status = [](Wire&, const Request&) {};
   open(kSoon);
   std::jthread other([this] { EXPECT_NO_THROW(expect_right(0, kMiB)); });
   std::this_thread::sleep_for(std::chrono::milliseconds(200));
-  EXPECT_THAT([&] { live->status(guest_range(0, kMiB)); },
-              Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live->status(guest_range(0, kMiB)); }, Fails(Outcome::Inconclusive, "begin anew"));
 }
 
 }  // namespace

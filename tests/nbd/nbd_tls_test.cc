@@ -24,9 +24,7 @@ class NbdTls : public ::testing::Test {
   void serve_on_unix(const Words& options) {
     server.emplace(ServerProcess::on_unix(folder / "s", nbdkit(options)));
   }
-  void serve_on_tcp(const Words& options) {
-    server.emplace(ServerProcess::on_tcp(nbdkit(options)));
-  }
+  void serve_on_tcp(const Words& options) { server.emplace(ServerProcess::on_tcp(nbdkit(options))); }
 
   static void expect_refused(const NbdTarget& target, Outcome outcome, const std::string& words) {
     EXPECT_THAT([&] { NbdExport(target, {}); }, Fails(outcome, words));
@@ -60,13 +58,9 @@ class NbdTlsPsk : public NbdTls {
 
 TEST_F(NbdTlsPsk, ReadsWithTheRightKey) { expect_content(secure("right.psk")); }
 
-TEST_F(NbdTlsPsk, RefusesAWrongKey) {
-  expect_refused(secure("wrong.psk"), Outcome::Io, "cannot connect");
-}
+TEST_F(NbdTlsPsk, RefusesAWrongKey) { expect_refused(secure("wrong.psk"), Outcome::Io, "cannot connect"); }
 
-TEST_F(NbdTlsPsk, RefusesAKeyOfAnotherUser) {
-  expect_refused(secure("other.psk"), Outcome::Io, "alice");
-}
+TEST_F(NbdTlsPsk, RefusesAKeyOfAnotherUser) { expect_refused(secure("other.psk"), Outcome::Io, "alice"); }
 
 TEST_F(NbdTlsPsk, RefusesAKeyFileThatIsNotThere) {
   expect_refused(secure("no-such-file"), Outcome::Io, "no-such-file");
@@ -109,21 +103,20 @@ class NbdTlsCertificates : public NbdTls {
 
   // Of one certificate authority: NAME.pem and NAME.key.
   void make_authority(const std::string& name) const {
-    must({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256",
-          "-nodes", "-days", "2", "-subj", "/CN=" + name, "-keyout", folder / (name + ".key"),
-          "-out", folder / (name + ".pem")});
+    must({"openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
+          "-days", "2", "-subj", "/CN=" + name, "-keyout", folder / (name + ".key"), "-out",
+          folder / (name + ".pem")});
   }
   // A folder as nbdkit wants it, with a certificate for `subject`, such as "DNS:host".
   void make_server(const std::string& name, const std::string& subject) const {
     const std::string path = folder / name;
     std::filesystem::create_directory(path);
-    must({"openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes",
-          "-subj", "/CN=server", "-keyout", path + "/server-key.pem", "-out",
-          path + "/request.pem"});
+    must({"openssl", "req", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-subj",
+          "/CN=server", "-keyout", path + "/server-key.pem", "-out", path + "/request.pem"});
     write_text(path + "/extensions", "subjectAltName=" + subject);
-    must({"openssl", "x509", "-req", "-days", "2", "-in", path + "/request.pem", "-CA",
-          folder / "ca.pem", "-CAkey", folder / "ca.key", "-CAcreateserial", "-extfile",
-          path + "/extensions", "-out", path + "/server-cert.pem"});
+    must({"openssl", "x509", "-req", "-days", "2", "-in", path + "/request.pem", "-CA", folder / "ca.pem",
+          "-CAkey", folder / "ca.key", "-CAcreateserial", "-extfile", path + "/extensions", "-out",
+          path + "/server-cert.pem"});
     std::filesystem::copy_file(folder / "ca.pem", path + "/ca-cert.pem");
   }
   void make_client(const std::string& name, const std::string& authority) const {

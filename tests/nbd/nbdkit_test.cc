@@ -32,9 +32,7 @@ class Nbdkit : public ::testing::Test {
   }
 
   std::string uri() const { return unix_uri(folder / "s"); }
-  Bytes part(std::uint64_t begin, std::uint64_t length) const {
-    return slice(content, begin, length);
-  }
+  Bytes part(std::uint64_t begin, std::uint64_t length) const { return slice(content, begin, length); }
 
   // The command, as a user runs it, to a raw file.
   Bytes pull_raw(const Words& more = {}) {
@@ -85,12 +83,10 @@ TEST_F(Nbdkit, RandomErrorsAreRecoveredFrom) {
 
 TEST_F(Nbdkit, ErrorsThatLastAreReported) {
   write_text(folder / "trigger", std::string());
-  serve(disk_bytes(kMiB), {"--filter=error"},
-        {"error-pread-rate=100%", "error-file=" + folder / "trigger"});
+  serve(disk_bytes(kMiB), {"--filter=error"}, {"error-pread-rate=100%", "error-file=" + folder / "trigger"});
   NbdExport live(target_of(uri()), {});
   const auto reader = live.open_reader();
-  EXPECT_THAT([&] { read(*reader, 4096, 8192); },
-              Fails(Outcome::Io, "cannot read bytes [0x1000, 0x3000): "));
+  EXPECT_THAT([&] { read(*reader, 4096, 8192); }, Fails(Outcome::Io, "cannot read bytes [0x1000, 0x3000): "));
   std::filesystem::remove(folder / "trigger");
   EXPECT_EQ(read(*reader, 4096, 8192), part(4096, 8192));
 }
@@ -106,8 +102,7 @@ TEST_F(Nbdkit, AnErrorOfBlockStatusIsReported) {
 TEST_F(Nbdkit, WithoutExtentsEverythingIsRead) {
   serve(Bytes(kMiB), {"--filter=noextents"});
   NbdExport live(target_of(uri()), {});
-  EXPECT_THAT(live.extents(guest_range(0, kMiB)),
-              ElementsAre(Extent{guest_range(0, kMiB), Kind::Data}));
+  EXPECT_THAT(live.extents(guest_range(0, kMiB)), ElementsAre(Extent{guest_range(0, kMiB), Kind::Data}));
   EXPECT_EQ(pull_raw(), content);
 }
 
@@ -123,8 +118,7 @@ TEST_F(Nbdkit, WithoutStructuredRepliesAnErrorNamesTheRange) {
                                              "0x00000 0x80000 +\n"
                                              "0x80000 0x00200 -\n"
                                              "0x80200 0x7FE00 +\n"));
-  serve(disk_bytes(kMiB), {"--no-sr", "--filter=ddrescue"},
-        {"ddrescue-mapfile=" + folder / "bad.map"});
+  serve(disk_bytes(kMiB), {"--no-sr", "--filter=ddrescue"}, {"ddrescue-mapfile=" + folder / "bad.map"});
   EXPECT_THAT([&] { pull_raw(); }, Fails(Outcome::Io, "cannot read bytes [0x80000, 0x80200): "));
 }
 
@@ -159,10 +153,9 @@ TEST_F(Nbdkit, ZerosAreTakenFromTheServer) {
   write_text(folder / "extents", std::string("0 64K\n64K 128K hole,zero\n192K 64K hole\n"));
   serve(disk_bytes(256 * kKiB), {"--filter=extentlist"}, {"extentlist=" + folder / "extents"});
   NbdExport live(target_of(uri()), {});
-  EXPECT_THAT(collect(extents_of(live)),
-              ElementsAre(Extent{guest_range(0, 64 * kKiB), Kind::Data},
-                          Extent{guest_range(64 * kKiB, 128 * kKiB), Kind::Zero},
-                          Extent{guest_range(192 * kKiB, 64 * kKiB), Kind::Data}));
+  EXPECT_THAT(collect(extents_of(live)), ElementsAre(Extent{guest_range(0, 64 * kKiB), Kind::Data},
+                                                     Extent{guest_range(64 * kKiB, 128 * kKiB), Kind::Zero},
+                                                     Extent{guest_range(192 * kKiB, 64 * kKiB), Kind::Data}));
   Bytes expected = content;
   std::fill_n(expected.begin() + 64 * kKiB, 128 * kKiB, std::byte{0});
   EXPECT_EQ(pull_raw(), expected);
@@ -190,8 +183,7 @@ TEST_F(NbdkitBlocks, AreKeptToForARangeThatIsNotAligned) {
 TEST_F(NbdkitBlocks, AreKeptToByReadersAndConfirm) {
   NbdExport live(target_of(uri()), {});
   const auto reader = live.open_reader();
-  for (const auto& [begin, length] :
-       {std::pair{100, 50}, {4095, 2}, {5000, 300000}, {0, 1}, {1048575, 1}}) {
+  for (const auto& [begin, length] : {std::pair{100, 50}, {4095, 2}, {5000, 300000}, {0, 1}, {1048575, 1}}) {
     EXPECT_EQ(read(*reader, begin, length), part(begin, length));
   }
   EXPECT_NO_THROW(live.confirm());
@@ -246,8 +238,7 @@ class NbdkitPause : public Nbdkit {
  protected:
   NbdkitPause() {
     // One thread: nbdkit 1.32 can abort when several find at a time that their client has gone.
-    serve(disk_bytes(kMiB), {"--filter=pause", "--threads=1"},
-          {"pause-control=" + folder / "control"});
+    serve(disk_bytes(kMiB), {"--filter=pause", "--threads=1"}, {"pause-control=" + folder / "control"});
   }
 
   void control(char command) const {

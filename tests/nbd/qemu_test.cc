@@ -58,14 +58,14 @@ class Qemu : public ::testing::Test {
   void serve_faulty(const Bytes& disk, const std::string& fault) {
     write_file(path("disk.raw"), disk);
     server.emplace(ServerProcess::on_unix(
-        path("s"), {"qemu-storage-daemon", "--blockdev",
-                    "driver=file,node-name=file,filename=" + path("disk.raw"), "--blockdev",
-                    "driver=blkdebug,node-name=bad,image=file,inject-error.0.event=none,"
-                    "inject-error.0.iotype=read,inject-error.0.errno=5," +
-                        fault,
-                    "--blockdev", "driver=raw,node-name=disk,file=bad", "--nbd-server",
-                    "addr.type=fd,addr.str=3,max-connections=16", "--export",
-                    "type=nbd,id=e,node-name=disk,name=vda"}));
+        path("s"),
+        {"qemu-storage-daemon", "--blockdev", "driver=file,node-name=file,filename=" + path("disk.raw"),
+         "--blockdev",
+         "driver=blkdebug,node-name=bad,image=file,inject-error.0.event=none,"
+         "inject-error.0.iotype=read,inject-error.0.errno=5," +
+             fault,
+         "--blockdev", "driver=raw,node-name=disk,file=bad", "--nbd-server",
+         "addr.type=fd,addr.str=3,max-connections=16", "--export", "type=nbd,id=e,node-name=disk,name=vda"}));
   }
 
   Outcome pull_to(const std::string& out, const Words& more) const {
@@ -91,8 +91,7 @@ TEST_F(Qemu, FindsTheOnlyBitmap) {
   EXPECT_THAT(
       collect(extents_of(live)),
       ElementsAre(extent(0, 64 * kKiB, Kind::Inherit), extent(64 * kKiB, 128 * kKiB, Kind::Data),
-                  extent(128 * kKiB, 512 * kKiB, Kind::Inherit),
-                  extent(512 * kKiB, 576 * kKiB, Kind::Zero),
+                  extent(128 * kKiB, 512 * kKiB, Kind::Inherit), extent(512 * kKiB, 576 * kKiB, Kind::Zero),
                   extent(576 * kKiB, 4 * kMiB, Kind::Inherit),
                   extent(4 * kMiB, 4 * kMiB + 64 * kKiB, Kind::Zero),
                   extent(4 * kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
@@ -108,19 +107,16 @@ TEST_F(Qemu, WantsOneOfSeveralBitmapsNamed) {
   EXPECT_THAT([&] { NbdExport(target_of(uri()), kByBitmap); }, Fails(Outcome::Usage, "check2"));
   NbdExport live(target_of(uri()), {Changes::Source::DirtyBitmap, "check2"});
   EXPECT_THAT(live.offered_bitmaps(), UnorderedElementsAre("check1", "check2"));
-  EXPECT_THAT(
-      collect(extents_of(live)),
-      ElementsAre(extent(0, kMiB, Kind::Inherit), extent(kMiB, kMiB + 64 * kKiB, Kind::Data),
-                  extent(kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
+  EXPECT_THAT(collect(extents_of(live)),
+              ElementsAre(extent(0, kMiB, Kind::Inherit), extent(kMiB, kMiB + 64 * kKiB, Kind::Data),
+                          extent(kMiB + 64 * kKiB, 16 * kMiB, Kind::Inherit)));
 }
 
 TEST_F(Qemu, RefusesWhatIsNotOnOffer) {
   create("disk");
   serve();
-  EXPECT_THAT([&] { NbdExport(target_of(uri()), kByBitmap); },
-              Fails(Outcome::Usage, "no dirty bitmap"));
-  EXPECT_THAT([&] { NbdExport(target_of(uri()), kByDepth); },
-              Fails(Outcome::Usage, "qemu:allocation-depth"));
+  EXPECT_THAT([&] { NbdExport(target_of(uri()), kByBitmap); }, Fails(Outcome::Usage, "no dirty bitmap"));
+  EXPECT_THAT([&] { NbdExport(target_of(uri()), kByDepth); }, Fails(Outcome::Usage, "qemu:allocation-depth"));
 }
 
 TEST_F(Qemu, AnExportThatIsNotThereIsAnIoError) {
@@ -129,8 +125,7 @@ TEST_F(Qemu, AnExportThatIsNotThereIsAnIoError) {
   serve();
   const NbdTarget nowhere = target_of(unix_uri(path("s"), "vdb"));
   EXPECT_THAT([&] { NbdExport(nowhere, {}); }, Fails(Outcome::Io, "does not offer this export"));
-  EXPECT_THAT([&] { NbdExport(nowhere, kByBitmap); },
-              Fails(Outcome::Io, "does not offer this export"));
+  EXPECT_THAT([&] { NbdExport(nowhere, kByBitmap); }, Fails(Outcome::Io, "does not offer this export"));
 }
 
 TEST_F(Qemu, TellsTheActiveLayerByAllocationDepth) {
@@ -140,11 +135,11 @@ TEST_F(Qemu, TellsTheActiveLayerByAllocationDepth) {
   io("disk", {"write -P 2 64k 64k", "write -z 256k 64k"});
   serve({"-A"});
   NbdExport live(target_of(uri()), kByDepth);
-  EXPECT_THAT(collect(extents_of(live)), ElementsAre(extent(0, 64 * kKiB, Kind::Inherit),
-                                                     extent(64 * kKiB, 128 * kKiB, Kind::Data),
-                                                     extent(128 * kKiB, 256 * kKiB, Kind::Inherit),
-                                                     extent(256 * kKiB, 320 * kKiB, Kind::Zero),
-                                                     extent(320 * kKiB, 16 * kMiB, Kind::Inherit)));
+  EXPECT_THAT(
+      collect(extents_of(live)),
+      ElementsAre(extent(0, 64 * kKiB, Kind::Inherit), extent(64 * kKiB, 128 * kKiB, Kind::Data),
+                  extent(128 * kKiB, 256 * kKiB, Kind::Inherit), extent(256 * kKiB, 320 * kKiB, Kind::Zero),
+                  extent(320 * kKiB, 16 * kMiB, Kind::Inherit)));
 }
 
 TEST_F(Qemu, AShallowPullOnTheParentIsTheDisk) {
@@ -226,11 +221,7 @@ TEST_F(Qemu, AnErrorThatComesOnceIsRecoveredFrom) {
 TEST_F(Qemu, ADiskThatCannotBeReadAtAllIsGivenUpSoon) {
   serve_faulty(disk_bytes(kMiB), "inject-error.0.immediately=off");
   const Stopwatch stopwatch;
-  EXPECT_THAT(
-      [&] {
-        pull_to("out.raw", {"--format", "raw"});
-      },
-      Fails(Outcome::Io, "cannot read bytes"));
+  EXPECT_THAT([&] { pull_to("out.raw", {"--format", "raw"}); }, Fails(Outcome::Io, "cannot read bytes"));
   EXPECT_LT(stopwatch.seconds(), 5);
 }
 
@@ -284,8 +275,7 @@ TEST_F(QemuEnds, AnotherServerOfTheSameNameIsInconclusive) {
       },
       Fails(Outcome::Inconclusive, "begin anew"));
   EXPECT_THAT([&] { live.confirm(); }, Fails(Outcome::Inconclusive, "begin anew"));
-  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); },
-              Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Inconclusive, "begin anew"));
 }
 
 TEST_F(QemuEnds, AReaderMayGoOnWithAnotherServerUntilConfirm) {

@@ -22,9 +22,7 @@ namespace {
 
 constexpr int kFirstPassedSocket = 3;  // what LISTEN_FDS counts from
 
-[[noreturn]] void fail(const char* what) {
-  throw std::system_error(errno, std::generic_category(), what);
-}
+[[noreturn]] void fail(const char* what) { throw std::system_error(errno, std::generic_category(), what); }
 
 std::vector<char*> pointers(const Words& words) {
   std::vector<char*> result;

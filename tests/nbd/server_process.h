@@ -22,8 +22,7 @@ class ServerProcess {
   /// On 127.0.0.1, at a port that was free.
   static ServerProcess on_tcp(const Words& words);
   ~ServerProcess() { kill(); }
-  ServerProcess(ServerProcess&& other) noexcept
-      : pid_(std::exchange(other.pid_, -1)), port_(other.port_) {}
+  ServerProcess(ServerProcess&& other) noexcept : pid_(std::exchange(other.pid_, -1)), port_(other.port_) {}
 
   std::string port() const { return std::to_string(port_); }
 

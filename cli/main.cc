@@ -15,6 +15,7 @@
 #include <vector>
 
 #include "cli/chaininfo.h"
+#include "cli/check.h"
 #include "cli/console.h"
 #include "cli/digest.h"
 #include "cli/pull.h"
@@ -55,14 +56,16 @@ struct Command {
   std::function<Outcome(const char*, const Words&)> run;
 };
 
-const std::array<Command, 5>& commands() {
-  static const std::array<Command, 5> table{{
+const std::array<Command, 6>& commands() {
+  static const std::array<Command, 6> table{{
       {"pull", "copy a live export into the next layer of a chain",
        [](const char* name, const Words& words) { return run(name, words, parse_pull, pull); }},
       {"verify", "prove a chain against the live export",
        [](const char* name, const Words& words) { return run(name, words, parse_verify, verify); }},
       {"chaininfo", "show what a chain is made of",
        [](const char* name, const Words& words) { return run(name, words, parse_chaininfo, chaininfo); }},
+      {"check", "check the metadata of every layer of a chain",
+       [](const char* name, const Words& words) { return run(name, words, parse_check, check); }},
       {"restore", "write out the disk that a chain describes",
        [](const char* name, const Words& words) { return run(name, words, parse_restore, restore); }},
       {"digest", "print the content digest of an image, a raw file or an NBD export",

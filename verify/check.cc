@@ -43,8 +43,7 @@ class Locator {
     const std::uint64_t begin = reference.host.bytes();
     // A finding that begins earlier than that ends before the reference begins.
     const HostOffset earliest(begin - std::min(begin, longest_));
-    auto at = std::ranges::lower_bound(wanted_, earliest, {},
-                                       [](const Finding* f) { return f->host.begin; });
+    auto at = std::ranges::lower_bound(wanted_, earliest, {}, [](const Finding* f) { return f->host.begin; });
     for (; at != wanted_.end() && (*at)->host.begin.bytes() < begin + reference.length; ++at) {
       if ((*at)->host.end > reference.host) take(**at, reference);
     }
@@ -76,8 +75,8 @@ class Counter {
   void see(const Reference& reference) {
     const std::uint64_t begin = reference.host.bytes();
     const std::uint64_t last = (begin + reference.length - 1) >> bits_;
-    count_.add(begin >> bits_, std::min(last, file_clusters_ - 1), reference.structure,
-               reference.references, reference.copied);
+    count_.add(begin >> bits_, std::min(last, file_clusters_ - 1), reference.structure, reference.references,
+               reference.copied);
   }
 
  private:
@@ -164,8 +163,7 @@ void check_tables(const Image& image, Payloads payloads, LayerCheck& layer) {
 
 Outcome LayerCheck::outcome(bool strict) const {
   Outcome outcome = Outcome::Done;
-  const bool broken =
-      findings.count(Severity::DataLoss) != 0 || findings.count(Severity::Harmless) != 0;
+  const bool broken = findings.count(Severity::DataLoss) != 0 || findings.count(Severity::Harmless) != 0;
   if (broken || (strict && findings.count(Severity::Leak) != 0)) outcome = Outcome::Mismatch;
   return unchecked.empty() ? outcome : worse(outcome, Outcome::Incomplete);
 }

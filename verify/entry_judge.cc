@@ -27,8 +27,7 @@ EntryJudge::EntryJudge(const Image& image, Payloads payloads, FindingList& findi
                   image.header().compression_type <= static_cast<unsigned>(Compression::Zstd)),
       findings_(findings) {}
 
-void EntryJudge::find(Flaw flaw, const EntryPlace& place, const char* kind,
-                      const std::string& what) {
+void EntryJudge::find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what) {
   find(flaw, place, kind, what, place.visible);
 }
 
@@ -37,8 +36,8 @@ void EntryJudge::find(Flaw flaw, const EntryPlace& place, const char* kind, cons
                       const GuestRange& lost, const HostRange& host) {
   const bool seen = !lost.empty();
   findings_.add({flaw, seen ? Severity::DataLoss : Severity::Harmless, place.at,
-                 fmt::format("{}{}: {}", kind, place.active ? "" : " of a snapshot", what),
-                 place.raw, host, seen ? std::optional(lost) : std::nullopt});
+                 fmt::format("{}{}: {}", kind, place.active ? "" : " of a snapshot", what), place.raw, host,
+                 seen ? std::optional(lost) : std::nullopt});
 }
 
 void EntryJudge::judge(const L1Entry& entry, const EntryPlace& place) {
@@ -56,8 +55,8 @@ void EntryJudge::judge(const L1Entry& entry, const EntryPlace& place) {
     // QEMU reads what is missing as zeros: as unallocated.
     const std::uint64_t whole = (file - at) / geometry_.l2_entry_bytes() * cluster_size;
     const GuestOffset begin = place.visible.begin + std::min(whole, place.visible.length());
-    find(Flaw::Truncated, place, kL1, "the file ends inside its L2 table",
-         {begin, place.visible.end}, {HostOffset(file), HostOffset(at) + cluster_size});
+    find(Flaw::Truncated, place, kL1, "the file ends inside its L2 table", {begin, place.visible.end},
+         {HostOffset(file), HostOffset(at) + cluster_size});
   }
 }
 
@@ -68,19 +67,16 @@ void EntryJudge::judge(const L2Entry& entry, const EntryPlace& place) {
     judge_compressed(entry, place);
   } else if (entry.storage == Storage::Plain) {
     if (data_file_ && !entry.copied) {
-      find(Flaw::CopiedMissing, place, kL2,
-           "no COPIED, as every cluster in an external data file has", {});
+      find(Flaw::CopiedMissing, place, kL2, "no COPIED, as every cluster in an external data file has", {});
     }
     if (data_is_known_) judge_plain(entry, place);
   }
 }
 
-void EntryJudge::judge_rules(const L2Entry& entry, const EntryPlace& place,
-                             const std::string& complaint) {
+void EntryJudge::judge_rules(const L2Entry& entry, const EntryPlace& place, const std::string& complaint) {
   if (entry.reserved != 0) {
     find(Flaw::ReservedBits, place, kL2, "reserved bits are set");
-  } else if (entry.storage == Storage::Plain &&
-             geometry_.offset_in_cluster(entry.host.bytes()) != 0) {
+  } else if (entry.storage == Storage::Plain && geometry_.offset_in_cluster(entry.host.bytes()) != 0) {
     const bool looked_at = entry.allocated != 0;
     find(Flaw::Misaligned, place, kL2, "its host cluster is not at a cluster's beginning",
          looked_at ? place.visible : GuestRange{});
@@ -107,8 +103,7 @@ void EntryJudge::judge_compressed(const L2Entry& entry, const EntryPlace& place)
   if (complaint.empty()) return;
   const HostRange host{entry.host, entry.host + entry.compressed_bytes};
   if (may_be_cut) {
-    find(Flaw::Truncated, place, kL2, "the file ends inside its compressed stream", place.visible,
-         host);
+    find(Flaw::Truncated, place, kL2, "the file ends inside its compressed stream", place.visible, host);
   } else {
     find(Flaw::BadStream, place, kL2, complaint, place.visible, host);
   }
@@ -132,8 +127,8 @@ GuestRange EntryJudge::lost_bytes(const L2Entry& entry, const EntryPlace& place)
   const std::uint64_t unit = geometry_.unit();
   for (unsigned i = 0; i < geometry_.units_per_cluster(); ++i) {
     if (entry.kind(i) != Kind::Data) continue;
-    const GuestRange seen = intersect(
-        place.visible, {place.visible.begin + i * unit, place.visible.begin + (i + 1) * unit});
+    const GuestRange seen =
+        intersect(place.visible, {place.visible.begin + i * unit, place.visible.begin + (i + 1) * unit});
     const GuestOffset cut = std::max(seen.begin, place.visible.begin + held);
     if (cut >= seen.end) continue;
     lost = GuestRange{lost ? lost->begin : cut, seen.end};

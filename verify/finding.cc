@@ -17,8 +17,7 @@ constexpr const char* kRestore =
     "take this layer from another copy; qemu-img check -r all makes the image consistent, but does "
     "not "
     "bring bytes back";
-constexpr const char* kRepair =
-    "do not write to the image before qemu-img check -r all has repaired it";
+constexpr const char* kRepair = "do not write to the image before qemu-img check -r all has repaired it";
 constexpr const char* kRepairLeaks = "qemu-img check -r leaks gives the space back";
 
 constexpr std::array<FlawText, kFlaws> kTexts{{
@@ -46,8 +45,8 @@ constexpr std::array<FlawText, kFlaws> kTexts{{
 constexpr std::uint64_t kMaxEntryBytes = 16;
 
 bool alike(const Finding& a, const Finding& b) {
-  return a.severity == b.severity && a.what == b.what &&
-         a.guest.has_value() == b.guest.has_value() && a.value.has_value() == b.value.has_value();
+  return a.severity == b.severity && a.what == b.what && a.guest.has_value() == b.guest.has_value() &&
+         a.value.has_value() == b.value.has_value();
 }
 
 // Whether `next` continues `last`: clusters side by side, or entries side by side.
@@ -63,8 +62,8 @@ void extend(Finding& finding, const Finding& next) {
   finding.count += next.count;
   if (finding.guest) finding.guest->end = next.guest->end;
   // Entries side by side need not point to clusters side by side.
-  finding.host = finding.host.end == next.host.begin ? HostRange{finding.host.begin, next.host.end}
-                                                     : HostRange{};
+  finding.host =
+      finding.host.end == next.host.begin ? HostRange{finding.host.begin, next.host.end} : HostRange{};
 }
 
 }  // namespace
@@ -91,8 +90,7 @@ std::string describe(const Finding& finding) {
   text += ": " + finding.what;
   if (finding.count > 1) text += fmt::format("; {} in a row", finding.count);
   if (!finding.host.empty()) {
-    text +=
-        fmt::format("; host [{:#x}, {:#x})", finding.host.begin.bytes(), finding.host.end.bytes());
+    text += fmt::format("; host [{:#x}, {:#x})", finding.host.begin.bytes(), finding.host.end.bytes());
   }
   if (finding.guest) text += "; guest " + to_string(*finding.guest);
   return text;

@@ -23,19 +23,19 @@ const char* to_string(Severity severity) noexcept;
 
 /// What is wrong, as programs tell it apart.
 enum class Flaw : std::uint8_t {
-  MarkedCorrupt,    ///< QEMU found damage before, and marked the image.
-  BadExtension,     ///< A header extension breaks the format.
-  ReservedBits,     ///< Bits of an entry are set that have to be 0.
-  Misaligned,       ///< An offset that has to be a cluster's beginning is none.
-  PastEnd,          ///< An offset is past the end of the file.
-  Truncated,        ///< The file ends inside what is referenced.
-  BadEntry,         ///< An entry contradicts itself or the image.
-  BadStream,        ///< A compressed payload does not decode.
-  Overlap,          ///< Two structures claim the same host cluster.
-  RefcountLow,      ///< Less than the references that there are.
-  RefcountHigh,     ///< More: the cluster is never freed.
-  RefcountStale,    ///< Either, in an image whose dirty bit says that refcounts are not up to date.
-  RefcountPastEnd,  ///< For a cluster past the end of the file.
+  MarkedCorrupt,     ///< QEMU found damage before, and marked the image.
+  BadExtension,      ///< A header extension breaks the format.
+  ReservedBits,      ///< Bits of an entry are set that have to be 0.
+  Misaligned,        ///< An offset that has to be a cluster's beginning is none.
+  PastEnd,           ///< An offset is past the end of the file.
+  Truncated,         ///< The file ends inside what is referenced.
+  BadEntry,          ///< An entry contradicts itself or the image.
+  BadStream,         ///< A compressed payload does not decode.
+  Overlap,           ///< Two structures claim the same host cluster.
+  RefcountLow,       ///< Less than the references that there are.
+  RefcountHigh,      ///< More: the cluster is never freed.
+  RefcountStale,     ///< Either, in an image whose dirty bit says that refcounts are not up to date.
+  RefcountPastEnd,   ///< For a cluster past the end of the file.
   BadRefcountBlock,  ///< Refcounts that cannot be read.
   CopiedSet,         ///< COPIED on a cluster that is shared or compressed.
   CopiedMissing,     ///< No COPIED on a cluster with one reference.
@@ -62,8 +62,8 @@ struct HostRange {
 struct Finding {
   Flaw flaw = Flaw::BadEntry;
   Severity severity = Severity::DataLoss;
-  HostOffset at;     ///< Of the metadata that is damaged; of the first, if there are more.
-  std::string what;  ///< In words.
+  HostOffset at;                       ///< Of the metadata that is damaged; of the first, if there are more.
+  std::string what;                    ///< In words.
   std::optional<std::uint64_t> value;  ///< What is at `at`.
   HostRange host;                      ///< The part of the file that it is about; empty: none.
   std::optional<GuestRange> guest;     ///< The part of the disk that it is about, where known.

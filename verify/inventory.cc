@@ -37,8 +37,7 @@ class Inventory {
         "L1 table");
     add_refcount_table();
     if (header.has_incompatible(kIncompatibleCorrupt)) {
-      find(Flaw::MarkedCorrupt, Severity::Harmless,
-           HostOffset(offsetof(HeaderV3, incompatible_features)),
+      find(Flaw::MarkedCorrupt, Severity::Harmless, HostOffset(offsetof(HeaderV3, incompatible_features)),
            "the image is marked corrupt: QEMU found damage and writes to it no more");
     }
     if (header.snapshot_count != 0) add_snapshots();
@@ -106,8 +105,7 @@ class Inventory {
       find(Flaw::BadSnapshot, Severity::DataLoss, pointer, "snapshots: " + reader.problem(),
            header.snapshots.bytes());
     }
-    add({Structure::SnapshotTable, header.snapshots, reader.table_bytes(), pointer},
-        "snapshot table");
+    add({Structure::SnapshotTable, header.snapshots, reader.table_bytes(), pointer}, "snapshot table");
   }
 
   void add_snapshot(const Snapshot& snapshot) {
@@ -120,13 +118,12 @@ class Inventory {
       bad(fmt::format("{} bytes of extra data; at most {}", snapshot.extra_bytes, kMaxExtraBytes));
     }
     if (image_.header().version >= 3 && snapshot.extra_bytes < kMinExtraBytesV3) {
-      bad(fmt::format("{} bytes of extra data; version 3 wants {}", snapshot.extra_bytes,
-                      kMinExtraBytesV3));
+      bad(fmt::format("{} bytes of extra data; version 3 wants {}", snapshot.extra_bytes, kMinExtraBytesV3));
     }
     if (snapshot.l1_entries > kMaxL1Bytes / kWord) {
       find(Flaw::BadSnapshot, Severity::DataLoss, snapshot.at,
-           fmt::format("{}: an L1 table of {} entries is larger than {} bytes", what,
-                       snapshot.l1_entries, kMaxL1Bytes));
+           fmt::format("{}: an L1 table of {} entries is larger than {} bytes", what, snapshot.l1_entries,
+                       kMaxL1Bytes));
       return;
     }
     if (snapshot.disk_bytes > snapshot.l1_entries * geometry.l2_coverage()) {
@@ -135,11 +132,9 @@ class Inventory {
                        snapshot.l1_entries, snapshot.disk_bytes));
     }
     // The guest's memory is behind the disk, as if it were a part of it.
-    const std::uint64_t visible = snapshot.vm_state_bytes != 0
-                                      ? snapshot.l1_entries * geometry.l2_coverage()
-                                      : snapshot.disk_bytes;
-    add({Structure::SnapshotL1Table, snapshot.l1_table, snapshot.l1_entries * kWord, snapshot.at, 1,
-         visible},
+    const std::uint64_t visible =
+        snapshot.vm_state_bytes != 0 ? snapshot.l1_entries * geometry.l2_coverage() : snapshot.disk_bytes;
+    add({Structure::SnapshotL1Table, snapshot.l1_table, snapshot.l1_entries * kWord, snapshot.at, 1, visible},
         what + ": its L1 table");
   }
 
@@ -166,16 +161,14 @@ class Inventory {
     const std::optional<BitmapDirectory> directory = bitmap_directory(image_.header());
     if (!directory || !bitmaps_are_current(image_.header())) return;
     if (directory->problem.empty()) {
-      add({Structure::BitmapDirectory, directory->at, directory->bytes, HostOffset(0)},
-          "bitmap directory");
+      add({Structure::BitmapDirectory, directory->at, directory->bytes, HostOffset(0)}, "bitmap directory");
     }
     BitmapReader reader(image_);
     while (const std::optional<Bitmap> bitmap = reader.next()) {
       const std::string what = fmt::format("bitmap \"{}\"", bitmap->name);
       const std::string complaint = complaint_about(*bitmap, image_);
       if (!complaint.empty()) {
-        find(Flaw::BadBitmap, Severity::Harmless, bitmap->at,
-             fmt::format("{}: {}", what, complaint));
+        find(Flaw::BadBitmap, Severity::Harmless, bitmap->at, fmt::format("{}: {}", what, complaint));
         continue;
       }
       add({Structure::BitmapTable, bitmap->table, bitmap->table_entries * kWord, bitmap->at},
@@ -190,9 +183,7 @@ class Inventory {
   // What is there many times is walked once: a table of snapshots that all have one L1 table is no
   // more work than one of them.
   std::vector<Region> merged() {
-    const auto key = [](const Region& r) {
-      return std::tuple(r.structure, r.at, r.length, r.visible);
-    };
+    const auto key = [](const Region& r) { return std::tuple(r.structure, r.at, r.length, r.visible); };
     std::ranges::stable_sort(regions_, {}, key);
     std::vector<Region> merged;
     for (const Region& region : regions_) {

@@ -23,9 +23,7 @@ struct Region {
   /// Of an L1 table: bytes of the disk that somebody can see through it.
   std::uint64_t visible = 0;
 
-  bool is_l1() const {
-    return structure == Structure::L1Table || structure == Structure::SnapshotL1Table;
-  }
+  bool is_l1() const { return structure == Structure::L1Table || structure == Structure::SnapshotL1Table; }
 };
 
 /// Finds them, and judges what points to them. A structure that is not where one can be is a

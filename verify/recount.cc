@@ -149,15 +149,13 @@ void Recount::compare_block(std::uint64_t index, std::uint64_t begin, std::uint6
     // The slice begins on a byte: chunks and blocks are multiples of eight refcounts, or the whole
     // block.
     const std::uint64_t bytes = divide_up(count << order_, 8);
-    compare_slice(first, count, std::span(buffer_).subspan(position, bytes), block + position,
-                  counted);
+    compare_slice(first, count, std::span(buffer_).subspan(position, bytes), block + position, counted);
     first += count;
   }
 }
 
-void Recount::compare_slice(std::uint64_t first, std::uint64_t count,
-                            std::span<const std::byte> refcounts, HostOffset refcounts_at,
-                            const ReferenceCount& counted) {
+void Recount::compare_slice(std::uint64_t first, std::uint64_t count, std::span<const std::byte> refcounts,
+                            HostOffset refcounts_at, const ReferenceCount& counted) {
   const ReferenceCount::Chunk* const chunk = counted.chunk(first / ReferenceCount::kChunkClusters);
   if (chunk == nullptr && is_zero(refcounts)) return;
   for (std::uint64_t i = 0; i < count; ++i) {
@@ -185,20 +183,17 @@ void Recount::compare_uncovered(const ReferenceCount& counted) {
   }
 }
 
-void Recount::find(Flaw flaw, Severity severity, std::uint64_t cluster, HostOffset at,
-                   std::string what) {
+void Recount::find(Flaw flaw, Severity severity, std::uint64_t cluster, HostOffset at, std::string what) {
   const std::uint64_t size = image_.geometry().cluster_size();
   const HostOffset begin(cluster * size);
   findings_.add({flaw, severity, at, std::move(what), std::nullopt, {begin, begin + size}, {}});
 }
 
-void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse use,
-                      HostOffset at) {
+void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse use, HostOffset at) {
   const std::uint64_t references = use.count();
   const auto counts = [&] {
-    return fmt::format("refcount {}, {}{} references{}{}", refcount,
-                       use.count_is_exact() ? "" : "at least ", references,
-                       references != 0 ? ": " : "", use.users());
+    return fmt::format("refcount {}, {}{} references{}{}", refcount, use.count_is_exact() ? "" : "at least ",
+                       references, references != 0 ? ": " : "", use.users());
   };
   if (cluster >= file_clusters_) {
     if (refcount == 0) return;
@@ -227,8 +222,7 @@ void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse 
     find(Flaw::CopiedSet, Severity::Harmless, cluster, at,
          fmt::format("COPIED on a cluster with refcount {}", refcount));
   } else if (use.copied_clear() && references == 1 && (refcount == 1 || dirty_)) {
-    find(Flaw::CopiedMissing, Severity::Harmless, cluster, at,
-         "no COPIED on a cluster with one reference");
+    find(Flaw::CopiedMissing, Severity::Harmless, cluster, at, "no COPIED on a cluster with one reference");
   }
 }
 

@@ -9,10 +9,9 @@ namespace qchain {
 namespace {
 
 constexpr std::array<const char*, kStructures> kNames{
-    "header",         "L1 table",         "snapshot's L1 table", "L2 table",
-    "data",           "compressed data",  "refcount table",      "refcount block",
-    "snapshot table", "bitmap directory", "bitmap table",        "bitmap",
-    "LUKS header",
+    "header",          "L1 table",       "snapshot's L1 table", "L2 table",       "data",
+    "compressed data", "refcount table", "refcount block",      "snapshot table", "bitmap directory",
+    "bitmap table",    "bitmap",         "LUKS header",
 };
 
 constexpr std::uint32_t bit(Structure structure) {
@@ -24,9 +23,7 @@ constexpr std::uint32_t kShareable =
 
 }  // namespace
 
-const char* to_string(Structure structure) noexcept {
-  return kNames[static_cast<std::size_t>(structure)];
-}
+const char* to_string(Structure structure) noexcept { return kNames[static_cast<std::size_t>(structure)]; }
 
 bool ClusterUse::is_overlap() const {
   const std::uint32_t uses = bits_ & kUses;
@@ -75,8 +72,7 @@ ReferenceCount::Chunk* ReferenceCount::chunk_to_count(std::uint64_t index) {
 
 void ReferenceCount::add(std::uint64_t first, std::uint64_t last, Structure structure,
                          std::uint32_t references, CopiedBit copied) {
-  for (std::uint64_t cluster = std::max(first, begin_); cluster <= last && cluster < end_;
-       ++cluster) {
+  for (std::uint64_t cluster = std::max(first, begin_); cluster <= last && cluster < end_; ++cluster) {
     Chunk* const chunk = chunk_to_count(cluster / kChunkClusters);
     if (chunk == nullptr) return;
     (*chunk)[cluster % kChunkClusters].add(structure, references, copied);

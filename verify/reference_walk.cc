@@ -27,8 +27,7 @@ std::size_t skip_zero_words(const std::byte* bytes, std::size_t index, std::size
   std::array<std::uint64_t, kStep> block;
   for (; index + kStep <= words; index += kStep) {
     std::memcpy(block.data(), bytes + index * kWord, sizeof(block));
-    if ((block[0] | block[1] | block[2] | block[3] | block[4] | block[5] | block[6] | block[7]) !=
-        0) {
+    if ((block[0] | block[1] | block[2] | block[3] | block[4] | block[5] | block[6] | block[7]) != 0) {
       break;
     }
   }
@@ -42,8 +41,7 @@ std::size_t skip_zero_words(const std::byte* bytes, std::size_t index, std::size
 // file on: as many as memory is set aside for.
 class ReferenceWalk::TableList {
  public:
-  static constexpr std::size_t kMax = std::size_t{1}
-                                      << 16;  // 3 MiB, twice that while they are collected
+  static constexpr std::size_t kMax = std::size_t{1} << 16;  // 3 MiB, twice that while they are collected
 
   explicit TableList(HostOffset from) : from_(from) {}
 
@@ -101,8 +99,7 @@ void ReferenceWalk::for_words(HostOffset table, std::uint64_t words, Visit&& vis
     throw_if_interrupted();
     const std::uint64_t wanted = std::min<std::uint64_t>(words - done, buffer_.size() / kWord);
     const std::size_t held =
-        image_.file().read_at_most(table + done * kWord, std::span(buffer_).first(wanted * kWord)) /
-        kWord;
+        image_.file().read_at_most(table + done * kWord, std::span(buffer_).first(wanted * kWord)) / kWord;
     for (std::size_t i = skip_zero_words(buffer_.data(), 0, held); i < held;
          i = skip_zero_words(buffer_.data(), i + 1, held)) {
       visit(done + i, word_at(buffer_.data() + i * kWord));
@@ -150,13 +147,8 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
       complaint = "its cluster of bits ends past the end of the file";
     }
     if (!complaint.empty() && findings != nullptr) {
-      findings->add({Flaw::BadBitmap,
-                     Severity::Harmless,
-                     at,
-                     "bitmap table entry: " + complaint,
-                     raw,
-                     {},
-                     {}});
+      findings->add(
+          {Flaw::BadBitmap, Severity::Harmless, at, "bitmap table entry: " + complaint, raw, {}, {}});
     }
     if (!countable) return;
     sink({Structure::BitmapBits,
@@ -188,8 +180,8 @@ void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, Ent
       const CopiedBit copied = !active        ? CopiedBit::Meaningless
                                : entry.copied ? CopiedBit::Set
                                               : CopiedBit::Clear;
-      (*sink)({Structure::L2Table, entry.table, geometry_.cluster_size(), region.references, copied,
-               at, visible});
+      (*sink)({Structure::L2Table, entry.table, geometry_.cluster_size(), region.references, copied, at,
+               visible});
     }
     tables.add({entry.table, visible, region.references, active});
   });
@@ -211,8 +203,7 @@ void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const Reference
     const std::span<const std::byte> bytes = std::span(buffer_).first(held);
     for (std::size_t k = 0; k < count && k * cluster_size < held; ++k) {
       const std::span<const std::byte> rest = bytes.subspan(k * cluster_size);
-      walk_table(tables[i + k], rest.first(std::min<std::size_t>(rest.size(), cluster_size)), sink,
-                 judge);
+      walk_table(tables[i + k], rest.first(std::min<std::size_t>(rest.size(), cluster_size)), sink, judge);
     }
     i += count;
   }
@@ -231,9 +222,8 @@ void ReferenceWalk::walk_table(const TableUse& use, std::span<const std::byte> b
   }
 }
 
-void ReferenceWalk::visit(const TableUse& use, std::uint64_t index, std::uint64_t raw,
-                          std::uint64_t bitmap, const ReferenceSink& sink,
-                          EntryJudge* judge) const {
+void ReferenceWalk::visit(const TableUse& use, std::uint64_t index, std::uint64_t raw, std::uint64_t bitmap,
+                          const ReferenceSink& sink, EntryJudge* judge) const {
   const L2Entry entry = decode_l2(raw, bitmap, geometry_, image_.header().version, data_file_);
   const HostOffset at = use.table + index * geometry_.l2_entry_bytes();
   const std::uint64_t begin = use.visible.begin.bytes() + index * geometry_.cluster_size();
@@ -241,8 +231,7 @@ void ReferenceWalk::visit(const TableUse& use, std::uint64_t index, std::uint64_
       std::max(begin, std::min(begin + geometry_.cluster_size(), use.visible.end.bytes()));
   const GuestRange visible{GuestOffset(begin), GuestOffset(end)};
   if (judge != nullptr) judge->judge(entry, {at, raw, visible, use.active});
-  if (entry.storage == Storage::None || data_file_ ||
-      entry.host >= HostOffset(image_.file_size())) {
+  if (entry.storage == Storage::None || data_file_ || entry.host >= HostOffset(image_.file_size())) {
     return;
   }
   Reference reference{Structure::Compressed,

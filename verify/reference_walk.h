@@ -50,8 +50,7 @@ class ReferenceWalk {
   class TableList;
 
   void walk_bitmap_table(const Region& region, const ReferenceSink& sink, FindingList* findings);
-  void walk_l1(const Region& region, const ReferenceSink* sink, EntryJudge* judge,
-               TableList& tables);
+  void walk_l1(const Region& region, const ReferenceSink* sink, EntryJudge* judge, TableList& tables);
   void walk_l2(const std::vector<TableUse>& tables, const ReferenceSink& sink, EntryJudge* judge);
   void walk_table(const TableUse& use, std::span<const std::byte> bytes, const ReferenceSink& sink,
                   EntryJudge* judge);

@@ -1,0 +1,96 @@
+// qchain check as users and programs see it.
+
+#include <gtest/gtest.h>
+
+#include "cli/check.h"
+#include "tests/check/images.h"
+
+namespace qchain::tests {
+namespace {
+
+class CommandTest : public testing::Test {
+ protected:
+  struct Result {
+    Outcome outcome = Outcome::Done;
+    std::string output;
+  };
+
+  static Result run_check(std::vector<std::string> words) {
+    const bool json = std::ranges::find(words, "--json") != words.end();
+    testing::internal::CaptureStdout();
+    Result result;
+    const std::optional<CheckOptions> options = parse_check(words);
+    if (options) {
+      Console console("check", json, options->common.progress);
+      result.outcome = check(*options, console);
+    }
+    std::fflush(stdout);
+    result.output = testing::internal::GetCapturedStdout();
+    return result;
+  }
+
+  std::string image() {
+    const std::string path = folder_ / "image\x1b[31m.qcow2";
+    must({"qemu-img", "create", "-q", "-f", "qcow2", path, "4M"});
+    must({"qemu-io", "-f", "qcow2", "-c", "write -P 1 0 1M", path});
+    return path;
+  }
+
+  Folder folder_;
+};
+
+TEST_F(CommandTest, ASoundImage) {
+  const std::string path = image();
+  const Result text = run_check({path});
+  EXPECT_EQ(text.outcome, Outcome::Done);
+  EXPECT_NE(text.output.find("sound"), std::string::npos) << text.output;
+  EXPECT_EQ(text.output.find('\x1b'), std::string::npos);
+  const Json json = Json::parse(run_check({path, "--json"}).output);
+  EXPECT_EQ(json["schema"], "qchain.check");
+  EXPECT_EQ(json["exit_code"], 0);
+  EXPECT_EQ(json["layers"][0]["outcome"], "done");
+  EXPECT_TRUE(json["layers"][0]["findings"].empty());
+}
+
+TEST_F(CommandTest, LeaksFailWhereTheyAreToldTo) {
+  Patient patient(image());
+  patient.put(Anatomy(patient).refcount_at(0x50000), 7, 2);
+  EXPECT_EQ(run_check({patient.path()}).outcome, Outcome::Mismatch);  // COPIED with refcount 7
+  patient.heal();
+  patient.truncate(patient.size() + 65536);
+  patient.put(Anatomy(patient).refcount_at(patient.size()), 1, 2);
+  EXPECT_EQ(run_check({patient.path()}).outcome, Outcome::Done);
+  EXPECT_EQ(run_check({patient.path(), "--strict"}).outcome, Outcome::Mismatch);
+  const Json json = Json::parse(run_check({patient.path(), "--json", "--strict"}).output);
+  EXPECT_EQ(json["exit_code"], 1);
+  EXPECT_EQ(json["layers"][0]["leaks"], 1);
+  EXPECT_EQ(json["layers"][0]["leaked_bytes"], 65536);
+  const Json& finding = json["layers"][0]["findings"][0];
+  EXPECT_EQ(finding["code"], "refcount-high");
+  EXPECT_EQ(finding["severity"], "leak");
+  EXPECT_EQ(finding["host_offset"], patient.size());
+  EXPECT_TRUE(finding["guest_offset"].is_null());
+}
+
+TEST_F(CommandTest, DamageIsToldWithFileOffsetAndRemedy) {
+  Patient patient(image());
+  const Anatomy anatomy(patient);
+  patient.put(anatomy.l2.at(3).at, 0x80000000FF000000);
+  const Result text = run_check({patient.path()});
+  EXPECT_EQ(text.outcome, Outcome::Mismatch);
+  EXPECT_NE(text.output.find("past-end at 0x40018"), std::string::npos) << text.output;
+  EXPECT_NE(text.output.find("0x80000000ff000000"), std::string::npos) << text.output;
+  EXPECT_NE(text.output.find("guest [0x30000, 0x40000)"), std::string::npos) << text.output;
+}
+
+TEST_F(CommandTest, MissingImagesAndBadCommandLines) {
+  EXPECT_EQ(run_check({folder_ / "nothing.qcow2"}).outcome, Outcome::Io);
+  const Json json = Json::parse(run_check({folder_ / "nothing.qcow2", "--json"}).output);
+  EXPECT_EQ(json["exit_code"], 3);
+  EXPECT_EQ(json["problems"].size(), 1U);
+  EXPECT_EQ(outcome_of([] { parse_check({}); }), Outcome::Usage);
+  EXPECT_EQ(outcome_of([] { parse_check({"a", "--nonsense"}); }), Outcome::Usage);
+}
+
+}  // namespace
+}  // namespace qchain::tests

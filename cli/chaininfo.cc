@@ -6,16 +6,22 @@
 #include <memory>
 
 #include "cli/text.h"
+#include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
+#include "qcow2/snapshot.h"
 
 namespace qchain {
 
 namespace {
 
+constexpr std::size_t kMaxListed = 1000;  // snapshots or bitmaps of one layer
+
 // One layer, with all that could be learned of it.
 struct LayerInfo {
   const Layer* layer = nullptr;
   std::optional<LayerUsage> usage;  // none: its tables cannot be read
+  SnapshotList snapshots;
+  BitmapList bitmaps;
 };
 
 struct ChainInfo {
@@ -26,11 +32,28 @@ struct ChainInfo {
   std::uint64_t disk_bytes = 0;
 };
 
-void learn_usage(ChainInfo& info, std::size_t index) {
+// What is listed beside the disk: it can be damaged while the disk is not.
+void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
+  LayerInfo& known = info.layers[index];
+  const auto problem = [&](const char* what, const std::string& why) {
+    info.survey.problems.push_back(
+        {index, Outcome::Incomplete, fmt::format("{}: {}: {}", image.file().path(), what, why)});
+  };
+  known.snapshots = read_snapshots(image, kMaxListed);
+  if (!known.snapshots.problem.empty()) problem("snapshots", known.snapshots.problem);
+  known.bitmaps = read_bitmaps(image, kMaxListed);
+  if (!known.bitmaps.problem.empty()) problem("bitmaps", known.bitmaps.problem);
+}
+
+void learn_layer(ChainInfo& info, std::size_t index) {
   const Layer& layer = info.survey.layers[index];
-  LayerInfo& known = info.layers.emplace_back(LayerInfo{&layer, std::nullopt});
+  LayerInfo& known = info.layers.emplace_back();
+  known.layer = &layer;
   try {
-    if (layer.image() != nullptr) layer.image()->require_readable();
+    if (layer.image() != nullptr) {
+      learn_lists(info, index, *layer.image());
+      layer.image()->require_readable();
+    }
     known.usage = usage_of(layer);
   } catch (const Error& error) {
     info.survey.problems.push_back({index, error.outcome(), error.what()});
@@ -41,7 +64,7 @@ ChainInfo learn(const ChaininfoOptions& o) {
   ChainInfo info;
   info.survey = survey(o.image, ImageFormat::Qcow2, o.common.open);
   for (std::size_t i = 0; i < info.survey.layers.size(); ++i) {
-    learn_usage(info, i);
+    learn_layer(info, i);
     info.file_bytes += info.survey.layers[i].file().size();
     info.disk_bytes += info.survey.layers[i].file().allocated_bytes();
   }
@@ -82,6 +105,25 @@ std::string qcow2_text(const Image& image) {
   return text;
 }
 
+std::string lists_text(const LayerInfo& info) {
+  std::string text;
+  for (const Snapshot& snapshot : info.snapshots.snapshots) {
+    text += fmt::format("    snapshot     {} \"{}\", {}, disk of {}{}\n", escaped(snapshot.id),
+                        escaped(snapshot.name), iso_time(snapshot.seconds), human_size(snapshot.disk_bytes),
+                        snapshot.vm_state_bytes == 0
+                            ? ""
+                            : fmt::format(", machine state of {}", human_size(snapshot.vm_state_bytes)));
+  }
+  for (const BitmapInfo& bitmap : info.bitmaps.bitmaps) {
+    text +=
+        fmt::format("    bitmap       \"{}\", granularity {}, {}{}\n", escaped(bitmap.bitmap.name),
+                    human_size(bitmap.bitmap.granularity()), bitmap.bitmap.automatic() ? "recording, " : "",
+                    bitmap.unusable.empty() ? human_size(bitmap.dirty_bytes) + " dirty"
+                                            : "unusable: " + escaped(bitmap.unusable));
+  }
+  return text;
+}
+
 std::string layer_text(std::size_t index, const LayerInfo& info) {
   const Layer& layer = *info.layer;
   std::string text = fmt::format("{:3} {}\n", index, escaped(layer.path()));
@@ -95,6 +137,7 @@ std::string layer_text(std::size_t index, const LayerInfo& info) {
   }
   text += fmt::format("    on disk      {} (file of {})\n", human_size(layer.file().allocated_bytes()),
                       human_size(layer.file().size()));
+  text += lists_text(info);
   if (const std::optional<Identity> identity = layer.identity()) text += identity_text(*identity);
   return text;
 }
@@ -127,6 +170,35 @@ void add_qcow2_json(const Image& image, Json& json) {
   if (!header.data_file_name.empty()) json["data_file"] = escaped(header.data_file_name);
 }
 
+Json to_json(const Snapshot& snapshot) {
+  Json json;
+  json["id"] = escaped(snapshot.id);
+  json["name"] = escaped(snapshot.name);
+  json["time"] = iso_time(snapshot.seconds);
+  json["disk_bytes"] = snapshot.disk_bytes;
+  json["machine_state_bytes"] = snapshot.vm_state_bytes;
+  return json;
+}
+
+Json to_json(const BitmapInfo& info) {
+  const bool usable = info.unusable.empty();
+  Json json;
+  json["name"] = escaped(info.bitmap.name);
+  json["granularity"] = info.bitmap.granularity();
+  json["recording"] = info.bitmap.automatic();
+  json["in_use"] = info.bitmap.in_use();
+  json["dirty_bytes"] = usable ? Json(info.dirty_bytes) : Json(nullptr);
+  json["unusable"] = usable ? Json(nullptr) : Json(escaped(info.unusable));
+  return json;
+}
+
+template <class Item>
+Json list_json(const std::vector<Item>& items) {
+  Json list = Json::array();
+  for (const Item& item : items) list.push_back(to_json(item));
+  return list;
+}
+
 Json layer_json(std::size_t index, const LayerInfo& info) {
   const Layer& layer = *info.layer;
   Json json;
@@ -134,7 +206,11 @@ Json layer_json(std::size_t index, const LayerInfo& info) {
   json["file"] = escaped(layer.path());
   json["format"] = layer.format();
   json["virtual_size"] = layer.virtual_size();
-  if (layer.image() != nullptr) add_qcow2_json(*layer.image(), json);
+  if (layer.image() != nullptr) {
+    add_qcow2_json(*layer.image(), json);
+    json["snapshots"] = list_json(info.snapshots.snapshots);
+    json["bitmaps"] = list_json(info.bitmaps.bitmaps);
+  }
   json["data_bytes"] = info.usage ? Json(info.usage->data) : Json(nullptr);
   json["zero_bytes"] = info.usage ? Json(info.usage->zero) : Json(nullptr);
   json["inherited_bytes"] = info.usage ? Json(info.usage->inherit) : Json(nullptr);

@@ -144,12 +144,12 @@ class Decoder {
       const auto extension = decode_struct<ExtensionHeader>(bytes_.data() + offset);
       const std::uint32_t id = extension.id;
       const std::uint64_t length = extension.length;
-      if (id == kExtensionEnd) return;
       const std::uint64_t data = offset + sizeof(ExtensionHeader);
       if (length > limit - data) {
         corrupt(fmt::format("header extension {:#010x} at offset {:#x} has {} bytes; {} are left", id, offset,
                             length, limit - data));
       }
+      if (id == kExtensionEnd) return;
       if (std::ranges::find(seen, id) != seen.end()) {
         corrupt(fmt::format("header extension {:#010x} at offset {:#x} is there twice", id, offset));
       }
@@ -177,8 +177,8 @@ class Decoder {
 
   void decode_backing_name() {
     if (backing_name_offset_ == 0) return;
-    if (backing_name_length_ == 0 || backing_name_length_ > kMaxBackingName) {
-      corrupt(fmt::format("a backing name of {} bytes at offset 16; 1 to {} are possible",
+    if (backing_name_length_ > kMaxBackingName) {
+      corrupt(fmt::format("a backing name of {} bytes at offset 16; at most {} are possible",
                           backing_name_length_, kMaxBackingName));
     }
     if (backing_name_offset_ < header_length_ || backing_name_offset_ > bytes_.size() ||

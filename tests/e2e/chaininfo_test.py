@@ -37,6 +37,29 @@ class ChainInfo(ChainTest):
         for expected in [*LAYERS, "64 KiB", "4 MiB", str(SIZE), "3 layers", "check1", "qcow2", "zeros", "inherited", "on disk"]:
             self.assertIn(expected, text)
 
+    def test_snapshots_and_bitmaps_are_listed(self) -> None:
+        self.image("vm.qcow2", size=8 * M)
+        self.run_tool("qemu-img", "snapshot", "-c", "before\x1b[31m", "vm.qcow2")
+        self.run_tool("qemu-img", "bitmap", "--add", "-g", 64 * K, "vm.qcow2", "b0")
+        self.run_tool("qemu-img", "bitmap", "--add", "--disable", "-g", 128 * K, "vm.qcow2", "off")
+        self.run_tool("qemu-io", "-f", "qcow2", "-c", f"write {1 * M} {100 * K}", "vm.qcow2")
+        [layer] = self.qchain("chaininfo", "vm.qcow2", "--json").json["layers"]
+        [snapshot] = layer["snapshots"]
+        self.assertEqual((snapshot["id"], snapshot["disk_bytes"], snapshot["machine_state_bytes"]), ("1", 8 * M, 0))
+        self.assertEqual([(b["name"], b["granularity"], b["recording"], b["dirty_bytes"], b["unusable"]) for b in layer["bitmaps"]],
+                         [("b0", 64 * K, True, 128 * K, None), ("off", 128 * K, False, 0, None)])
+        text = self.qchain("chaininfo", "vm.qcow2").out
+        for expected in ['"before\\x1b[31m"', '"b0", granularity 64 KiB, recording, 128 KiB dirty', '"off"']:
+            self.assertIn(expected, text)
+
+    def test_a_snapshot_table_that_ends_early(self) -> None:
+        image = self.image("vm.qcow2", "write 0 64k", size=8 * M)
+        self.run_tool("qemu-img", "snapshot", "-c", "one", "vm.qcow2")
+        patch(image, 60, struct.pack(">I", 2))  # two snapshots, and the table has one
+        done = self.qchain("chaininfo", "vm.qcow2", "--json", expect=4)
+        self.assertIn("snapshots: ", done.json["problems"][0]["message"])
+        self.assertEqual(done.json["layers"][0]["data_bytes"], 64 * K)
+
     def test_by_its_other_name(self) -> None:
         self.build()
         self.path("chaininfo").symlink_to(QCHAIN)

@@ -20,6 +20,7 @@
 #include "qcow2/format.h"
 #include "qcow2/increment.h"
 #include "qcow2/layer_writer.h"
+#include "verify/layer_manifest.h"
 
 namespace qchain {
 
@@ -52,6 +53,9 @@ void judge(const PullOptions& o) {
   raw_needs_none(!o.layer_id.empty(), "--layer-id");
   raw_needs_none(o.extended_l2, "--extended-l2");
   raw_needs_none(o.compression.has_value(), "--compress");
+  raw_needs_none(o.algorithm.has_value() || !o.manifest, "--digest");
+  raw_needs_none(!o.sign_key.empty(), "--sign-key");
+  if (!o.manifest && !o.sign_key.empty()) usage("--sign-key signs a manifest, and --digest none makes none");
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
   if (!raw && o.output == "-") usage("only a raw output can go to a pipe: add --format raw");
   if (o.output == "-" && o.common.json) usage("standard output cannot take the disk and --json both");
@@ -199,7 +203,59 @@ void tell_about_misses(const Increment& increment, Console& console) {
                   increment.missed_bytes(), to_string(increment.first_missed().front().range)));
 }
 
+// The manifest that is written together with the layer; nullptr where none is wanted. Records in `identity`
+// what is known of the parent's digest.
+std::unique_ptr<LayerManifest> begin_manifest(const PullOptions& o, const Chain* parent, Identity& identity,
+                                              Console& console) {
+  if (!o.manifest) return nullptr;
+  ParentDigests beneath;
+  if (parent != nullptr) beneath = parent_digests(*parent, 0);
+  ManifestHeader header;
+  header.algorithm = o.algorithm.value_or(beneath.algorithm.value_or(Algorithm::Sha256));
+  if (beneath.digests && header.algorithm != *beneath.algorithm) {
+    beneath.digests.reset();
+    beneath.root.clear();
+    beneath.unknown_because = fmt::format("the parent's digests are {}", to_string(*beneath.algorithm));
+  }
+  if (parent != nullptr && !beneath.digests) {
+    console.warn(fmt::format("the digest of the whole disk will be unknown: {}", beneath.unknown_because));
+  }
+  if (!is_cryptographic(header.algorithm)) {
+    console.note(fmt::format("{} finds accidents; it does not withstand somebody who forges",
+                             to_string(header.algorithm)));
+  }
+  identity.parent_digest = beneath.root;
+  header.length = identity.length;
+  header.overlay = identity.overlay;
+  header.layer_id = identity.id;
+  header.parent_id = identity.parent_id;
+  header.parent_root = beneath.root;
+  header.checkpoint = identity.checkpoint;
+  header.since = identity.since;
+  return std::make_unique<LayerManifest>(
+      o.output, header, parent != nullptr ? parent->top().true_length() : 0, std::move(beneath.digests));
+}
+
+// The manifest first, so that an image under its name always has one. An image without must not find one
+// that was another's.
+void publish(Publication& image, LayerManifest* manifest) {
+  if (manifest == nullptr) {
+    unlink(manifest_path(image.path()).c_str());
+    image.publish();
+    return;
+  }
+  manifest->publish();
+  try {
+    image.publish();
+  } catch (...) {
+    manifest->retract();
+    throw;
+  }
+}
+
 Outcome pull_layer(const PullOptions& o, Console& console) {
+  std::optional<SigningKey> key;
+  if (!o.sign_key.empty()) key.emplace(o.sign_key);
   std::unique_ptr<Chain> parent;
   if (!o.parent.empty()) {
     parent = open_chain(o.parent, o.parent_format, o.common, console);
@@ -218,9 +274,10 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   std::optional<Increment> increment;
   if (parent) increment.emplace(live, *parent);
   if (increment && increment->was_resized()) {
-    console.note(fmt::format("the disk has {} bytes and the parent {}: what the bitmap says after a resize is "
-                             "not relied on, so all data is read and compared with the parent",
-                             live.size(), parent->size()));
+    console.note(
+        fmt::format("the disk has {} bytes and the parent {}: what the bitmap says after a resize is "
+                    "not relied on, so all data is read and compared with the parent",
+                    live.size(), parent->size()));
   }
   BlockDevice& source = increment ? static_cast<BlockDevice&>(*increment) : live;
 
@@ -235,10 +292,15 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
                       1U << kMinExtendedL2ClusterBits));
   }
   layer.workers = o.nbd.workers();
+  const std::unique_ptr<LayerManifest> manifest = begin_manifest(o, parent.get(), identity, console);
+  if (manifest) layer.observer = manifest->observer();
   Progress progress(console.progress_style(), "pull", source.size());
   layer.progress = progress.updater();
 
   WrittenLayer written = write_layer(source, publication.file(), layer);
+  std::optional<Digest> root;
+  if (manifest) root = manifest->finish(key ? &*key : nullptr);
+  if (root) identity.digest = named(manifest->algorithm(), *root);
   written.header.identity = encode_identity(identity);
   if (parent) {
     written.header.backing_name = backing_name;
@@ -249,14 +311,18 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   publication.sync();
   live.confirm();
   write_header(publication.file(), written.header);
-  publication.publish();
+  publish(publication, manifest.get());
 
   if (increment) tell_about_misses(*increment, console);
   const std::string kind = parent ? "increment" : "full";
   console.print(fmt::format(
-      "{}: {} of {}, {} of data, {} of zeros, {} inherited; {} on disk; layer {}\n", escaped(o.output), kind,
-      human_size(written.header.virtual_size), human_size(written.data_bytes), human_size(written.zero_bytes),
-      human_size(written.inherited_bytes), human_size(written.file_bytes), identity.id));
+      "{}: {} of {}, {} of data, {} of zeros, {} inherited; {} on disk; layer {}\n{}", escaped(o.output),
+      kind, human_size(written.header.virtual_size), human_size(written.data_bytes),
+      human_size(written.zero_bytes), human_size(written.inherited_bytes), human_size(written.file_bytes),
+      identity.id,
+      manifest ? fmt::format("{}: digest {}{}\n", escaped(o.output),
+                             identity.digest.empty() ? "unknown" : identity.digest, key ? ", signed" : "")
+               : ""));
   Json fields;
   fields["output"] = escaped(o.output);
   fields["kind"] = kind;
@@ -272,6 +338,10 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   fields["read_bytes"] = written.read_bytes;
   fields["file_bytes"] = written.file_bytes;
   fields["missed_by_bitmap_bytes"] = increment ? increment->missed_bytes() : 0;
+  fields["digest"] = identity.digest.empty() ? Json(nullptr) : Json(identity.digest);
+  fields["parent_digest"] = identity.parent_digest.empty() ? Json(nullptr) : Json(identity.parent_digest);
+  fields["manifest"] = manifest ? Json(escaped(manifest_path(o.output))) : Json(nullptr);
+  fields["signed"] = key.has_value();
   fields["layer_id"] = identity.id;
   fields["parent_id"] = identity.parent_id.empty() ? Json(nullptr) : Json(identity.parent_id);
   fields["checkpoint"] = o.checkpoint.empty() ? Json(nullptr) : Json(o.checkpoint);
@@ -296,7 +366,9 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   tell_about(o, live, console);
   const GuestRange range = range_of(o, live.size());
   Progress progress(console.progress_style(), "pull", range.length());
-  CopyOptions copy{o.nbd.workers(), progress.updater()};
+  CopyOptions copy;
+  copy.workers = o.nbd.workers();
+  copy.progress = progress.updater();
   if (to_pipe) {
     const File out(dup(STDOUT_FILENO), "standard output");
     try {
@@ -345,6 +417,9 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   line.add()("format", text()->value_name("FORMAT"), "qcow2 (default) or raw");
   line.add()("range", text()->value_name("OFFSET:LENGTH"), "a part of the disk, as raw");
   line.add()("layer-id", text()->value_name("UUID"), "the layer's identity (default: random)");
+  line.add()("digest", text()->value_name("ALGORITHM"),
+             "of the manifest: sha256 (default), sha512, blake2b512, xxh3-128 or none");
+  line.add()("sign-key", text()->value_name("FILE"), "sign the manifest with this Ed25519 key (PEM)");
   line.add()("force", "replace an output that exists");
   line.add_nbd();
   if (!line.parse(words)) return std::nullopt;
@@ -368,6 +443,9 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   o.format = image_format_named(line.text("format", "qcow2"), "--format");
   if (line.has("range")) o.range = parse_range(line.text("range"));
   o.layer_id = line.text("layer-id");
+  o.manifest = line.text("digest") != "none";
+  if (o.manifest && line.has("digest")) o.algorithm = algorithm_named(line.text("digest"));
+  o.sign_key = line.text("sign-key");
   o.force = line.has("force");
   judge(o);
   return o;

@@ -9,6 +9,7 @@
 #include "extent/range.h"
 #include "qcow2/chain.h"
 #include "qcow2/compression.h"
+#include "verify/digest.h"
 
 namespace qchain {
 
@@ -30,6 +31,9 @@ struct PullOptions {
   ImageFormat format = ImageFormat::Qcow2;
   std::optional<GuestRange> range;  ///< Raw only.
   std::string layer_id;             ///< Empty: a random one.
+  bool manifest = true;
+  std::optional<Algorithm> algorithm;  ///< Of the manifest; nullopt: the parent's, else sha256.
+  std::string sign_key;                ///< Path; empty: the manifest is not signed.
   bool force = false;
 };
 

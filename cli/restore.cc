@@ -14,8 +14,11 @@
 #include "extent/publication.h"
 #include "extent/raw_copy.h"
 #include "qcow2/chain.h"
+#include "verify/drill.h"
 
 namespace qchain {
+
+namespace po = boost::program_options;
 
 namespace {
 
@@ -60,16 +63,48 @@ CopyResult to_device(const RestoreOptions& o, Chain& chain, const CopyOptions& c
   }
 }
 
+// What the copy is held against; without digests, nothing.
+struct RestoreProof {
+  std::unique_ptr<ChainDigests> digests;
+  std::string root;  // "unknown" where it is
+};
+
+// Nothing is written before the manifests themselves are known to be good.
+RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain) {
+  RestoreProof proof;
+  if (o.no_verify) return proof;
+  DrillOptions options;
+  options.content = false;
+  for (const std::string& path : o.trust_keys) options.trusted.emplace_back(path);
+  const std::vector<LayerDrill> layers = drill(chain, options);
+  for (const LayerDrill& layer : layers) {
+    const ManifestVerdict& verdict = layer.manifest;
+    if (verdict.outcome != Outcome::Done && verdict.outcome != Outcome::Incomplete) {
+      throw Error(verdict.outcome,
+                  fmt::format("{}; nothing was written; qchain verify tells more, --no-verify "
+                              "restores what is there all the same",
+                              verdict.problems.front()));
+    }
+  }
+  proof.digests = digests_from(chain, 0);
+  if (!proof.digests) return proof;
+  const ManifestSummary& top = *layers.front().manifest.summary;
+  proof.root = top.root ? named(top.header.algorithm, *top.root) : "unknown";
+  return proof;
+}
+
 }  // namespace
 
 std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words) {
   CommandLine line("restore", "IMAGE DEST [options]",
                    "Writes out the disk that a chain describes, at the point in time of IMAGE: to a raw "
                    "file, which\nbecomes sparse, or onto a block device, whose old content never shows "
-                   "through.");
+                   "through. Every\nblock is held against its stored digest before it is written.");
   line.add_positional("IMAGE");
   line.add_positional("DEST");
-  line.add()("no-verify", "exit with 0 although nothing proved what was read");
+  line.add()("no-verify", "do not look at the manifests, and exit with 0 all the same");
+  line.add()("trust-key", po::value<std::vector<std::string>>()->value_name("FILE"),
+             "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");
   line.add()("force", "replace a file that exists");
   if (!line.parse(words)) return std::nullopt;
   RestoreOptions o;
@@ -77,7 +112,11 @@ std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& word
   o.image = line.required("IMAGE");
   o.destination = line.required("DEST");
   o.no_verify = line.has("no-verify");
+  o.trust_keys = line.texts("trust-key");
   o.force = line.has("force");
+  if (o.no_verify && !o.trust_keys.empty()) {
+    throw Error(Outcome::Usage, "--trust-key is about manifests, and --no-verify does not look at them");
+  }
   return o;
 }
 
@@ -92,24 +131,37 @@ Outcome restore(const RestoreOptions& o, Console& console) {
   if (destination.exists && chain->contains(destination.identity)) {
     throw Error(Outcome::Usage, fmt::format("{}: is a layer of the chain that is restored", o.destination));
   }
+  const RestoreProof proof = prepare_proof(o, *chain);
+  std::uint64_t unknown_bytes = 0;
   Progress progress(console.progress_style(), "restore", chain->size());
-  const CopyOptions copy{default_workers(), progress.updater()};
+  CopyOptions copy;
+  copy.workers = default_workers();
+  copy.progress = progress.updater();
+  if (proof.digests) copy.make_watcher = guard(*chain, *proof.digests, unknown_bytes);
   const CopyResult copied = destination.is_device ? to_device(o, *chain, copy) : to_file(o, *chain, copy);
+  if (proof.digests) proof.digests->finish();
 
-  const Outcome outcome = o.no_verify ? Outcome::Done : Outcome::Incomplete;
-  const char* const proof =
-      o.no_verify ? "not verified, as asked" : "not verified: the chain has no manifest";
+  const bool verified = proof.digests && unknown_bytes == 0;
+  const Outcome outcome = verified || o.no_verify ? Outcome::Done : Outcome::Incomplete;
+  const std::string words = o.no_verify      ? "not verified, as asked"
+                            : !proof.digests ? "not verified: the chain has no manifest"
+                            : verified
+                                ? "every block verified; digest " + proof.root
+                                : fmt::format("{} of it not verified: no manifest tells what it should be",
+                                              human_size(unknown_bytes));
   console.print(fmt::format("{}: restored from {}, {}, {} of data; {}\n", escaped(o.destination),
                             escaped(o.image), human_size(chain->size()), human_size(copied.data_bytes),
-                            proof));
+                            words));
   Json fields;
   fields["image"] = escaped(o.image);
   fields["destination"] = escaped(o.destination);
   fields["bytes"] = chain->top().true_length();
   fields["data_bytes"] = copied.data_bytes;
   fields["zero_bytes"] = copied.zero_bytes;
-  fields["verified"] = false;
-  fields["proof"] = proof;
+  fields["verified"] = verified;
+  fields["unknown_bytes"] = proof.digests ? Json(unknown_bytes) : Json(nullptr);
+  fields["root"] = proof.root.empty() ? Json(nullptr) : Json(proof.root);
+  fields["proof"] = words;
   console.document(outcome, fields);
   return outcome;
 }

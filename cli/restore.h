@@ -15,6 +15,7 @@ struct RestoreOptions {
   std::string image;
   std::string destination;
   bool no_verify = false;
+  std::vector<std::string> trust_keys;  ///< Paths.
   bool force = false;
 };
 

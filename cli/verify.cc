@@ -2,13 +2,16 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+#include <charconv>
 #include <memory>
 
+#include "cli/combine.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
+#include "cli/verify_report.h"
 #include "extent/nbd_export.h"
-#include "qcow2/chain.h"
-#include "verify/compare.h"
+#include "verify/seal.h"
 
 namespace qchain {
 
@@ -16,147 +19,196 @@ namespace po = boost::program_options;
 
 namespace {
 
-constexpr std::size_t kMaxPrinted = 20;
+[[noreturn]] void usage(const std::string& message) { throw Error(Outcome::Usage, message); }
 
-std::string describe(const Difference& difference, const Chain& chain) {
-  const Mapping& source = difference.source;
-  const std::string file = escaped(chain.layers()[source.layer].path());
-  std::string supplied = fmt::format("layer {} ({})", source.layer, file);
-  if (source.storage == Storage::None) {
-    supplied += source.kind == Kind::Inherit ? ", held by no layer: zeros" : ", stored as zeros";
-  } else {
-    supplied +=
-        fmt::format(", {}host offset {:#x}", source.storage == Storage::Compressed ? "compressed at " : "",
-                    source.host.bytes());
+unsigned number(std::string_view text, const char* option) {
+  unsigned value = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || end != text.data() + text.size()) {
+    usage(fmt::format("{}: \"{}\" is no number", option, escaped(std::string(text))));
   }
-  return fmt::format("  guest {} ({}): {}; chain {}, live {}{}\n", to_string(difference.range),
-                     human_size(difference.range.length()), supplied, difference.chain_digest,
-                     difference.live_digest, difference.live_moved ? "; the live side is moving" : "");
+  return value;
 }
 
-Json to_json(const Difference& difference, const Chain& chain) {
-  const Mapping& source = difference.source;
-  Json json;
-  json["offset"] = difference.range.begin.bytes();
-  json["length"] = difference.range.length();
-  json["layer"] = source.layer;
-  json["file"] = escaped(chain.layers()[source.layer].path());
-  json["host_offset"] = source.storage == Storage::None ? Json(nullptr) : Json(source.host.bytes());
-  json["compressed"] = source.storage == Storage::Compressed;
-  json["kind"] = to_string(source.kind);
-  json["chain_digest"] = difference.chain_digest;
-  json["live_digest"] = difference.live_digest;
-  json["live_moved"] = difference.live_moved;
-  return json;
-}
-
-// Walks every table of every layer: a corrupt entry is an Error.
-Outcome verify_metadata(const VerifyOptions& o, Chain& chain, Console& console) {
-  Json layers = Json::array();
-  for (const Layer& layer : chain.layers()) {
-    usage_of(layer);
-    layers.push_back(escaped(layer.path()));
+void parse_sample(const std::string& text, Selection& selection) {
+  constexpr unsigned kMaxParts = 1000000;
+  const std::size_t slash = text.find('/');
+  if (slash == std::string::npos) usage(fmt::format("--sample: \"{}\" is not I/N", escaped(text)));
+  selection.part = number(std::string_view(text).substr(0, slash), "--sample");
+  selection.parts = number(std::string_view(text).substr(slash + 1), "--sample");
+  if (selection.part < 1 || selection.part > selection.parts || selection.parts > kMaxParts) {
+    usage(fmt::format("--sample: {} is not from 1/N to N/N", escaped(text)));
   }
-  console.print(
-      fmt::format("{}: metadata and links of {} layers are sound; no content was checked: there "
-                  "is no manifest, and no --against\n",
-                  escaped(o.image), chain.layers().size()));
-  Json fields;
-  fields["image"] = escaped(o.image);
-  fields["layers"] = layers;
-  fields["content"] = "not checked";
-  console.document(Outcome::Incomplete, fields);
-  return Outcome::Incomplete;
 }
 
-Outcome verdict_on(const Comparison& comparison) {
-  Outcome verdict = Outcome::Done;
-  for (const Difference& difference : comparison.differences) {
-    verdict = worse(verdict, difference.live_moved ? Outcome::Inconclusive : Outcome::Mismatch);
+// What no combination of other things can make right.
+void judge(const VerifyOptions& o) {
+  if (o.image.empty() && o.combine.empty()) usage("IMAGE is missing; see qchain verify --help");
+  if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record)) {
+    usage("--combine adds up reports and looks at nothing else");
   }
-  for (const Unread& unread : comparison.unread) verdict = worse(verdict, unread.outcome);
-  return verdict;
+  if (o.against.empty() && (o.manifest_only || o.no_extents)) {
+    usage("--manifest-only and --no-extents are about the live side: name it with --against");
+  }
+  if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record)) {
+    usage("--seal writes the missing manifests and proves nothing: verify in a second call");
+  }
+  if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
 }
 
-Outcome verify_against(const VerifyOptions& o, Chain& chain, Console& console) {
-  NbdExport live(o.nbd.target(o.against), {});
+// A device that does not tell what it is: every byte is read.
+class Opaque : public BlockDevice {
+ public:
+  explicit Opaque(BlockDevice& device) : device_(device) {}
+  std::string name() const override { return device_.name(); }
+  std::uint64_t size() const override { return device_.size(); }
+  Extents extents(const GuestRange& range) override { return {{range, Kind::Data}}; }
+  std::unique_ptr<Reader> open_reader() override { return device_.open_reader(); }
+
+ private:
+  BlockDevice& device_;
+};
+
+std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOptions& o) {
+  if (!o.max_duration) return std::nullopt;
+  return std::chrono::steady_clock::now() + std::chrono::seconds(*o.max_duration);
+}
+
+void prove_against_live(const VerifyOptions& o, Chain& chain, VerifyReport& report, Console& console) {
+  NbdExport export_(o.nbd.target(o.against), {});
+  Opaque opaque(export_);
+  BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
-  const Comparison comparison =
-      compare(chain, live, {Algorithm::Sha256, o.nbd.workers(), progress.updater()});
-  live.confirm();
-
-  const Outcome verdict = verdict_on(comparison);
-  for (const Unread& unread : comparison.unread) {
-    console.error(fmt::format("{}: not compared: {}", to_string(unread.range), unread.message));
-  }
-  std::string text;
-  if (align_up(chain.top().true_length(), kSectorSize) != align_up(live.size(), kSectorSize)) {
-    text += fmt::format("{}: the chain has {} bytes and the live export {}\n", escaped(o.image),
-                        chain.top().true_length(), live.size());
-  }
-  if (comparison.different_bytes > 0) {
-    text += fmt::format("{}: {} differ from {}:\n", escaped(o.image), human_size(comparison.different_bytes),
-                        escaped(o.against));
-    std::size_t printed = 0;
-    for (const Difference& difference : comparison.differences) {
-      if (printed++ == kMaxPrinted) {
-        text += fmt::format("  and {} more ranges; --json lists them\n",
-                            comparison.differences.size() - kMaxPrinted);
-        break;
-      }
-      text += describe(difference, chain);
+  const std::unique_ptr<ChainDigests> stored = digests_from(chain, 0);
+  if (o.manifest_only) {
+    if (!stored) {
+      throw Error(
+          Outcome::Incomplete,
+          fmt::format("{}: has no manifest, so there is nothing to hold the live side against", o.image));
     }
+    const ProofOptions options{o.nbd.workers(), o.selection, deadline_of(o), progress.updater()};
+    const Proof proof = prove_disk(live, chain, *stored, options);
+    export_.confirm();
+    return report.take(chain, proof, live.size());
   }
-  if (verdict == Outcome::Done) {
-    text += fmt::format("{}: equal to {}: {} compared, {} of it read from both sides; sha256 {}\n",
-                        escaped(o.image), escaped(o.against), human_size(comparison.compared_bytes),
-                        human_size(comparison.read_bytes), comparison.live.hex());
-  }
-  console.print(text);
+  CompareOptions options;
+  options.workers = o.nbd.workers();
+  options.progress = progress.updater();
+  options.stored = stored.get();
+  if (stored) options.algorithm = stored->top().algorithm;
+  options.selection = o.selection;
+  options.deadline = deadline_of(o);
+  const Comparison comparison = compare(chain, live, options);
+  export_.confirm();
+  report.take(chain, comparison, live.size());
+}
 
+Outcome prove(const VerifyOptions& o, Console& console) {
+  VerifyReport report(o, o.against.empty() ? "drill" : o.manifest_only ? "manifest-only" : "against");
+  DrillOptions options;
+  for (const std::string& path : o.trust_keys) options.trusted.emplace_back(path);
+  {
+    const Survey surveyed = survey(o.image, ImageFormat::Qcow2, o.common.open);
+    report.take(check_chain(surveyed, Payloads::Doubtful));
+    if (!surveyed.problems.empty()) return report.finish(console);
+  }
+  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  Progress progress(console.progress_style(), "verify", chain->size());
+  options.content = o.against.empty();
+  options.proof = {o.nbd.workers(), o.selection, deadline_of(o), progress.updater()};
+  report.take(*chain, drill(*chain, options));
+  if (!o.against.empty()) prove_against_live(o, *chain, report, console);
+  return report.finish(console);
+}
+
+const char* to_string(Sealed sealed) {
+  switch (sealed) {
+    case Sealed::Already:
+      return "had a manifest";
+    case Sealed::Completed:
+      return "its manifest was completed";
+    case Sealed::Written:
+      return "a manifest was written, of what is there now";
+  }
+  return "?";
+}
+
+Outcome seal(const VerifyOptions& o, Console& console) {
+  std::optional<SigningKey> key;
+  if (!o.sign_key.empty()) key.emplace(o.sign_key);
+  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  Json layers = Json::array();
+  for (std::size_t i = chain->layers().size(); i-- > 0;) {
+    const Layer& layer = chain->layers()[i];
+    Progress progress(console.progress_style(), "seal", layer.virtual_size());
+    const Sealed sealed = seal_layer(*chain, i, {o.nbd.workers(), key ? &*key : nullptr, progress.updater()});
+    const ManifestSummary summary = read_manifest(manifest_path(layer.path()));
+    const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
+    console.print(fmt::format("{:3} {}: {}; digest {}\n", i, escaped(layer.path()), to_string(sealed), root));
+    layers.push_back({{"index", i},
+                      {"file", escaped(layer.path())},
+                      {"written", sealed == Sealed::Written},
+                      {"completed", sealed == Sealed::Completed},
+                      {"root", root},
+                      {"signed", summary.signature.has_value()}});
+  }
   Json fields;
   fields["image"] = escaped(o.image);
-  fields["against"] = escaped(o.against);
-  fields["chain_bytes"] = chain.top().true_length();
-  fields["live_bytes"] = live.size();
-  fields["compared_bytes"] = comparison.compared_bytes;
-  fields["read_bytes"] = comparison.read_bytes;
-  fields["different_bytes"] = comparison.different_bytes;
-  fields["unread_bytes"] = comparison.unread_bytes;
-  fields["algorithm"] = to_string(Algorithm::Sha256);
-  const bool all_read = comparison.unread_bytes == 0;
-  fields["chain_digest"] = all_read ? Json(comparison.chain.hex()) : Json(nullptr);
-  fields["live_digest"] = all_read ? Json(comparison.live.hex()) : Json(nullptr);
-  fields["differences"] = Json::array();
-  for (const Difference& difference : comparison.differences) {
-    fields["differences"].push_back(to_json(difference, chain));
-  }
-  console.document(verdict, fields);
-  return verdict;
+  fields["mode"] = "seal";
+  fields["sealed"] = layers;
+  console.document(Outcome::Done, fields);
+  return Outcome::Done;
 }
 
 }  // namespace
 
 std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words) {
-  CommandLine line("verify", "IMAGE [--against URI] [options]",
-                   "Proves that a chain is what the guest had: reads and hashes the chain and the live "
-                   "export, and names\nevery range that differs. Without --against only the metadata is "
-                   "checked, and the exit is 4.");
+  CommandLine line(
+      "verify", "IMAGE [--against URI] [options] | --combine REPORT...",
+      "Proves a chain. Without --against, a restore drill: metadata, links, every stored digest "
+      "against the\nbytes on disk, and the digest of the whole disk at every restore point. With "
+      "--against, the chain,\nits manifests and the live export are held against each other. What "
+      "differs is named: guest range, layer,\nfile, host offset, digests and cause. What was skipped "
+      "makes the exit 4.");
   line.add_positional("IMAGE");
-  line.add()("against", po::value<std::string>()->value_name("URI"), "the live export");
+  const auto text = [] { return po::value<std::string>(); };
+  const auto texts = [] { return po::value<std::vector<std::string>>(); };
+  line.add()("against", text()->value_name("URI"), "the live export");
+  line.add()("manifest-only", "hold the live side against the manifests, and read no layer (4 at best)");
+  line.add()("no-extents", "read every byte of the live side, whatever it says of zeros");
+  line.add()("sample", text()->value_name("I/N"), "the I-th of N parts that together are everything (4)");
+  line.add()("only", text()->value_name("REPORT"), "only what an earlier report (--json) found (4 at best)");
+  line.add()("max-duration", text()->value_name("SECONDS"), "stop after that time (4)");
+  line.add()("combine", texts()->multitoken()->value_name("REPORT..."), "add up the reports of all parts");
+  line.add()("trust-key", texts()->value_name("FILE"),
+             "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");
+  line.add()("record", "append the verdict to IMAGE.proofs");
+  line.add()("seal", "write the manifests that are missing, of what is there now");
+  line.add()("sign-key", text()->value_name("FILE"), "with --seal: sign them with this Ed25519 key (PEM)");
   line.add_nbd();
   if (!line.parse(words)) return std::nullopt;
   VerifyOptions o;
   o.common = line.common();
   o.nbd = line.nbd();
-  o.image = line.required("IMAGE");
+  if (line.has("IMAGE")) o.image = line.required("IMAGE");
   o.against = line.text("against");
+  o.manifest_only = line.has("manifest-only");
+  o.no_extents = line.has("no-extents");
+  if (line.has("sample")) parse_sample(line.text("sample"), o.selection);
+  if (line.has("only")) o.selection.only = findings_of(line.text("only"));
+  if (line.has("max-duration")) o.max_duration = number(line.text("max-duration"), "--max-duration");
+  o.combine = line.texts("combine");
+  o.trust_keys = line.texts("trust-key");
+  o.record = line.has("record");
+  o.seal = line.has("seal");
+  o.sign_key = line.text("sign-key");
+  judge(o);
   return o;
 }
 
 Outcome verify(const VerifyOptions& o, Console& console) {
-  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
-  return o.against.empty() ? verify_metadata(o, *chain, console) : verify_against(o, *chain, console);
+  if (!o.combine.empty()) return combine(o, console);
+  return o.seal ? seal(o, console) : prove(o, console);
 }
 
 }  // namespace qchain

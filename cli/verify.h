@@ -1,20 +1,31 @@
 #pragma once
 
+#include <cstdint>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "cli/console.h"
 #include "cli/options.h"
+#include "verify/proof.h"
 
 namespace qchain {
 
-/// qchain verify: proves a chain against the live export; without one, its metadata only.
+/// qchain verify: proves a chain, from its manifests or against the live export.
 struct VerifyOptions {
   CommonOptions common;
   NbdOptions nbd;
   std::string image;
   std::string against;  ///< URI; empty: nothing live to compare with.
+  bool manifest_only = false;
+  bool no_extents = false;
+  Selection selection;                        ///< --sample, --only.
+  std::optional<std::uint64_t> max_duration;  ///< Seconds.
+  std::vector<std::string> trust_keys;        ///< Paths.
+  bool record = false;
+  bool seal = false;
+  std::string sign_key;              ///< Path, for --seal.
+  std::vector<std::string> combine;  ///< Paths of reports: nothing else is done.
 };
 
 std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words);

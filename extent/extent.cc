@@ -188,6 +188,14 @@ ExtentSource normalise(ExtentSource source, std::uint64_t unit, Position positio
   return source_of(std::make_shared<Normaliser>(std::move(source), unit, position));
 }
 
+ExtentSource as_zeros(ExtentSource source) {
+  return [source = std::move(source)] {
+    std::optional<Extent> extent = source();
+    if (extent && extent->kind == Kind::Inherit) extent->kind = Kind::Zero;
+    return extent;
+  };
+}
+
 ExtentSource clip(ExtentSource source, GuestRange range) {
   return [source = std::move(source), range]() -> std::optional<Extent> {
     while (std::optional<Extent> extent = source()) {

@@ -60,6 +60,9 @@ enum class Position { Bottom, Overlay };
 /// Idempotent: normalise(normalise(E)) == normalise(E).
 ExtentSource normalise(ExtentSource source, std::uint64_t unit, Position position);
 
+/// `source`, with Zero for Inherit: a disk that has nothing beneath it.
+ExtentSource as_zeros(ExtentSource source);
+
 /// What `source` says from `range.begin` on, up to `range.end` or the end of the source.
 ExtentSource clip(ExtentSource source, GuestRange range);
 

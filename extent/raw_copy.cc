@@ -31,9 +31,15 @@ struct Copy {
 class CopyWorker : public Worker {
  public:
   CopyWorker(Copy& copy, std::unique_ptr<Reader> reader)
-      : copy_(copy), reader_(std::move(reader)), buffer_(PieceLimits{}.data) {}
+      : copy_(copy), reader_(std::move(reader)), buffer_(PieceLimits{}.data) {
+    if (copy.options.make_watcher) watcher_ = copy.options.make_watcher();
+  }
 
-  bool take() override { return copy_.planner.next(piece_); }
+  bool take() override {
+    if (!copy_.planner.next(piece_)) return false;
+    if (watcher_) watcher_->plan(piece_, piece_.runs);
+    return true;
+  }
 
   void fetch() override {
     std::vector<ReadRequest> batch;
@@ -44,6 +50,7 @@ class CopyWorker : public Worker {
       free = free.subspan(run.range.length());
     }
     reader_->read(batch);
+    if (watcher_) watcher_->fetched(batch);
     split_zeros(batch);
   }
 
@@ -52,6 +59,7 @@ class CopyWorker : public Worker {
       (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) += part.range.length();
       if (copy_.content == TargetContent::Stream) append(part);
     }
+    if (watcher_) watcher_->settle();
     copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
   }
 
@@ -116,6 +124,7 @@ class CopyWorker : public Worker {
 
   Copy& copy_;
   std::unique_ptr<Reader> reader_;
+  std::unique_ptr<PieceWatcher> watcher_;
   std::vector<std::byte> buffer_;
   Piece piece_;
   std::vector<Part> parts_;
@@ -126,8 +135,8 @@ class CopyWorker : public Worker {
 CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,
                     const CopyOptions& options) {
   if (content == TargetContent::Zeros) target.resize(range.length());
-  // Zero is as good as Inherit here: whatever is not data is zeros.
-  ExtentSource kinds = normalise(extents_of(source, range), kBlock, Position::Bottom);
+  // Whatever is not data is zeros.
+  ExtentSource kinds = as_zeros(normalise(extents_of(source, range), kBlock, Position::Bottom));
   Copy copy{source, range, target, content, options, PiecePlanner(std::move(kinds), {}), {}};
   run_workers(
       [&]() -> std::unique_ptr<Worker> {

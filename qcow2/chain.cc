@@ -119,12 +119,12 @@ class Surveyor {
 
 class ChainReader : public Reader {
  public:
-  explicit ChainReader(const Chain& chain) : chain_(chain) {}
+  ChainReader(const Chain& chain, std::size_t first) : chain_(chain), first_(first) {}
 
   void read(std::span<const ReadRequest> batch) override {
     for (const ReadRequest& request : batch) {
       for (GuestRange rest = request.range(); !rest.empty();) {
-        for (const Mapping& mapping : chain_.map(rest)) {
+        for (const Mapping& mapping : chain_.map(rest, first_)) {
           fill(mapping, request.into.subspan(mapping.range.begin - request.begin, mapping.range.length()));
           rest.begin = mapping.range.end;
         }
@@ -157,6 +157,7 @@ class ChainReader : public Reader {
   }
 
   const Chain& chain_;
+  const std::size_t first_;
   std::vector<std::byte> cluster_;
 };
 
@@ -284,7 +285,19 @@ Extents Chain::extents(const GuestRange& range) {
   return extents;
 }
 
-std::unique_ptr<Reader> Chain::open_reader() { return std::make_unique<ChainReader>(*this); }
+std::unique_ptr<Reader> Chain::open_reader_at(std::size_t first) const {
+  return std::make_unique<ChainReader>(*this, first);
+}
+
+std::vector<Mapping> Chain::map_layer_alone(std::size_t layer, const GuestRange& range) const {
+  std::vector<Mapping> mappings;
+  const GuestOffset end(layers_[layer].virtual_size());
+  const GuestRange inside = intersect(range, {GuestOffset(0), end});
+  if (inside.empty()) return {{range, Kind::Inherit, Storage::None, {}, 0, layer}};
+  LayerMapper(layers_[layer]).map(inside, kMaxMappings, mappings);
+  for (Mapping& mapping : mappings) mapping.layer = layer;
+  return mappings;
+}
 
 // Maps the `wanted` ranges in one layer. What it has goes to `found`, what it leaves to the layers below
 // goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
@@ -317,11 +330,11 @@ GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& w
   return end;
 }
 
-std::vector<Mapping> Chain::map(const GuestRange& range) const {
+std::vector<Mapping> Chain::map(const GuestRange& range, std::size_t first) const {
   std::vector<Mapping> found;
   std::vector<GuestRange> wanted{range};
   GuestOffset end = range.end;
-  for (std::size_t layer = 0; layer < layers_.size() && !wanted.empty(); ++layer) {
+  for (std::size_t layer = first; layer < layers_.size() && !wanted.empty(); ++layer) {
     std::vector<GuestRange> below;
     end = map_layer(layer, wanted, end, found, below);
     wanted = std::move(below);

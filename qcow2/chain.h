@@ -77,7 +77,9 @@ class Chain : public BlockDevice {
   std::uint64_t size() const override { return top().virtual_size(); }
   /// Zero where nothing has to be read: what no layer holds reads as zeros.
   Extents extents(const GuestRange& range) override;
-  std::unique_ptr<Reader> open_reader() override;
+  std::unique_ptr<Reader> open_reader() override { return open_reader_at(0); }
+  /// A reader of the disk at an earlier point in time: of what layer `first` and those beneath it describe.
+  std::unique_ptr<Reader> open_reader_at(std::size_t first) const;
 
   const std::vector<Layer>& layers() const noexcept { return layers_; }
   const Layer& top() const noexcept { return layers_.front(); }
@@ -86,8 +88,10 @@ class Chain : public BlockDevice {
 
   /// Which layer has the bytes of `range`, and where: in order, without gaps, for a part of the range
   /// that is never empty. Inherit: no layer has them; they read as zeros, as does what lies past the end
-  /// of a layer, whatever is beneath it.
-  std::vector<Mapping> map(const GuestRange& range) const;
+  /// of a layer, whatever is beneath it. From layer `first` down.
+  std::vector<Mapping> map(const GuestRange& range, std::size_t first = 0) const;
+  /// What layer `layer` holds itself; likewise. Inherit: nothing.
+  std::vector<Mapping> map_layer_alone(std::size_t layer, const GuestRange& range) const;
 
  private:
   explicit Chain(std::vector<Layer> layers) : layers_(std::move(layers)) {}

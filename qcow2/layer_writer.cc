@@ -10,19 +10,21 @@
 #include "extent/piece.h"
 #include "extent/zero.h"
 #include "qcow2/format.h"
+#include "qcow2/layer_pieces.h"
 #include "qcow2/placement.h"
 
 namespace qchain {
 
 namespace {
 
-constexpr std::uint64_t kDigestBlock = std::uint64_t{64} << 10;
+constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
 constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
-PieceLimits limits_for(const Geometry& geometry) {
+PieceLimits limits_for(const Geometry& geometry, const LayerOptions& options) {
   PieceLimits limits;
-  limits.boundary = std::max(kDigestBlock, geometry.cluster_size());
+  limits.boundary = std::max(kBoundary, geometry.cluster_size());
+  if (options.observer) limits.boundary = std::max(limits.boundary, options.observer->block_size);
   limits.data = std::max(kPieceBytes, 2 * limits.boundary);
   limits.empty = kMaxEmptyClusters * geometry.cluster_size();
   return limits;
@@ -47,7 +49,8 @@ struct Job {
   const Position position;
   const File& file;
   const LayerOptions& options;
-  PiecePlanner planner;
+  const PieceLimits limits;
+  LayerPieces pieces;
   Placement placement;
   WrittenLayer written;
 };
@@ -104,29 +107,37 @@ struct ClusterPart {
 class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader)
-      : job_(job), reader_(std::move(reader)), buffer_(limits_for(job.geometry).data) {
+      : job_(job), reader_(std::move(reader)), buffer_(job.limits.data) {
+    if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
   }
 
-  bool take() override { return job_.planner.next(piece_); }
+  bool take() override {
+    if (!job_.pieces.next(piece_, stored_)) return false;
+    if (watcher_) watcher_->plan(piece_, stored_);
+    return true;
+  }
 
   void fetch() override {
     const std::vector<ReadRequest> fetched = read();
+    if (watcher_) watcher_->fetched(fetched);
     plans_.clear();
     parts_.clear();
     streams_.clear();
     usage_ = {};
     auto data = fetched.begin();
-    for (const Extent& run : piece_.runs) {
-      switch (run.kind) {
+    for (const Extent& stored : stored_) {
+      switch (stored.kind) {
         case Kind::Inherit:
-          usage_.inherited_bytes += run.range.length();
+          usage_.inherited_bytes += stored.range.length();
           break;
         case Kind::Zero:
-          plan_zeros(run.range);
+          plan_zeros(stored.range);
           break;
         case Kind::Data:
-          plan_data(*data++);
+          while (data->range().end <= stored.range.begin) ++data;
+          plan_data({stored.range.begin,
+                     data->into.subspan(stored.range.begin - data->begin, stored.range.length())});
           break;
       }
     }
@@ -144,6 +155,7 @@ class LayerWorker : public Worker {
     total.inherited_bytes += usage_.inherited_bytes;
     total.compressed_clusters += usage_.compressed_clusters;
     total.read_bytes += piece_.data_bytes;
+    if (watcher_) watcher_->settle();
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
@@ -260,8 +272,10 @@ class LayerWorker : public Worker {
   Job& job_;
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
+  std::unique_ptr<PieceWatcher> watcher_;
   std::vector<std::byte> buffer_;
-  Piece piece_;
+  Piece piece_;                     // what is read, block by block
+  Extents stored_;                  // what of it is stored, unit by unit
   std::vector<ClusterPlan> plans_;  // in guest order
   std::vector<ClusterPart> parts_;
   std::vector<std::byte> streams_;
@@ -278,7 +292,10 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
           options.position,
           file,
           options,
-          PiecePlanner(stored_kinds(source, geometry, options.position), limits_for(geometry)),
+          limits_for(geometry, options),
+          {stored_kinds(source, geometry, options.position),
+           options.observer ? options.observer->block_size : geometry.unit(), options.position,
+           options.observer ? options.observer->also_read : GuestRange{}, limits_for(geometry, options)},
           Placement(geometry),
           {}};
   run_workers(

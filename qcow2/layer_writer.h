@@ -7,11 +7,19 @@
 
 #include "extent/block_device.h"
 #include "extent/file.h"
+#include "extent/scan.h"
 #include "qcow2/compression.h"
 #include "qcow2/header.h"
 #include "qcow2/identity.h"
 
 namespace qchain {
+
+/// Who wants to see every block of which a layer holds any byte, while the layer is written.
+struct LayerObserver {
+  WatcherFactory make_watcher;
+  std::uint64_t block_size = 0;  ///< Blocks are read whole. Bytes, a power of two up to 64 MiB.
+  GuestRange also_read;          ///< Whole blocks to see though the layer may hold nothing of them.
+};
 
 inline constexpr unsigned kMinWrittenClusterBits = 12;  // a header with a long backing name fits
 inline constexpr unsigned kDefaultClusterBits = 16;
@@ -22,6 +30,7 @@ struct LayerOptions {
   bool extended_l2 = false;                      ///< Needs kMinExtendedL2ClusterBits.
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
+  std::optional<LayerObserver> observer;
   /// Called with the bytes of the disk that have been dealt with, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };

@@ -8,6 +8,9 @@
 
 #include "extent/engine.h"
 #include "extent/piece.h"
+#include "extent/zero.h"
+#include "verify/block_judge.h"
+#include "verify/drill.h"
 
 namespace qchain {
 
@@ -20,7 +23,7 @@ struct Job {
   const std::uint64_t chain_length;
   BlockDevice& live;
   const CompareOptions& options;
-  PiecePlanner planner;
+  PieceSource pieces;
   DiskDigest live_digest;
   DiskDigest chain_digest;
   Comparison result;
@@ -32,10 +35,10 @@ struct Job {
     return GuestOffset(std::min(a, b));
   }
 
-  void add_unread(const Unread& unread) {
+  void add_unread(const Unreadable& unread) {
     result.unread_bytes += unread.range.length();
     result.compared_bytes -= unread.range.length();
-    std::vector<Unread>& all = result.unread;
+    std::vector<Unreadable>& all = result.unread;
     if (!all.empty() && all.back().message == unread.message && all.back().range.end == unread.range.begin) {
       all.back().range.end = unread.range.end;
     } else if (all.size() < kMaxDifferences) {
@@ -58,15 +61,13 @@ struct Job {
   // A block that differs, sector by sector, so that the range is named as narrowly as it can be.
   void add_difference(const Difference& difference) {
     result.different_bytes += difference.range.length();
-    result.live_moved = result.live_moved || difference.live_moved;
     std::vector<Difference>& all = result.differences;
     if (!all.empty()) {
       Difference& last = all.back();
       const bool same_source = last.source.layer == difference.source.layer &&
                                last.source.storage == difference.source.storage &&
                                last.source.kind == difference.source.kind;
-      if (last.range.end == difference.range.begin && same_source &&
-          last.live_moved == difference.live_moved) {
+      if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause) {
         last.range.end = difference.range.end;
         return;
       }
@@ -82,10 +83,17 @@ class CompareWorker : public Worker {
         live_reader_(std::move(live)),
         chain_reader_(std::move(chain)),
         hasher_(job.options.algorithm),
+        judge_(job.options.algorithm),
         live_(PieceLimits{}.data),
         chain_(PieceLimits{}.data) {}
 
-  bool take() override { return job_.planner.next(piece_); }
+  bool take() override {
+    Extents stored;
+    if (!job_.pieces(piece_, stored)) return false;
+    stored_ = {};
+    if (job_.options.stored != nullptr) stored_ = stored_piece(*job_.options.stored, piece_);
+    return true;
+  }
 
   void fetch() override {
     unread_.clear();
@@ -102,18 +110,21 @@ class CompareWorker : public Worker {
         at += length;
       }
     }
+    look_for_lost_data();
   }
 
   void settle() override {
+    Comparison& result = job_.result;
     auto block = blocks_.begin();
     for (const Extent& run : piece_.runs) {
-      job_.result.compared_bytes += run.range.length();
-      if (run.kind != Kind::Data) {
+      if (run.kind == Kind::Inherit) continue;  // not selected
+      result.compared_bytes += run.range.length();
+      if (run.kind == Kind::Zero) {
         add_zeros(job_.live_digest, job_.live.size(), run.range);
         add_zeros(job_.chain_digest, job_.chain_length, run.range);
         continue;
       }
-      job_.result.read_bytes += run.range.length();
+      result.read_bytes += run.range.length();
       for (std::uint64_t left = run.range.length(); left > 0; ++block) {
         if (block->live_length > 0) job_.live_digest.add_block(block->live, block->live_length);
         if (block->chain_length > 0) job_.chain_digest.add_block(block->chain, block->chain_length);
@@ -121,7 +132,9 @@ class CompareWorker : public Worker {
         left -= std::min(left, kDigestBlock);
       }
     }
-    for (const Unread& unread : unread_) job_.add_unread(unread);
+    for (const Difference& difference : not_zero_) job_.add_difference(difference);
+    result.unknown_bytes += stored_.unknown_bytes;
+    for (const Unreadable& unread : unread_) job_.add_unread(unread);
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
@@ -186,13 +199,15 @@ class CompareWorker : public Worker {
   }
 
   bool is_unread(const GuestRange& range) const {
-    return std::ranges::any_of(unread_,
-                               [&](const Unread& unread) { return !intersect(unread.range, range).empty(); });
+    return std::ranges::any_of(
+        unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
   }
 
   void compare_block(const GuestRange& range, std::size_t at) {
     const std::span<const std::byte> live = std::span(live_).subspan(at, range.length());
     const std::span<const std::byte> chain = std::span(chain_).subspan(at, range.length());
+    const StoredBlock* const stored =
+        job_.options.stored != nullptr ? &stored_.data[blocks_.size()] : nullptr;
     Block& block = blocks_.emplace_back();
     block.live_length = reach(range, job_.live.size());
     block.chain_length = reach(range, job_.chain_length);
@@ -201,21 +216,58 @@ class CompareWorker : public Worker {
     const bool equal = std::memcmp(live.data(), chain.data(), live.size()) == 0;
     if (equal && block.live_length == block.chain_length) {
       block.chain = block.live;
-      return;
+    } else if (block.chain_length > 0) {
+      block.chain = hasher_.of(chain.first(block.chain_length));
     }
-    if (block.chain_length > 0) block.chain = hasher_.of(chain.first(block.chain_length));
-    if (!equal && !is_unread(range)) note_differences(range, live, chain, block);
+    if (is_unread(range)) return;
+    if (!equal) return note_differences(range, live, chain, stored, block);
+    if (stored != nullptr && !fits(*stored, chain.first(block.chain_length), block)) {
+      block.differences.push_back(difference_from_stored(range, *stored, block));
+    }
+  }
+
+  // Whether the chain's bytes are what its manifests say; where nothing is known, they are.
+  bool fits(const StoredBlock& stored, std::span<const std::byte> chain, const Block& block) {
+    if (!stored.known || chain.empty()) return true;
+    return stored.whole.bytes().empty() ? is_zero(chain) : block.chain == stored.whole;
+  }
+
+  // Both sides agree, and the manifest says something else.
+  Difference difference_from_stored(const GuestRange& range, const StoredBlock& stored, const Block& block) {
+    Difference difference;
+    difference.range = range;
+    difference.source = source_of(range);
+    difference.cause = Cause::Rotted;
+    difference.live_digest = named(job_.options.algorithm, block.live);
+    difference.chain_digest = named(job_.options.algorithm, block.chain);
+    difference.stored_digest = judge_.name_of(stored);
+    return difference;
+  }
+
+  // Whose fault it is that the two sides differ.
+  Cause cause_of(const StoredBlock* stored, std::span<const std::byte> chain, const Block& block) {
+    if (stored == nullptr || !stored->known || chain.empty()) return Cause::Unknown;
+    if (!fits(*stored, chain, block)) {
+      // The block was whole when the live side was pulled. If the layer's own bytes of it are as they were,
+      // it is the rest, which was said to be clean, that is not.
+      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Missed : Cause::Rotted;
+    }
+    const bool top_holds_it = stored->layer == 0 && stored->held != Held::None;
+    return top_holds_it || job_.chain.layers().size() == 1 ? Cause::Changed : Cause::Missed;
   }
 
   void note_differences(const GuestRange& range, std::span<const std::byte> live,
-                        std::span<const std::byte> chain, Block& block) {
+                        std::span<const std::byte> chain, const StoredBlock* stored, Block& block) {
     std::vector<std::byte> again(live.size());
     const ReadRequest request{range.begin, std::span(again).first(block.live_length)};
     if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
     Difference difference;
-    difference.live_moved = !std::ranges::equal(live, again);
-    difference.live_digest = named(block.live);
-    difference.chain_digest = named(block.chain);
+    difference.cause = std::ranges::equal(live, again)
+                           ? cause_of(stored, chain.first(block.chain_length), block)
+                           : Cause::Moving;
+    difference.live_digest = named(job_.options.algorithm, block.live);
+    difference.chain_digest = named(job_.options.algorithm, block.chain);
+    if (stored != nullptr && stored->known) difference.stored_digest = judge_.name_of(*stored);
     for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
       if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
@@ -225,39 +277,75 @@ class CompareWorker : public Worker {
     }
   }
 
+  // Neither side has data there, and a manifest says that there was some.
+  void look_for_lost_data() {
+    not_zero_.clear();
+    for (const StoredBlock& stored : stored_.not_zero) {
+      const std::vector<std::byte> zeros(stored.range.length());
+      if (judge_.fits(stored, zeros)) continue;
+      Difference& lost = not_zero_.emplace_back();
+      lost.range = stored.range;
+      lost.source = source_of(stored.range);
+      lost.cause = Cause::Rotted;
+      lost.live_digest = lost.chain_digest = judge_.name_of(zeros);
+      lost.stored_digest = judge_.name_of(stored);
+    }
+  }
+
   Mapping source_of(const GuestRange& range) const {
     if (reach(range, job_.chain.size()) == 0) return {range, Kind::Inherit, Storage::None, {}, 0, 0};
     return job_.chain.map(intersect(range, guest_range(0, job_.chain.size()))).front();
-  }
-
-  std::string named(const Digest& digest) const {
-    return fmt::format("{}:{}", to_string(job_.options.algorithm), digest.hex());
   }
 
   Job& job_;
   std::unique_ptr<Reader> live_reader_;
   std::unique_ptr<Reader> chain_reader_;
   Hasher hasher_;
+  BlockJudge judge_;
   std::vector<std::byte> live_;
   std::vector<std::byte> chain_;
   Piece piece_;
-  std::vector<Block> blocks_;   // of the piece's data
-  std::vector<Unread> unread_;  // of the same
+  std::vector<Block> blocks_;       // of the piece's data
+  std::vector<Unreadable> unread_;  // of the same
+  StoredPiece stored_;
+  std::vector<Difference> not_zero_;  // lost altogether
 };
 
 // Of a disk with a part that only one side has: that part has to be looked at.
-ExtentSource both_sides(Chain& chain, BlockDevice& live) {
-  return normalise(zip(extents_of(chain), extents_of(live), either_data), kDigestBlock, Position::Bottom);
+ExtentSource both_sides(Chain& chain, BlockDevice& live, const Selection& selection) {
+  ExtentSource kinds =
+      normalise(zip(extents_of(chain), extents_of(live), either_data), kDigestBlock, Position::Bottom);
+  return selected(as_zeros(std::move(kinds)), selection, std::max(chain.size(), live.size()));
+}
+
+// Where a layer's own bytes were right and something beneath it is damaged, the bitmap is not to blame.
+void blame_what_is_beneath(const Chain& chain, Comparison& result) {
+  ProofOptions options;
+  for (const Difference& difference : result.differences) {
+    if (difference.cause == Cause::Missed && !difference.range.empty()) {
+      options.selection.only.push_back(difference.range);
+    }
+  }
+  if (options.selection.only.empty()) return;
+  for (std::size_t layer = 1; layer < manifests_from(chain, 0); ++layer) {
+    const Proof proof = prove_layer(chain, layer, options);
+    for (Difference& difference : result.differences) {
+      if (difference.cause == Cause::Missed && touches(proof, difference.range)) {
+        difference.cause = Cause::Beneath;
+      }
+    }
+  }
 }
 
 }  // namespace
 
 Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& options) {
+  std::optional<std::uint64_t> stopped_at;
   Job job{chain,
           chain.top().true_length(),
           live,
           options,
-          PiecePlanner(both_sides(chain, live), {}),
+          until(pieces_of(both_sides(chain, live, options.selection)), options.deadline, stopped_at),
           DiskDigest(options.algorithm),
           DiskDigest(options.algorithm),
           {}};
@@ -269,9 +357,14 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
       },
       options.workers);
   job.add_rest();
-  job.result.live = job.live_digest.finish();
-  job.result.chain = job.chain_digest.finish();
-  return std::move(job.result);
+  Comparison& result = job.result;
+  result.stopped_at = stopped_at;
+  if (options.selection.is_everything() && !stopped_at && result.unread_bytes == 0) {
+    result.live = job.live_digest.finish();
+    result.chain = job.chain_digest.finish();
+  }
+  if (options.stored != nullptr) blame_what_is_beneath(chain, result);
+  return std::move(result);
 }
 
 }  // namespace qchain

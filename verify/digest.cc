@@ -131,8 +131,16 @@ Digest Hasher::of(std::span<const std::byte> bytes) {
   return finish();
 }
 
+namespace {
+// The outer hash takes many digests at a time faster than one by one.
+constexpr std::size_t kZeroBlocks = 512;
+}  // namespace
+
 DiskDigest::DiskDigest(Algorithm algorithm) : outer_(algorithm), inner_(algorithm) {
-  zero_block_ = inner_.of(std::vector<std::byte>(kDigestBlock));
+  const Digest zero_block = inner_.of(std::vector<std::byte>(kDigestBlock));
+  for (std::size_t i = 0; i < kZeroBlocks; ++i) {
+    zero_blocks_.insert(zero_blocks_.end(), zero_block.bytes().begin(), zero_block.bytes().end());
+  }
 }
 
 void DiskDigest::add_block(const Digest& inner, std::uint64_t length) {
@@ -141,16 +149,9 @@ void DiskDigest::add_block(const Digest& inner, std::uint64_t length) {
 }
 
 void DiskDigest::add_zeros(std::uint64_t length) {
-  // The outer hash takes many digests at a time faster than one by one.
-  constexpr std::size_t kAtATime = 512;
-  const std::size_t size = zero_block_.bytes().size();
-  std::vector<std::byte> digests(kAtATime * size);
-  for (std::size_t i = 0; i < kAtATime; ++i) {
-    std::ranges::copy(zero_block_.bytes(), digests.begin() + static_cast<std::ptrdiff_t>(i * size));
-  }
   for (std::uint64_t blocks = length / kDigestBlock; blocks > 0;) {
-    const std::size_t step = std::min<std::uint64_t>(blocks, kAtATime);
-    outer_.add(std::span(digests).first(step * size));
+    const std::size_t step = std::min<std::uint64_t>(blocks, kZeroBlocks);
+    outer_.add(std::span(zero_blocks_).first(step * zero_blocks_.size() / kZeroBlocks));
     blocks -= step;
   }
   const std::uint64_t rest = length % kDigestBlock;

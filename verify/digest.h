@@ -13,6 +13,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <vector>
 
 namespace qchain {
 
@@ -81,7 +82,7 @@ class DiskDigest {
  private:
   Hasher outer_;
   Hasher inner_;
-  Digest zero_block_;
+  std::vector<std::byte> zero_blocks_;  // the digests of many blocks of zeros, side by side
   std::uint64_t length_ = 0;
 };
 

@@ -1,0 +1,59 @@
+// What `qchain verify` has to say, as text and as the JSON document of verify_report.schema.json.
+#pragma once
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cli/verify.h"
+#include "qcow2/chain.h"
+#include "verify/check.h"
+#include "verify/compare.h"
+#include "verify/drill.h"
+
+namespace qchain {
+
+class VerifyReport {
+ public:
+  VerifyReport(const VerifyOptions& options, std::string mode);
+
+  /// Something that was found, with what it means for the outcome.
+  void add(Outcome outcome, const std::string& message);
+
+  void take(const CheckReport& metadata);
+  void take(const Chain& chain, const std::vector<LayerDrill>& layers);
+  void take(const Chain& chain, const Comparison& comparison, std::uint64_t live_bytes);
+  /// Of the live side against stored digests alone.
+  void take(const Chain& chain, const Proof& proof, std::uint64_t live_bytes);
+
+  /// Prints it, and appends it to the image's log where --record asks for that. Returns the outcome.
+  Outcome finish(Console& console);
+
+ private:
+  Outcome outcome() const;
+  std::string damage_text(const Chain& chain, const Damage& damage) const;
+  std::string difference_text(const Chain& chain, const Difference& difference) const;
+  void list(const Chain& chain, const Proof& proof, const std::string& read_from);
+  void add_lines(const std::vector<std::string>& lines);
+  std::string conclusion() const;
+
+  const VerifyOptions& o_;
+  std::string mode_;
+  std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
+  Outcome selected_ = Outcome::Done;  // of what was selected, as if that were everything
+  Json verdicts_ = Json::array();
+  Json layers_ = Json::array();
+  Json damages_ = Json::array();
+  Json unread_ = Json::array();
+  Json live_;
+  std::string text_;
+  std::string root_;
+  std::vector<std::string> not_proven_;
+  std::uint64_t read_bytes_ = 0;
+  std::uint64_t asserted_bytes_ = 0;
+  std::uint64_t damaged_bytes_ = 0;
+  std::uint64_t unread_bytes_ = 0;
+};
+
+}  // namespace qchain

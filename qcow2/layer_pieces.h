@@ -1,0 +1,39 @@
+#pragma once
+
+#include <cstdint>
+#include <deque>
+#include <optional>
+
+#include "extent/piece.h"
+
+namespace qchain {
+
+/// The pieces of a layer that is written or sealed: which blocks are read, and which units of them the layer
+/// stores. Whoever hashes blocks wants them whole, though the layer may hold but one cluster of each.
+class LayerPieces {
+ public:
+  /// `stored`: normalised, from offset 0 on. `block`: bytes, a power of two up to 64 MiB. `also_read`: whole
+  /// blocks that are read though nothing of them may be stored; may be empty.
+  LayerPieces(ExtentSource stored, std::uint64_t block, Position position, const GuestRange& also_read,
+              const PieceLimits& limits);
+  LayerPieces(const LayerPieces&) = delete;
+  LayerPieces& operator=(const LayerPieces&) = delete;
+
+  /// The next piece, and what the layer stores of it; false at the end.
+  bool next(Piece& piece, Extents& stored);
+
+ private:
+  std::optional<Extent> next_block_run();
+  void fill_window();
+  std::optional<Extent> take_stored();
+
+  ExtentSource stored_;
+  const std::uint64_t block_;
+  const Position position_;
+  std::optional<Extent> pending_;  // taken from stored_, and cut
+  std::deque<Extent> blocks_;      // of the window, not yet handed to the planner
+  std::deque<Extent> ahead_;       // what is stored, up to where the planner has looked
+  PiecePlanner planner_;
+};
+
+}  // namespace qchain

@@ -1,0 +1,213 @@
+#include "verify/drill.h"
+
+#include <fmt/format.h>
+#include <fmt/ranges.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace qchain {
+
+namespace {
+
+std::string manifest_of(const Chain& chain, std::size_t index) {
+  return manifest_path(chain.layers()[index].path());
+}
+
+std::string or_unknown(const std::string& text) { return text.empty() ? "unknown" : text; }
+
+std::string root_of(const ManifestSummary& summary) {
+  return summary.root ? named(summary.header.algorithm, *summary.root) : std::string();
+}
+
+// Judges one manifest: every complaint is one line of the verdict.
+class ManifestJudge {
+ public:
+  ManifestJudge(const Chain& chain, std::size_t index)
+      : chain_(chain), index_(index), layer_(chain.layers()[index]), path_(manifest_of(chain, index)) {}
+
+  ManifestVerdict judge(const std::vector<TrustedKey>& trusted, Depth depth) {
+    verdict_.exists = has_manifest(chain_, index_);
+    if (!verdict_.exists) {
+      if (!trusted.empty()) complain(Outcome::BadManifest, "is not there, so nothing is signed");
+      return std::move(verdict_);
+    }
+    try {
+      verdict_.summary = read_manifest(path_);
+    } catch (const Error& error) {
+      if (error.outcome() != Outcome::BadManifest) throw;
+      verdict_.outcome = Outcome::BadManifest;
+      verdict_.problems.emplace_back(error.what());
+      return std::move(verdict_);
+    }
+    judge_identity();
+    judge_signature(trusted);
+    if (verdict_.outcome == Outcome::Done && depth == Depth::Chain) judge_root();
+    return std::move(verdict_);
+  }
+
+ private:
+  const ManifestHeader& header() const { return verdict_.summary->header; }
+
+  void complain(Outcome outcome, const std::string& what) {
+    verdict_.outcome = worse(verdict_.outcome, outcome);
+    verdict_.problems.push_back(fmt::format("{}: {}", path_, what));
+  }
+
+  // What the layer and its manifest both say has to be the same.
+  void judge_identity() {
+    const std::optional<Identity> identity = layer_.identity();
+    const auto compare = [&](const char* what, const std::string& in_manifest, const std::string& in_layer) {
+      if (in_manifest == in_layer) return;
+      complain(Outcome::BadManifest,
+               fmt::format("says that {} is {}, and {} says {}", what, or_unknown(in_manifest), layer_.path(),
+                           or_unknown(in_layer)));
+    };
+    if (identity) {
+      compare("the layer", header().layer_id, identity->id);
+      compare("the parent", header().parent_id, identity->parent_id);
+      compare("the checkpoint", header().checkpoint, identity->checkpoint);
+      compare("what its changes count from", header().since, identity->since);
+      // A layer that was sealed afterwards does not know its own digest.
+      if (!identity->digest.empty()) compare("the root", root_of(*verdict_.summary), identity->digest);
+      if (!identity->parent_digest.empty()) {
+        compare("the parent's root", header().parent_root, identity->parent_digest);
+      }
+      if (header().overlay != identity->overlay)
+        complain(Outcome::BadManifest, "is of another kind of layer");
+    } else if (!header().layer_id.empty()) {
+      complain(Outcome::BadManifest, fmt::format("is the manifest of layer {}, and {} has no identity",
+                                                 header().layer_id, layer_.path()));
+    }
+    const bool has_parent = index_ + 1 < chain_.layers().size();
+    if (header().overlay != has_parent) {
+      complain(Outcome::Mismatch,
+               has_parent ? "is of a layer without a parent" : "is of a layer with a parent");
+    }
+    if (header().length != layer_.true_length() ||
+        align_up(header().length, kSectorSize) != layer_.virtual_size()) {
+      complain(Outcome::Mismatch,
+               fmt::format("is of a disk of {} bytes, and {} has {} ({} with its last sector)",
+                           header().length, layer_.path(), layer_.true_length(), layer_.virtual_size()));
+    }
+  }
+
+  void judge_signature(const std::vector<TrustedKey>& trusted) {
+    if (trusted.empty()) return;
+    if (!verdict_.summary->signature) return complain(Outcome::BadManifest, "is not signed");
+    for (const TrustedKey& key : trusted) {
+      if (!key.accepts(*verdict_.summary->signature, verdict_.summary->own_digest)) continue;
+      verdict_.trusted_key = key.path();
+      return;
+    }
+    complain(Outcome::BadManifest, "none of the trusted keys made its signature");
+  }
+
+  void judge_root() {
+    if (!verdict_.summary->root) return;
+    if (index_ + manifests_from(chain_, index_) != chain_.layers().size()) {
+      return complain(Outcome::Incomplete,
+                      "its root cannot be followed to the bottom: a layer beneath has no manifest");
+    }
+    try {
+      if (header().overlay) judge_parent_root();
+      const std::unique_ptr<ChainDigests> digests = digests_from(chain_, index_);
+      DiskDigest disk(header().algorithm);
+      digests->add_to(disk, 0, header().blocks(), header().length);
+      digests->finish();
+      const Digest folded = disk.finish();
+      verdict_.root_follows = folded == *verdict_.summary->root;
+      if (!verdict_.root_follows) {
+        complain(Outcome::Mismatch,
+                 fmt::format("its root is {}, and the digests of the chain's manifests give {}",
+                             root_of(*verdict_.summary), named(header().algorithm, folded)));
+      }
+    } catch (const Error& error) {
+      if (error.outcome() != Outcome::BadManifest && error.outcome() != Outcome::Mismatch) throw;
+      verdict_.outcome = worse(verdict_.outcome, error.outcome());
+      verdict_.problems.emplace_back(error.what());
+    }
+  }
+
+  void judge_parent_root() {
+    const std::string below = root_of(read_manifest(manifest_of(chain_, index_ + 1)));
+    if (below == header().parent_root) return;
+    complain(Outcome::Mismatch, fmt::format("was written on a disk with root {}, and {} says {}",
+                                            or_unknown(header().parent_root), manifest_of(chain_, index_ + 1),
+                                            or_unknown(below)));
+  }
+
+  const Chain& chain_;
+  const std::size_t index_;
+  const Layer& layer_;
+  const std::string path_;
+  ManifestVerdict verdict_;
+};
+
+// Where a layer's own bytes are right and something beneath is damaged, the bitmap is not to blame.
+void blame_what_is_beneath(Proof& proof, std::span<const LayerDrill> beneath) {
+  for (Damage& damage : proof.damages) {
+    if (damage.cause != Cause::Missed) continue;
+    const bool damaged = std::ranges::any_of(
+        beneath, [&](const LayerDrill& layer) { return layer.proof && touches(*layer.proof, damage.range); });
+    if (damaged) damage.cause = Cause::Beneath;
+  }
+}
+
+Outcome outcome_of(const Proof& proof) {
+  Outcome outcome = proof.damaged_bytes != 0 ? Outcome::Mismatch : Outcome::Done;
+  for (const Unreadable& unreadable : proof.unreadable) outcome = worse(outcome, unreadable.outcome);
+  if (proof.stopped_at || proof.unknown_bytes != 0) outcome = worse(outcome, Outcome::Incomplete);
+  return outcome;
+}
+
+}  // namespace
+
+bool has_manifest(const Chain& chain, std::size_t index) {
+  return access(manifest_of(chain, index).c_str(), F_OK) == 0;
+}
+
+std::size_t manifests_from(const Chain& chain, std::size_t index) {
+  std::size_t count = 0;
+  while (index + count < chain.layers().size() && has_manifest(chain, index + count)) ++count;
+  return count;
+}
+
+std::unique_ptr<ChainDigests> digests_from(const Chain& chain, std::size_t index) {
+  const std::size_t count = manifests_from(chain, index);
+  if (count == 0) return nullptr;
+  std::vector<std::string> manifests;
+  for (std::size_t i = 0; i < count; ++i) manifests.push_back(manifest_of(chain, index + i));
+  return std::make_unique<ChainDigests>(manifests, index, index + count == chain.layers().size());
+}
+
+ManifestVerdict judge_manifest(const Chain& chain, std::size_t index, const std::vector<TrustedKey>& trusted,
+                               Depth depth) {
+  return ManifestJudge(chain, index).judge(trusted, depth);
+}
+
+Outcome LayerDrill::outcome() const {
+  Outcome outcome = manifest.outcome;
+  if (!manifest.exists || !manifest.summary || !manifest.summary->root) {
+    outcome = worse(outcome, Outcome::Incomplete);
+  }
+  return worse(outcome, proof ? outcome_of(*proof) : Outcome::Incomplete);
+}
+
+std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
+  std::vector<LayerDrill> layers(chain.layers().size());
+  for (std::size_t i = layers.size(); i-- > 0;) {
+    LayerDrill& layer = layers[i];
+    layer.file = chain.layers()[i].path();
+    layer.manifest = judge_manifest(chain, i, options.trusted);
+    const bool usable = layer.manifest.exists && layer.manifest.summary &&
+                        layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
+    if (!options.content || !usable) continue;
+    layer.proof = prove_layer(chain, i, options.proof);
+    blame_what_is_beneath(*layer.proof, std::span(layers).subspan(i + 1));
+  }
+  return layers;
+}
+
+}  // namespace qchain

@@ -1,0 +1,49 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "extent/publication.h"
+#include "qcow2/chain.h"
+#include "verify/manifest_builder.h"
+#include "verify/signature.h"
+
+namespace qchain {
+
+/// What the layer that stands on a chain can know of the digests beneath it.
+struct ParentDigests {
+  std::optional<Algorithm> algorithm;     ///< Of the parent's manifest; nullopt: there is none.
+  std::string root;                       ///< "ALGORITHM:HEX"; empty: unknown.
+  std::unique_ptr<ChainDigests> digests;  ///< nullptr: unknown.
+  std::string unknown_because;            ///< In words, where the root is unknown.
+};
+
+/// Of layer `index` and those beneath it. Throws Error, with what to do, where the manifest of that layer is
+/// damaged or another's.
+ParentDigests parent_digests(const Chain& chain, std::size_t index);
+
+/// A manifest in the making, under no name yet.
+class LayerManifest {
+ public:
+  /// Beside the image `image`. `beneath` is of the layer's own algorithm, or unknown. Throws Error.
+  LayerManifest(const std::string& image, const ManifestHeader& header, std::uint64_t parent_length,
+                std::unique_ptr<ChainDigests> beneath);
+
+  Algorithm algorithm() const noexcept { return algorithm_; }
+  LayerObserver observer() { return builder_.observer(); }
+  /// Ends it and makes it durable; nullptr: unsigned. Returns the root, or nullopt where it is unknown.
+  std::optional<Digest> finish(const SigningKey* key);
+  /// Gives it its name: before the image has its own.
+  void publish();
+  /// Takes the name away again, where there was no such file before: the image could not be published.
+  void retract() noexcept;
+
+ private:
+  Publication publication_;
+  bool replaces_;
+  Algorithm algorithm_;
+  ManifestBuilder builder_;
+};
+
+}  // namespace qchain

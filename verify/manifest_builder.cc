@@ -1,0 +1,138 @@
+#include "verify/manifest_builder.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "extent/zero.h"
+
+namespace qchain {
+
+// Hashes the blocks of one worker's pieces.
+class BlockHasher : public PieceWatcher {
+ public:
+  explicit BlockHasher(ManifestBuilder& builder) : builder_(builder), hasher_(builder.header_.algorithm) {}
+
+  void plan(const Piece& piece, const Extents& stored) override {
+    runs_ = piece.runs;
+    stored_ = stored;
+  }
+
+  void fetched(std::span<const ReadRequest> runs) override {
+    blocks_.clear();
+    auto unit = stored_.begin();
+    for (const ReadRequest& run : runs) {
+      for (std::size_t at = 0; at < run.into.size(); at += kDigestBlock) {
+        const auto bytes = run.into.subspan(at, std::min<std::uint64_t>(kDigestBlock, run.into.size() - at));
+        const GuestRange range{run.begin + at, run.begin + at + bytes.size()};
+        while (unit != stored_.end() && unit->range.end <= range.begin) ++unit;
+        blocks_.push_back(hash(range, bytes, std::span(unit, stored_.end())));
+      }
+    }
+  }
+
+  void settle() override {
+    auto block = blocks_.begin();
+    for (const Extent& run : runs_) {
+      const std::uint64_t first = run.range.begin.bytes() / kDigestBlock;
+      const std::uint64_t count = divide_up(run.range.length(), kDigestBlock);
+      if (run.kind == Kind::Inherit) {
+        skip(run.range, first, count);
+      } else if (run.kind == Kind::Zero) {
+        builder_.writer_.add_zeros(first, count);
+        builder_.disk_.add_zeros(run.range.length());
+      } else {
+        for (std::uint64_t i = 0; i < count; ++i) add(first + i, *block++);
+      }
+    }
+  }
+
+ private:
+  // One block that was read. Without a digest it is all zeros, which are held, or, in a full layer, not.
+  struct Block {
+    std::uint64_t length = 0;
+    bool zero = false;
+    std::optional<Digest> part;  // the layer holds only a part of it
+    Digest whole;
+  };
+
+  Block hash(const GuestRange& range, std::span<const std::byte> bytes, std::span<const Extent> stored) {
+    Block block;
+    block.length = bytes.size();
+    if (builder_.header_.overlay) block.part = hash_part(range, bytes, stored);
+    block.zero = !block.part && is_zero(bytes);
+    if (!block.zero) block.whole = hasher_.of(bytes);
+    return block;
+  }
+
+  // The digest of what the layer holds of a block; nullopt where it holds all of it.
+  std::optional<Digest> hash_part(const GuestRange& range, std::span<const std::byte> bytes,
+                                  std::span<const Extent> stored) {
+    std::vector<std::span<const std::byte>> parts;
+    std::uint64_t held = 0;
+    for (const Extent& unit : stored) {
+      if (unit.range.begin >= range.end) break;
+      if (unit.kind == Kind::Inherit) continue;
+      const GuestRange common = intersect(unit.range, range);
+      parts.push_back(bytes.subspan(common.begin - range.begin, common.length()));
+      held += common.length();
+    }
+    if (held == bytes.size()) return std::nullopt;
+    for (const auto& part : parts) hasher_.add(part);
+    return hasher_.finish();
+  }
+
+  void skip(const GuestRange& range, std::uint64_t first, std::uint64_t count) {
+    if (!builder_.header_.overlay) {
+      builder_.disk_.add_zeros(range.length());
+    } else if (builder_.parent_) {
+      builder_.parent_->add_to(builder_.disk_, first, count, range.end.bytes());
+    }
+  }
+
+  void add(std::uint64_t index, const Block& block) {
+    if (block.zero) {
+      if (builder_.header_.overlay) builder_.writer_.add_zeros(index, 1);
+      builder_.disk_.add_zeros(block.length);
+      return;
+    }
+    const Held held = block.part ? Held::Part : Held::Data;
+    builder_.writer_.add(held, index, block.whole, block.part.value_or(Digest()));
+    builder_.disk_.add_block(block.whole, block.length);
+  }
+
+  ManifestBuilder& builder_;
+  Hasher hasher_;
+  Extents runs_;
+  Extents stored_;
+  std::vector<Block> blocks_;  // of the runs with data, in order
+};
+
+ManifestBuilder::ManifestBuilder(const File& file, const ManifestHeader& header, std::uint64_t parent_length,
+                                 std::unique_ptr<ChainDigests> parent)
+    : header_(header),
+      parent_length_(parent_length),
+      parent_(std::move(parent)),
+      writer_(file, header),
+      disk_(header.algorithm) {}
+
+LayerObserver ManifestBuilder::observer() {
+  return {[this] { return std::make_unique<BlockHasher>(*this); }, kDigestBlock, cut_block()};
+}
+
+GuestRange ManifestBuilder::cut_block() const {
+  if (!header_.overlay || parent_length_ == header_.length) return {};
+  const std::uint64_t end = std::min(parent_length_, header_.length);
+  if (end % kDigestBlock == 0) return {};
+  const std::uint64_t block = end / kDigestBlock;
+  return guest_range(block * kDigestBlock, header_.block_length(block));
+}
+
+ManifestBuilder::Finished ManifestBuilder::finish() {
+  if (parent_) parent_->finish();
+  Finished finished;
+  if (root_is_known()) finished.root = disk_.finish();
+  finished.own_digest = writer_.finish(finished.root);
+  return finished;
+}
+
+}  // namespace qchain

@@ -1,0 +1,341 @@
+#include "verify/proof.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "verify/block_judge.h"
+
+namespace qchain {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+constexpr std::size_t kMaxListed = 1000;
+
+// What is read, by whom it is judged, and what came of it.
+struct Job {
+  const Chain& chain;
+  ChainDigests& digests;
+  Proof proof;
+
+  void add(const Damage& damage) {
+    proof.damaged_bytes += damage.range.length();
+    std::vector<Damage>& all = proof.damages;
+    if (!all.empty() && all.back().range.end == damage.range.begin && all.back().cause == damage.cause &&
+        all.back().layer == damage.layer && all.back().source.layer == damage.source.layer) {
+      all.back().range.end = damage.range.end;
+    } else if (all.size() < kMaxListed) {
+      all.push_back(damage);
+    }
+  }
+
+  void add(const Unreadable& unreadable) {
+    proof.unreadable_bytes += unreadable.range.length();
+    std::vector<Unreadable>& all = proof.unreadable;
+    if (!all.empty() && all.back().message == unreadable.message &&
+        all.back().range.end == unreadable.range.begin) {
+      all.back().range.end = unreadable.range.end;
+    } else if (all.size() < kMaxListed) {
+      all.push_back(unreadable);
+    }
+  }
+};
+
+// Judges the blocks of one worker's pieces.
+class ProofWatcher : public PieceWatcher {
+ public:
+  explicit ProofWatcher(Job& job) : job_(job), judge_(job.digests.top().algorithm) {}
+
+  void plan(const Piece& piece, const Extents&) override {
+    data_bytes_ = piece.data_bytes;
+    stored_ = stored_piece(job_.digests, piece);
+    damages_.clear();
+    unread_.clear();
+  }
+
+  void fetched(std::span<const ReadRequest> runs) override {
+    auto block = stored_.data.begin();
+    for (const ReadRequest& run : runs) {
+      for (; block != stored_.data.end() && block->range.begin < run.range().end; ++block) {
+        if (!block->known || is_unread(block->range)) continue;
+        const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
+        if (!judge(*block, bytes)) damages_.push_back(damage(*block, bytes));
+      }
+    }
+    for (const StoredBlock& not_zero : stored_.not_zero) {
+      const std::vector<std::byte> zeros(not_zero.range.length());
+      if (!judge_.fits(not_zero, zeros)) damages_.push_back(damage(not_zero, zeros));
+    }
+  }
+
+  void unread(const GuestRange& range, const Error& error) override {
+    unread_.push_back({range, error.outcome(), error.what()});
+  }
+
+  void settle() override {
+    Proof& proof = job_.proof;
+    proof.read_bytes += data_bytes_;
+    proof.unknown_bytes += stored_.unknown_bytes;
+    proof.blocks += stored_.zero_blocks;
+    proof.zero_blocks += stored_.zero_blocks;
+    for (const auto* list : {&stored_.data, &stored_.not_zero}) {
+      for (const StoredBlock& block : *list) {
+        if (block.held == Held::None || is_unread(block.range)) continue;
+        ++proof.blocks;
+        if (block.held == Held::Zeros) ++proof.zero_blocks;
+        if (block.held == Held::Part) ++proof.partial_blocks;
+      }
+    }
+    std::ranges::sort(damages_, {}, [](const Damage& damage) { return damage.range.begin; });
+    for (const Damage& damage : damages_) job_.add(damage);
+    for (const Unreadable& unread : unread_) job_.add(unread);
+  }
+
+ protected:
+  virtual bool judge(const StoredBlock& block, std::span<const std::byte> bytes) {
+    return judge_.fits(block, bytes);
+  }
+  virtual Damage damage(const StoredBlock& block, std::span<const std::byte> bytes) {
+    Damage damage;
+    damage.range = block.range;
+    damage.cause = Cause::Changed;
+    damage.layer = block.layer;
+    damage.source = job_.chain.map(block.range).front();
+    damage.stored = block.held == Held::None ? "zeros" : judge_.name_of(block);
+    damage.found = judge_.name_of(bytes);
+    return damage;
+  }
+
+  Job& job_;
+  BlockJudge judge_;
+
+ private:
+  bool is_unread(const GuestRange& range) const {
+    return std::ranges::any_of(
+        unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
+  }
+
+  std::uint64_t data_bytes_ = 0;
+  StoredPiece stored_;
+  std::vector<Damage> damages_;
+  std::vector<Unreadable> unread_;
+};
+
+// Judges what one layer holds.
+class LayerWatcher : public ProofWatcher {
+ public:
+  using ProofWatcher::ProofWatcher;
+
+ protected:
+  bool judge(const StoredBlock& block, std::span<const std::byte> bytes) override {
+    // A full layer may hold zeros of which no record tells; an overlay that holds anything has a record of
+    // it.
+    if (block.held == Held::None && job_.digests.top().overlay) return false;
+    if (!judge_.fits(block, bytes)) return false;
+    return block.held != Held::Part || judge_.own_bytes_fit(block, bytes, job_.chain);
+  }
+
+  Damage damage(const StoredBlock& block, std::span<const std::byte> bytes) override {
+    Damage damage = ProofWatcher::damage(block, bytes);
+    damage.source = job_.chain.map(block.range, block.layer).front();
+    damage.cause = judge_.own_bytes_fit(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
+    damage.stored = judge_.name_of(block);
+    return damage;
+  }
+};
+
+// Throws for the first block that does not fit.
+class Guard : public PieceWatcher {
+ public:
+  Guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes)
+      : chain_(chain), digests_(digests), unknown_bytes_(unknown_bytes), judge_(digests.top().algorithm) {}
+
+  void plan(const Piece& piece, const Extents&) override {
+    stored_ = stored_piece(digests_, piece);
+    unknown_bytes_ += stored_.unknown_bytes;
+  }
+
+  void fetched(std::span<const ReadRequest> runs) override {
+    for (const StoredBlock& block : stored_.not_zero) {
+      require(block, std::vector<std::byte>(block.range.length()));
+    }
+    auto block = stored_.data.begin();
+    for (const ReadRequest& run : runs) {
+      for (; block != stored_.data.end() && block->range.begin < run.range().end; ++block) {
+        if (!block->known) continue;
+        require(*block, run.into.subspan(block->range.begin - run.begin, block->range.length()));
+      }
+    }
+  }
+
+ private:
+  void require(const StoredBlock& block, std::span<const std::byte> bytes) {
+    if (judge_.fits(block, bytes)) return;
+    const Mapping source = chain_.map(block.range).front();
+    const std::string host = source.storage == Storage::None
+                                 ? "stored as zeros"
+                                 : fmt::format("host offset {:#x}", source.host.bytes());
+    throw Error(
+        Outcome::Mismatch,
+        fmt::format("{}: guest {} is not what its manifest says ({}): stored {}, found {}",
+                    chain_.layers()[source.layer].path(), to_string(block.range), host,
+                    block.held == Held::None ? "zeros" : judge_.name_of(block), judge_.name_of(bytes)));
+  }
+
+  const Chain& chain_;
+  ChainDigests& digests_;
+  std::uint64_t& unknown_bytes_;
+  BlockJudge judge_;
+  StoredPiece stored_;
+};
+
+// What a manifest names, as extents: Zero where zeros, Data where anything else.
+ExtentSource named_blocks(const std::string& path) {
+  struct State {
+    ManifestReader reader;
+    std::uint64_t at = 0;  // bytes
+    std::optional<Extent> pending;
+    bool ended = false;
+
+    std::optional<Extent> next() {
+      if (pending) return std::exchange(pending, std::nullopt);
+      if (ended) return std::nullopt;
+      const std::uint64_t length = reader.header().length;
+      ManifestRecord record;
+      ended = !reader.next(record);
+      const std::uint64_t begin = ended ? length : record.first * kDigestBlock;
+      const std::uint64_t end = ended ? length : std::min(length, record.end() * kDigestBlock);
+      const Kind kind = record.held == Held::Zeros ? Kind::Zero : Kind::Data;
+      pending = Extent{guest_range(begin, end - begin), kind};
+      const Extent gap{{GuestOffset(at), GuestOffset(begin)}, Kind::Inherit};
+      at = end;
+      return gap;
+    }
+  };
+  return
+      [state = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})] { return state->next(); };
+}
+
+// What one layer's own tables say.
+ExtentSource held_ranges(const Chain& chain, std::size_t layer, std::uint64_t length) {
+  return [&chain, layer, rest = guest_range(0, length), window = std::vector<Mapping>{},
+          next = std::size_t{0}]() mutable -> std::optional<Extent> {
+    if (next == window.size()) {
+      if (rest.empty()) return std::nullopt;
+      window = chain.map_layer_alone(layer, rest);
+      next = 0;
+      rest.begin = window.back().range.end;
+    }
+    const Mapping& mapping = window[next++];
+    return Extent{mapping.range, mapping.kind};
+  };
+}
+
+template <class Watcher>
+Proof prove(Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, const ProofOptions& options) {
+  std::optional<std::uint64_t> stopped_at;
+  scan(open_reader, until(pieces_of(std::move(looked_at)), options.deadline, stopped_at),
+       [&] { return std::make_unique<Watcher>(job); },
+       {options.workers, PieceLimits{}.data, options.progress});
+  job.proof.stopped_at = stopped_at;
+  return std::move(job.proof);
+}
+
+}  // namespace
+
+const char* to_string(Cause cause) noexcept {
+  switch (cause) {
+    case Cause::Rotted:
+      return "rotted";
+    case Cause::Missed:
+      return "missed by the dirty bitmap";
+    case Cause::Beneath:
+      return "damaged beneath";
+    case Cause::Changed:
+      return "changed";
+    case Cause::Unknown:
+      return "unknown";
+    case Cause::Moving:
+      return "moving";
+  }
+  return "?";
+}
+
+PieceSource until(PieceSource pieces, const std::optional<Clock::time_point>& deadline,
+                  std::optional<std::uint64_t>& stopped_at) {
+  if (!deadline) return pieces;
+  return [pieces = std::move(pieces), end = *deadline, &stopped_at](Piece& piece, Extents& stored) {
+    if (!pieces(piece, stored)) return false;
+    if (Clock::now() < end) return true;
+    stopped_at = piece.runs.front().range.begin.bytes();
+    return false;
+  };
+}
+
+bool touches(const Proof& proof, const GuestRange& range) {
+  const auto meets = [&](const auto& item) { return !intersect(item.range, range).empty(); };
+  return std::ranges::any_of(proof.damages, meets) || std::ranges::any_of(proof.unreadable, meets);
+}
+
+ExtentSource selected(ExtentSource extents, const Selection& selection, std::uint64_t length) {
+  const auto masked = [](ExtentSource source, ExtentSource mask) {
+    return zip(std::move(source), std::move(mask),
+               [](Kind kind, Kind in_mask) { return in_mask == Kind::Data ? kind : Kind::Inherit; });
+  };
+  if (!selection.only.empty()) {
+    Extents wanted;
+    GuestOffset at;
+    for (const GuestRange& range : selection.only) {
+      const GuestOffset begin(align_down(range.begin.bytes(), kDigestBlock));
+      const GuestOffset end(std::min(length, align_up(range.end.bytes(), kDigestBlock)));
+      if (begin > at) append(wanted, {{at, begin}, Kind::Inherit});
+      if (end > at) append(wanted, {{std::max(at, begin), end}, Kind::Data});
+      at = std::max(at, end);
+    }
+    extents = masked(std::move(extents), stream(std::move(wanted)));
+  }
+  if (selection.parts > 1) {
+    extents = masked(
+        std::move(extents), [selection, length, at = std::uint64_t{0}]() mutable -> std::optional<Extent> {
+          if (at >= length) return std::nullopt;
+          const std::uint64_t stripe = at / Selection::kStripe;
+          const std::uint64_t begin = std::exchange(at, std::min(length, at + Selection::kStripe));
+          return Extent{guest_range(begin, at - begin),
+                        stripe % selection.parts == selection.part - 1 ? Kind::Data : Kind::Inherit};
+        });
+  }
+  return extents;
+}
+
+Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& options) {
+  const std::string path = manifest_path(chain.layers()[index].path());
+  ChainDigests digests({path}, index, true);
+  const std::uint64_t length = digests.top().length;
+  Job job{chain, digests, {}};
+  // Where both say zeros, there is nothing to read.
+  ExtentSource looked_at = normalise(zip(named_blocks(path), held_ranges(chain, index, length),
+                                         [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
+                                     kDigestBlock, Position::Overlay);
+  return prove<LayerWatcher>(
+      job, [&] { return chain.open_reader_at(index); },
+      selected(std::move(looked_at), options.selection, length), options);
+}
+
+Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options) {
+  Job job{chain, digests, {}};
+  const std::uint64_t length = std::min(disk.size(), digests.top().length);
+  return prove<ProofWatcher>(
+      job, [&] { return disk.open_reader(); },
+      selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
+               options.selection, length),
+      options);
+}
+
+WatcherFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes) {
+  return [&] { return std::make_unique<Guard>(chain, digests, unknown_bytes); };
+}
+
+}  // namespace qchain

@@ -1,0 +1,96 @@
+#include "verify/signature.h"
+
+#include <fmt/format.h>
+#include <openssl/bio.h>
+#include <openssl/evp.h>
+#include <openssl/pem.h>
+
+#include <algorithm>
+#include <string_view>
+#include <vector>
+
+#include "extent/error.h"
+#include "extent/file.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::size_t kMaxKeyFile = 16384;
+// So that a signature over something else can never pass for one over a manifest.
+constexpr std::string_view kDomain = "qchain manifest 1\n";
+
+struct FreeBio {
+  void operator()(BIO* bio) const { BIO_free(bio); }
+};
+struct FreeContext {
+  void operator()(EVP_MD_CTX* context) const { EVP_MD_CTX_free(context); }
+};
+
+EVP_PKEY* pkey(const std::unique_ptr<void, FreeKey>& key) { return static_cast<EVP_PKEY*>(key.get()); }
+
+std::vector<std::byte> read_key_file(const std::string& path) {
+  std::vector<std::byte> bytes(kMaxKeyFile);
+  bytes.resize(File::open_to_read(path).read_at_most(HostOffset(0), bytes));
+  return bytes;
+}
+
+template <class Read>
+std::unique_ptr<void, FreeKey> load(const std::string& path, const char* what, Read&& read) {
+  const std::vector<std::byte> bytes = read_key_file(path);
+  const std::unique_ptr<BIO, FreeBio> bio(BIO_new_mem_buf(bytes.data(), static_cast<int>(bytes.size())));
+  std::unique_ptr<void, FreeKey> key(bio ? read(bio.get()) : nullptr);
+  if (!key || EVP_PKEY_get_id(pkey(key)) != EVP_PKEY_ED25519) {
+    throw Error(Outcome::Usage, fmt::format("{}: holds no {} key of type Ed25519 in PEM form", path, what));
+  }
+  return key;
+}
+
+// A key with a passphrase is not asked for it: nobody may be there.
+int no_passphrase(char*, int, int, void*) { return -1; }
+
+std::vector<unsigned char> message_of(const Digest& own_digest) {
+  std::vector<unsigned char> message(kDomain.begin(), kDomain.end());
+  for (const std::byte byte : own_digest.bytes()) message.push_back(std::to_integer<unsigned char>(byte));
+  return message;
+}
+
+}  // namespace
+
+void FreeKey::operator()(void* key) const noexcept { EVP_PKEY_free(static_cast<EVP_PKEY*>(key)); }
+
+SigningKey::SigningKey(const std::string& path)
+    : key_(load(path, "private",
+                [](BIO* bio) { return PEM_read_bio_PrivateKey(bio, nullptr, no_passphrase, nullptr); })) {}
+
+ManifestSignature SigningKey::sign(const Digest& own_digest) const {
+  ManifestSignature signature;
+  const std::vector<unsigned char> message = message_of(own_digest);
+  const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
+  std::size_t key_length = signature.key.size();
+  std::size_t length = signature.signature.size();
+  const bool done =
+      context &&
+      EVP_PKEY_get_raw_public_key(pkey(key_), reinterpret_cast<unsigned char*>(signature.key.data()),
+                                  &key_length) == 1 &&
+      EVP_DigestSignInit(context.get(), nullptr, nullptr, nullptr, pkey(key_)) == 1 &&
+      EVP_DigestSign(context.get(), reinterpret_cast<unsigned char*>(signature.signature.data()), &length,
+                     message.data(), message.size()) == 1;
+  if (!done) throw Error(Outcome::Io, "OpenSSL could not make an Ed25519 signature");
+  return signature;
+}
+
+TrustedKey::TrustedKey(const std::string& path)
+    : path_(path), key_(load(path, "public", [](BIO* bio) {
+        return PEM_read_bio_PUBKEY(bio, nullptr, no_passphrase, nullptr);
+      })) {}
+
+bool TrustedKey::accepts(const ManifestSignature& signature, const Digest& own_digest) const {
+  const std::vector<unsigned char> message = message_of(own_digest);
+  const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
+  return context && EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, pkey(key_)) == 1 &&
+         EVP_DigestVerify(context.get(), reinterpret_cast<const unsigned char*>(signature.signature.data()),
+                          signature.signature.size(), message.data(), message.size()) == 1;
+}
+
+}  // namespace qchain

@@ -18,10 +18,10 @@ enum class TargetContent {
 
 struct CopyOptions {
   unsigned workers = 1;
-  /// Watchers see what was read before any of it is written, in blocks of 64 KiB; none: nobody looks.
-  WatcherFactory make_watcher;
   /// Called with the bytes of the range that have been dealt with, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
+  /// Watchers see what was read before any of it is written, in blocks of 64 KiB; none: nobody looks.
+  WatcherFactory make_watcher = {};
 };
 
 struct CopyResult {

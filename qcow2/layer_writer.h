@@ -30,7 +30,7 @@ struct LayerOptions {
   bool extended_l2 = false;                      ///< Needs kMinExtendedL2ClusterBits.
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
-  std::optional<LayerObserver> observer;
+  std::optional<LayerObserver> observer = std::nullopt;
   /// Called with the bytes of the disk that have been dealt with, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };

@@ -26,8 +26,8 @@ class CompareTest : public RandomTest {
       options.position = i == 0 ? Position::Bottom : Position::Overlay;
       options.cluster_bits = random.bits(12, 17);
       if (random.chance(30)) options.compression = parse_compression("zlib:1");
-      Disk disk = random_disk(random, size, random.one_of<std::uint64_t>({4096, 65536, 200704}),
-                              options.position);
+      Disk disk =
+          random_disk(random, size, random.one_of<std::uint64_t>({4096, 65536, 200704}), options.position);
       // Half of it compresses.
       for (std::size_t at = 0; at < disk.bytes.size(); at += 2) disk.bytes[at] &= std::byte{1};
       MemoryDevice device(disk.bytes, disk.extents, size);
@@ -43,9 +43,9 @@ class CompareTest : public RandomTest {
     Extents extents;
     for (std::uint64_t at = 0; at < bytes.size(); at += 4096) {
       const std::uint64_t length = std::min<std::uint64_t>(4096, bytes.size() - at);
-      const bool zero = knows_its_zeros &&
-                        std::ranges::all_of(std::span(bytes).subspan(at, length),
-                                            [](std::byte byte) { return byte == std::byte{0}; });
+      const bool zero =
+          knows_its_zeros && std::ranges::all_of(std::span(bytes).subspan(at, length),
+                                                 [](std::byte byte) { return byte == std::byte{0}; });
       append(extents, {guest_range(at, length), zero ? Kind::Zero : Kind::Data});
     }
     return {bytes, extents, 1 << 30};
@@ -81,8 +81,7 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
     std::set<std::uint64_t> expected;
     for (std::uint64_t i = round == 0 ? 0 : random.below(40); i > 0; --i) {
       const std::uint64_t at = random.below(size);
-      const std::uint64_t length =
-          std::min(size - at, random.one_of<std::uint64_t>({1, 1, 700, 70000}));
+      const std::uint64_t length = std::min(size - at, random.one_of<std::uint64_t>({1, 1, 700, 70000}));
       for (std::byte& byte : std::span(changed).subspan(at, length)) {
         byte = random.chance(50) ? std::byte{0} : static_cast<std::byte>(random.word());
       }
@@ -101,7 +100,8 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
     EXPECT_LE(comparison.read_bytes, size);
     EXPECT_EQ(comparison.different_bytes, expected.size() * kSectorSize);
     EXPECT_EQ(sectors_of(comparison), expected);
-    EXPECT_FALSE(comparison.live_moved);
+    EXPECT_TRUE(std::ranges::none_of(comparison.differences,
+                                     [](const Difference& d) { return d.cause == Cause::Moving; }));
     EXPECT_EQ(comparison.live, digest_of(live, size, {}));
     EXPECT_EQ(comparison.chain, digest_of(*chain, size, {}));
     for (const Difference& difference : comparison.differences) {
@@ -120,9 +120,9 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
         const Image& image = *chain->layers()[source.layer].image();
         Bytes cluster(image.geometry().cluster_size());
         image.read_compressed(source, cluster);
-        const auto within = cluster.begin() +
-                            static_cast<std::ptrdiff_t>(
-                                image.geometry().offset_in_cluster(difference.range.begin.bytes()));
+        const auto within =
+            cluster.begin() +
+            static_cast<std::ptrdiff_t>(image.geometry().offset_in_cluster(difference.range.begin.bytes()));
         std::copy(within, within + static_cast<std::ptrdiff_t>(kSectorSize), held.begin());
       } else {
         EXPECT_NE(source.kind, Kind::Data);
@@ -152,8 +152,8 @@ TEST_F(CompareTest, WhatOneSideLacksIsDifferent) {
     const bool zeros = random.chance(50);
     bytes.resize(live_size);
     if (!zeros && live_size > size) random.fill(std::span(bytes).subspan(size));
-    SCOPED_TRACE(testing::Message()
-                 << "chain " << size << ", live " << live_size << (zeros ? ", zeros" : ", data"));
+    SCOPED_TRACE(testing::Message() << "chain " << size << ", live " << live_size
+                                    << (zeros ? ", zeros" : ", data"));
     MemoryDevice live = live_disk(bytes, random.chance(50));
     const Comparison comparison = compare(*chain, live, any_options());
     const std::uint64_t longer = std::max(size, live_size);
@@ -218,9 +218,11 @@ TEST_F(CompareTest, ALiveSideThatMovesIsToldFromOneThatDiffers) {
     CompareOptions options;
     const Comparison comparison = compare(*chain, live, options);
     const bool moving = size > 65536;
-    EXPECT_EQ(comparison.live_moved, moving);
+    EXPECT_EQ(std::ranges::any_of(comparison.differences,
+                                  [](const Difference& d) { return d.cause == Cause::Moving; }),
+              moving);
     EXPECT_EQ(comparison.different_bytes, size);
-    EXPECT_EQ(comparison.differences.back().live_moved, moving);
+    EXPECT_EQ(comparison.differences.back().cause, moving ? Cause::Moving : Cause::Unknown);
   }
 }
 

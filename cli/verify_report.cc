@@ -102,12 +102,14 @@ Json to_json(const ManifestVerdict& verdict) {
 
 std::string manifest_text(const ManifestVerdict& verdict) {
   if (!verdict.exists) return "no manifest";
-  if (verdict.outcome != Outcome::Done) return "its manifest does not fit";
+  const bool followed = verdict.outcome != Outcome::Incomplete;
+  if (verdict.outcome != Outcome::Done && followed) return "its manifest does not fit";
   std::string text =
       verdict.summary->root
           ? fmt::format("root {}", named(verdict.summary->header.algorithm, *verdict.summary->root))
           : "root unknown";
   if (!is_cryptographic(verdict.summary->header.algorithm)) text += " (not cryptographic)";
+  if (!followed) text += " (not followed to the bottom)";
   if (!verdict.trusted_key.empty()) text += ", signed by " + escaped(verdict.trusted_key);
   return text;
 }
@@ -168,7 +170,10 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
   text_ += fmt::format("{}: {} layers\n", escaped(o_.image), layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
     const LayerDrill& layer = layers[i];
-    for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
+    // What manifests cannot tell, the live side does.
+    if (content || layer.manifest.outcome != Outcome::Incomplete) {
+      for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
+    }
     text_ += fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(layer.manifest),
                          content ? content_text(layer) : "metadata sound");
     layers_[i]["manifest"] = to_json(layer.manifest);

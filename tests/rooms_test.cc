@@ -19,8 +19,7 @@ struct Include {
   std::string name;  // such as "extent/file.h" or "fcntl.h"
 };
 
-const std::vector<std::string> kRooms{"extent", "qcow2", "verify",
-                                      "cli"};  // each sees those before it
+const std::vector<std::string> kRooms{"extent", "qcow2", "verify", "cli"};  // each sees those before it
 
 std::vector<Include> includes_of_the_rooms() {
   static const std::regex kInclude("^\\s*#\\s*include\\s*[<\"]([^>\"]+)[>\"]");
@@ -58,7 +57,8 @@ TEST(RoomsTest, IncludesGoOneWay) {
 }
 
 TEST(RoomsTest, AThirdPartyHeaderIsInOneSource) {
-  for (const std::string library : {"libnbd.h", "openssl/", "zlib.h", "zstd.h", "xxhash.h"}) {
+  // Of OpenSSL, keys and signatures are in one, and digests in another, which both are of EVP.
+  for (const std::string library : {"libnbd.h", "openssl/pem.h", "zlib.h", "zstd.h", "xxhash.h"}) {
     std::vector<std::string> files;
     for (const Include& include : includes_of_the_rooms()) {
       if (!include.name.starts_with(library)) continue;

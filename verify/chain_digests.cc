@@ -104,8 +104,7 @@ StoredPiece stored_piece(ChainDigests& digests, const Piece& piece) {
       const GuestRange disk = intersect(extent.range, guest_range(0, digests.top().length));
       const bool listed = extent.kind == Kind::Data || run.whole != nullptr;
       for (std::uint64_t i = 0; listed && i < run.count; ++i) {
-        (extent.kind == Kind::Data ? stored.data : stored.not_zero)
-            .push_back(block_of(run, at + i, i, disk));
+        (extent.kind == Kind::Data ? stored.data : stored.not_zero).push_back(block_of(run, at + i, i, disk));
       }
       at += run.count;
     }

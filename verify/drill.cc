@@ -165,7 +165,16 @@ Outcome outcome_of(const Proof& proof) {
 }  // namespace
 
 bool has_manifest(const Chain& chain, std::size_t index) {
-  return access(manifest_of(chain, index).c_str(), F_OK) == 0;
+  const std::string path = manifest_of(chain, index);
+  if (access(path.c_str(), F_OK) != 0) return false;
+  if (chain.layers()[index].raw() == nullptr) return true;
+  // A file that is read as raw may be a qcow2 image all the same, and the manifest be that image's.
+  try {
+    return ManifestReader(path).header().layer_id.empty();
+  } catch (const Error& error) {
+    if (error.outcome() != Outcome::BadManifest) throw;
+    return true;
+  }
 }
 
 std::size_t manifests_from(const Chain& chain, std::size_t index) {

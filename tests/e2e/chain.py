@@ -46,6 +46,10 @@ class ChainTest(Case):
                 self.qchain("pull", uri, "-o", f"check{number}.qcow2", "--checkpoint", f"check{number}", *parent)
                 export.end()
 
+    def forget_manifests(self) -> None:
+        for manifest in self.folder.glob("*.manifest"):
+            manifest.unlink()
+
     @contextlib.contextmanager
     def live(self, image: str = "check3.raw", format: str = "raw") -> Iterator[str]:
         """An export of a file's content."""

@@ -145,8 +145,9 @@ class BetweenTwoBackups(GuestTest):
         self.assertRaises(FixtureError, self.guest.backup, "check3", "check2")
         self.begin("check3", "check1")
         self.pull_all("check3", "check1")
-        os.rename(self.path("vda.check3.qcow2"), self.path("vda.keep"))
-        os.rename(self.path("vdb.check3.qcow2"), self.path("vdb.keep"))
+        for disk in DISKS:
+            for suffix in ("", ".manifest"):
+                os.rename(self.path(f"{disk}.check3.qcow2{suffix}"), self.path(f"{disk}.keep{suffix}"))
         self.pull_all("check3", parent="check2", since="check1", expect=1)
         self.guest.end()
 

@@ -27,6 +27,7 @@ class Restore(ChainTest):
         self.assertLess(self.path("3.raw").stat().st_blocks * 512, 3 * M, "a sparse file")
 
     def test_without_proof_is_incomplete(self) -> None:
+        self.forget_manifests()
         done = self.qchain("restore", "check3.qcow2", "out.raw", expect=4)
         self.assertIn("not verified", done.out + done.err)
         self.assert_same_bytes("out.raw", "check3.raw")
@@ -67,6 +68,7 @@ class Restore(ChainTest):
         self.assert_same_bytes("disk", "check3.raw")
 
     def test_onto_a_device_again_and_without_proof(self) -> None:
+        self.forget_manifests()
         with self.device(SIZE) as device:
             self.qchain("restore", "check1.qcow2", device, expect=4)
             self.qchain("restore", "check2.qcow2", device, "--no-verify")

@@ -2,13 +2,16 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
+#include <unistd.h>
 
 #include <memory>
 
+#include "cli/proof_log.h"
 #include "cli/text.h"
 #include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
 #include "qcow2/snapshot.h"
+#include "verify/manifest.h"
 
 namespace qchain {
 
@@ -22,6 +25,8 @@ struct LayerInfo {
   std::optional<LayerUsage> usage;  // none: its tables cannot be read
   SnapshotList snapshots;
   BitmapList bitmaps;
+  std::optional<ManifestSummary> manifest;  // none: there is none, or it is bad
+  std::optional<Json> last_proof;           // as its log has it
 };
 
 struct ChainInfo {
@@ -45,10 +50,23 @@ void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
   if (!known.bitmaps.problem.empty()) problem("bitmaps", known.bitmaps.problem);
 }
 
+void learn_proof(ChainInfo& info, std::size_t index) {
+  LayerInfo& known = info.layers[index];
+  known.last_proof = last_proof(known.layer->path());
+  const std::string path = manifest_path(known.layer->path());
+  if (access(path.c_str(), F_OK) != 0) return;
+  try {
+    known.manifest = read_manifest(path);
+  } catch (const Error& error) {
+    info.survey.problems.push_back({index, error.outcome(), error.what()});
+  }
+}
+
 void learn_layer(ChainInfo& info, std::size_t index) {
   const Layer& layer = info.survey.layers[index];
   LayerInfo& known = info.layers.emplace_back();
   known.layer = &layer;
+  learn_proof(info, index);
   try {
     if (layer.image() != nullptr) {
       learn_lists(info, index, *layer.image());
@@ -105,6 +123,50 @@ std::string qcow2_text(const Image& image) {
   return text;
 }
 
+std::string hex(std::span<const std::byte> bytes) {
+  std::string text;
+  for (const std::byte byte : bytes) text += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
+  return text;
+}
+
+std::string root_of(const ManifestSummary& manifest) {
+  return manifest.root ? named(manifest.header.algorithm, *manifest.root) : std::string();
+}
+
+// A text field of a log that anybody may have written.
+std::string logged(const Json& log, const char* field) {
+  const auto found = log.find(field);
+  return found != log.end() && found->is_string() ? escaped(found->get<std::string>()) : "?";
+}
+
+// How far the last proof went, in words.
+std::string reach_of(const Json& log) {
+  const Json selection = log.value("selection", Json::object());
+  const auto number = [&](const char* field) -> std::uint64_t {
+    const auto found = selection.find(field);
+    return found != selection.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 1;
+  };
+  if (number("parts") != 1) return fmt::format("part {} of {}", number("part"), number("parts"));
+  return selection.value("only_earlier_findings", Json(false)) == Json(true) ? "earlier findings only"
+                                                                             : "everything";
+}
+
+std::string proof_text(const LayerInfo& info) {
+  std::string text;
+  if (info.manifest) {
+    text += fmt::format(
+        "    manifest     {}, {}\n",
+        info.manifest->root ? root_of(*info.manifest) : "digest of the disk unknown",
+        info.manifest->signature ? "signed, key " + hex(info.manifest->signature->key) : "not signed");
+  }
+  if (info.last_proof) {
+    text += fmt::format("    last proof   {}: {}, {} ({})\n", logged(*info.last_proof, "time"),
+                        logged(*info.last_proof, "outcome"), reach_of(*info.last_proof),
+                        logged(*info.last_proof, "mode"));
+  }
+  return text;
+}
+
 std::string lists_text(const LayerInfo& info) {
   std::string text;
   for (const Snapshot& snapshot : info.snapshots.snapshots) {
@@ -139,7 +201,7 @@ std::string layer_text(std::size_t index, const LayerInfo& info) {
                       human_size(layer.file().size()));
   text += lists_text(info);
   if (const std::optional<Identity> identity = layer.identity()) text += identity_text(*identity);
-  return text;
+  return text + proof_text(info);
 }
 
 Json identity_json(const Identity& identity) {
@@ -199,6 +261,23 @@ Json list_json(const std::vector<Item>& items) {
   return list;
 }
 
+Json manifest_json(const ManifestSummary& manifest) {
+  Json json;
+  json["algorithm"] = to_string(manifest.header.algorithm);
+  json["cryptographic"] = is_cryptographic(manifest.header.algorithm);
+  json["root"] = manifest.root ? Json(root_of(manifest)) : Json(nullptr);
+  json["signature_key"] = manifest.signature ? Json(hex(manifest.signature->key)) : Json(nullptr);
+  return json;
+}
+
+// Of a log that anybody may have written, what is known of it.
+Json last_proof_json(const Json& log) {
+  Json json;
+  for (const char* const field : {"time", "outcome", "mode"}) json[field] = logged(log, field);
+  json["reach"] = reach_of(log);
+  return json;
+}
+
 Json layer_json(std::size_t index, const LayerInfo& info) {
   const Layer& layer = *info.layer;
   Json json;
@@ -218,6 +297,8 @@ Json layer_json(std::size_t index, const LayerInfo& info) {
   json["disk_bytes"] = layer.file().allocated_bytes();
   const std::optional<Identity> identity = layer.identity();
   json["identity"] = identity ? identity_json(*identity) : Json(nullptr);
+  json["manifest"] = info.manifest ? manifest_json(*info.manifest) : Json(nullptr);
+  json["last_proof"] = info.last_proof ? last_proof_json(*info.last_proof) : Json(nullptr);
   return json;
 }
 

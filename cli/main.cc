@@ -20,6 +20,7 @@
 #include "cli/digest.h"
 #include "cli/pull.h"
 #include "cli/restore.h"
+#include "cli/selftest.h"
 #include "cli/verify.h"
 #include "extent/interrupt.h"
 
@@ -56,11 +57,11 @@ struct Command {
   std::function<Outcome(const char*, const Words&)> run;
 };
 
-const std::array<Command, 6>& commands() {
-  static const std::array<Command, 6> table{{
+const std::array<Command, 7>& commands() {
+  static const std::array<Command, 7> table{{
       {"pull", "copy a live export into the next layer of a chain",
        [](const char* name, const Words& words) { return run(name, words, parse_pull, pull); }},
-      {"verify", "prove a chain against the live export",
+      {"verify", "prove a chain: metadata, stored digests, the live export",
        [](const char* name, const Words& words) { return run(name, words, parse_verify, verify); }},
       {"chaininfo", "show what a chain is made of",
        [](const char* name, const Words& words) { return run(name, words, parse_chaininfo, chaininfo); }},
@@ -70,6 +71,8 @@ const std::array<Command, 6>& commands() {
        [](const char* name, const Words& words) { return run(name, words, parse_restore, restore); }},
       {"digest", "print the content digest of an image, a raw file or an NBD export",
        [](const char* name, const Words& words) { return run(name, words, parse_digest, digest); }},
+      {"selftest", "damage copies of a small chain, and expect to be told",
+       [](const char* name, const Words& words) { return run(name, words, parse_selftest, selftest); }},
   }};
   return table;
 }

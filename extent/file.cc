@@ -45,7 +45,8 @@ File::~File() {
 }
 
 File File::open_to_read(const std::string& path) {
-  const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  // Whoever named a pipe here is not waited for. It makes no difference to files and devices.
+  const int descriptor = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
   return {descriptor, path};
 }

@@ -43,6 +43,8 @@ class ManifestJudge {
     }
     judge_identity();
     judge_signature(trusted);
+    // What is said of the chain counts only from a manifest that belongs here.
+    if (verdict_.outcome == Outcome::Done) judge_kind_and_length();
     if (verdict_.outcome == Outcome::Done && depth == Depth::Chain) judge_root();
     return std::move(verdict_);
   }
@@ -60,9 +62,10 @@ class ManifestJudge {
     const std::optional<Identity> identity = layer_.identity();
     const auto compare = [&](const char* what, const std::string& in_manifest, const std::string& in_layer) {
       if (in_manifest == in_layer) return;
-      complain(Outcome::BadManifest,
-               fmt::format("says that {} is {}, and {} says {}", what, or_unknown(in_manifest), layer_.path(),
-                           or_unknown(in_layer)));
+      complain(
+          Outcome::BadManifest,
+          fmt::format("says that {} is {}, and {} says {}; put the manifest back that was written with it",
+                      what, or_unknown(in_manifest), layer_.path(), or_unknown(in_layer)));
     };
     if (identity) {
       compare("the layer", header().layer_id, identity->id);
@@ -74,12 +77,16 @@ class ManifestJudge {
       if (!identity->parent_digest.empty()) {
         compare("the parent's root", header().parent_root, identity->parent_digest);
       }
-      if (header().overlay != identity->overlay)
+      if (header().overlay != identity->overlay) {
         complain(Outcome::BadManifest, "is of another kind of layer");
+      }
     } else if (!header().layer_id.empty()) {
       complain(Outcome::BadManifest, fmt::format("is the manifest of layer {}, and {} has no identity",
                                                  header().layer_id, layer_.path()));
     }
+  }
+
+  void judge_kind_and_length() {
     const bool has_parent = index_ + 1 < chain_.layers().size();
     if (header().overlay != has_parent) {
       complain(Outcome::Mismatch,
@@ -210,7 +217,7 @@ std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
     LayerDrill& layer = layers[i];
     layer.file = chain.layers()[i].path();
     layer.manifest = judge_manifest(chain, i, options.trusted);
-    const bool usable = layer.manifest.exists && layer.manifest.summary &&
+    const bool usable = layer.manifest.summary && layer.manifest.outcome != Outcome::BadManifest &&
                         layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
     if (!options.content || !usable) continue;
     layer.proof = prove_layer(chain, i, options.proof);

@@ -83,6 +83,35 @@ class ChainInfo(ChainTest):
         for argv in (["digest", "a.qcow2"], ["restore", "a.qcow2", "out.raw", "--no-verify"], ["verify", "a.qcow2"]):
             self.refuses(1, *argv, says=["loop"])
 
+    def test_pipes_where_files_are_expected(self) -> None:
+        """Nobody waits for a writer."""
+        self.image("top.qcow2", size=M)
+        os.mkfifo(self.path("pipe"))
+        self.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "pipe", "top.qcow2")
+        for argv in (["chaininfo", "top.qcow2"], ["digest", "top.qcow2"], ["digest", "pipe"], ["check", "top.qcow2"]):
+            self.refuses((1, 3, 4), *argv, says=["pipe"])
+        self.image("single.qcow2", size=M)
+        os.mkfifo(self.path("single.qcow2.manifest"))
+        os.mkfifo(self.path("single.qcow2.proofs"))
+        self.refuses((3, 5), "verify", "single.qcow2", says=["single.qcow2.manifest"])
+        self.refuses((3, 5), "chaininfo", "single.qcow2", says=["single.qcow2.manifest"])
+
+    def test_identity_manifest_and_last_proof(self) -> None:
+        self.build()
+        self.run_tool("openssl", "genpkey", "-algorithm", "ed25519", "-out", "key.pem")
+        self.qchain("verify", "check3.qcow2", "--seal", "--sign-key", "key.pem")
+        self.qchain("verify", "check3.qcow2", "--record")
+        self.qchain("verify", "check3.qcow2", "--record", "--sample", "2/5", expect=4)
+        top, middle, _ = self.qchain("chaininfo", "check3.qcow2", "--json").json["layers"]
+        self.assertEqual(top["identity"]["digest"], "sha256:" + blkhash.of_file(self.path("check3.raw")))
+        self.assertEqual(top["manifest"]["root"], top["identity"]["digest"])
+        self.assertEqual(len(top["manifest"]["signature_key"]), 64)
+        self.assertEqual((top["last_proof"]["outcome"], top["last_proof"]["reach"]), ("incomplete", "part 2 of 5"))
+        self.assertIsNone(middle["last_proof"])
+        text = self.qchain("chaininfo", "check3.qcow2").out
+        for expected in [top["identity"]["digest"], "signed, key", "part 2 of 5"]:
+            self.assertIn(expected, text)
+
     def test_a_missing_layer(self) -> None:
         self.build()
         self.path("check2.qcow2").unlink()

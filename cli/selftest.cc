@@ -1,0 +1,208 @@
+#include "cli/selftest.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstdlib>
+#include <filesystem>
+#include <functional>
+#include <utility>
+
+#include "cli/text.h"
+#include "extent/engine.h"
+#include "extent/memory_device.h"
+#include "extent/publication.h"
+#include "qcow2/format.h"
+#include "qcow2/layer_writer.h"
+#include "verify/drill.h"
+#include "verify/layer_manifest.h"
+
+namespace qchain {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+constexpr std::uint64_t kCluster = std::uint64_t{64} << 10;
+constexpr std::uint64_t kDisk = 16 * kCluster;
+
+// A folder that goes when its work is done.
+class Folder {
+ public:
+  Folder() : path_((fs::temp_directory_path() / "qchain-selftest-XXXXXX").string()) {
+    if (mkdtemp(path_.data()) == nullptr) throw system_error(fmt::format("{}: cannot create", path_), errno);
+  }
+  ~Folder() {
+    std::error_code ignored;
+    fs::remove_all(path_, ignored);
+  }
+  Folder(const Folder&) = delete;
+  Folder& operator=(const Folder&) = delete;
+
+  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
+  const std::string& path() const { return path_; }
+
+ private:
+  std::string path_;
+};
+
+// A disk whose cluster i is filled with `marks[i]`; Inherit for 0.
+MemoryDevice disk_of(const std::string& marks) {
+  std::vector<std::byte> bytes(kDisk);
+  Extents extents;
+  for (std::uint64_t i = 0; i < marks.size(); ++i) {
+    const auto cluster = std::span(bytes).subspan(i * kCluster, kCluster);
+    std::ranges::fill(cluster, marks[i] == '.' ? std::byte{0} : static_cast<std::byte>(marks[i]));
+    append(extents, {guest_range(i * kCluster, kCluster), marks[i] == '.' ? Kind::Inherit : Kind::Data});
+  }
+  return {std::move(bytes), std::move(extents), kDisk};
+}
+
+void write_sample(const std::string& path, const std::string& marks, const Chain* parent) {
+  MemoryDevice disk = disk_of(marks);
+  ParentDigests beneath;
+  if (parent != nullptr) beneath = parent_digests(*parent, 0);
+  Identity identity;
+  identity.overlay = parent != nullptr;
+  identity.id = random_uuid();
+  if (parent != nullptr) identity.parent_id = parent->top().identity()->id;
+  identity.parent_digest = beneath.root;
+  identity.length = kDisk;
+  ManifestHeader header;
+  header.length = kDisk;
+  header.overlay = identity.overlay;
+  header.layer_id = identity.id;
+  header.parent_id = identity.parent_id;
+  header.parent_root = beneath.root;
+  Publication image(path, Existing::Replace);
+  LayerManifest manifest(path, header, kDisk, std::move(beneath.digests));
+  LayerOptions options;
+  options.position = parent != nullptr ? Position::Overlay : Position::Bottom;
+  options.observer = manifest.observer();
+  WrittenLayer written = write_layer(disk, image.file(), options);
+  identity.digest = named(header.algorithm, manifest.finish(nullptr).value());
+  written.header.identity = encode_identity(identity);
+  if (parent != nullptr) {
+    written.header.backing_name = fs::path(parent->top().path()).filename().string();
+    written.header.backing_format = parent->top().format();
+  }
+  write_header(image.file(), written.header);
+  manifest.publish();
+  image.publish();
+}
+
+void write_chain(const Folder& folder) {
+  write_sample(folder / "full.qcow2", "aabbccdd....eeff", nullptr);
+  const auto parent = Chain::open(folder / "full.qcow2", ImageFormat::Qcow2, {});
+  write_sample(folder / "next.qcow2", "..gg....hh......", parent.get());
+}
+
+// All that `qchain verify` looks at.
+Outcome drilled(const std::string& image) {
+  const Survey surveyed = survey(image, ImageFormat::Qcow2, {});
+  Outcome outcome = check_chain(surveyed, Payloads::All).outcome(false);
+  if (!surveyed.problems.empty()) return outcome;
+  const auto chain = Chain::open(image, ImageFormat::Qcow2, {});
+  DrillOptions options;
+  options.proof.workers = default_workers();
+  for (const LayerDrill& layer : drill(*chain, options)) outcome = worse(outcome, layer.outcome());
+  return outcome;
+}
+
+void flip(const std::string& path, std::uint64_t offset, std::byte bits) {
+  const File file(open(path.c_str(), O_RDWR | O_CLOEXEC), path);
+  std::byte byte{};
+  file.read(HostOffset(offset), std::span(&byte, 1));
+  byte ^= bits;
+  file.write(HostOffset(offset), std::span(&byte, 1));
+}
+
+// Where cluster `index` of the disk is in the file of the layer that supplies it.
+HostOffset host_of(const Folder& folder, const char* image, std::uint64_t index) {
+  const auto chain = Chain::open(folder / image, ImageFormat::Qcow2, {});
+  return chain->map(guest_range(index * kCluster, kCluster)).front().host;
+}
+
+// Where the entry of cluster `index` is: there is one L2 table.
+std::uint64_t l2_entry(const Folder& folder, const char* image, std::uint64_t index) {
+  const auto chain = Chain::open(folder / image, ImageFormat::Qcow2, {});
+  const Image& top = *chain->top().image();
+  std::array<std::byte, sizeof(std::uint64_t)> raw{};
+  top.file().read(top.header().l1_table, raw);
+  return decode_l1(decode_struct<Be64>(raw.data())).table.bytes() + index * sizeof(std::uint64_t);
+}
+
+struct Harm {
+  const char* what;
+  std::function<void(const Folder&)> inflict;
+};
+
+const std::vector<Harm>& harms() {
+  constexpr std::byte kBit{1};
+  static const std::vector<Harm> all{
+      {"a byte of data in the newest layer",
+       [](const Folder& f) { flip(f / "next.qcow2", host_of(f, "next.qcow2", 2).bytes() + 7, kBit); }},
+      {"a byte of data in the full image, which the newest layer hides",
+       [](const Folder& f) { flip(f / "full.qcow2", host_of(f, "full.qcow2", 2).bytes(), kBit); }},
+      {"a cluster that turned into zeros",
+       [](const Folder& f) { flip(f / "next.qcow2", l2_entry(f, "next.qcow2", 2) + 7, kBit); }},
+      {"a pointer to another cluster",
+       [](const Folder& f) { flip(f / "next.qcow2", l2_entry(f, "next.qcow2", 2) + 5, kBit); }},
+      {"the size of the disk",
+       [](const Folder& f) {
+         flip(f / "next.qcow2", offsetof(HeaderV2, virtual_size) + 6, std::byte{0x40});
+       }},
+      {"a file that is cut short",
+       [](const Folder& f) { fs::resize_file(f / "full.qcow2", 3 * kCluster + 5); }},
+      {"a byte of a manifest", [](const Folder& f) { flip(f / "next.qcow2.manifest", 300, kBit); }},
+      {"another layer's manifest",
+       [](const Folder& f) {
+         fs::copy_file(f / "full.qcow2.manifest", f / "next.qcow2.manifest",
+                       fs::copy_options::overwrite_existing);
+       }},
+      {"another full image in the place of the parent",
+       [](const Folder& f) { write_sample(f / "full.qcow2", "aabbccdd....eeff", nullptr); }},
+      {"a manifest that is gone", [](const Folder& f) { fs::remove(f / "full.qcow2.manifest"); }},
+      {"a layer that is gone", [](const Folder& f) { fs::remove(f / "full.qcow2"); }},
+  };
+  return all;
+}
+
+}  // namespace
+
+std::optional<SelftestOptions> parse_selftest(const std::vector<std::string>& words) {
+  CommandLine line(
+      "selftest", "[options]",
+      "Writes a small chain into a temporary folder, damages copies of it, one by one and each in "
+      "another way,\nand expects the restore drill to tell of each. Exit 1 where it does not.");
+  if (!line.parse(words)) return std::nullopt;
+  SelftestOptions o;
+  o.common = line.common();
+  return o;
+}
+
+Outcome selftest(const SelftestOptions&, Console& console) {
+  const Folder sample;
+  write_chain(sample);
+  Outcome verdict = drilled(sample / "next.qcow2") == Outcome::Done ? Outcome::Done : Outcome::Mismatch;
+  console.print(fmt::format("{:64} {}\n", "an untouched chain", verdict == Outcome::Done ? "good" : "BAD"));
+  Json cases = Json::array();
+  for (const Harm& damage : harms()) {
+    const Folder copy;
+    fs::copy(sample.path(), copy.path(), fs::copy_options::recursive);
+    damage.inflict(copy);
+    const Outcome told = drilled(copy / "next.qcow2");
+    if (told == Outcome::Done) verdict = Outcome::Mismatch;
+    console.print(
+        fmt::format("{:64} {}\n", damage.what, told == Outcome::Done ? "NOT TOLD" : to_string(told)));
+    cases.push_back({{"damage", damage.what}, {"told", told != Outcome::Done}, {"outcome", to_string(told)}});
+  }
+  Json fields;
+  fields["cases"] = cases;
+  console.document(verdict, fields);
+  return verdict;
+}
+
+}  // namespace qchain

@@ -173,11 +173,9 @@ std::vector<std::string> NbdConnection::offered_contexts() {
     throw Error(Outcome::Io,
                 fmt::format("{}: the server lists more than {} meta contexts", target_.uri, kMaxContexts));
   }
-  if (names.empty()) require_export();
   return names;
 }
 
-// A server names no contexts where it has none, and where it knows no such export.
 void NbdConnection::require_export() {
   int option_error = 0;
   const int started =

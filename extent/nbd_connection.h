@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "extent/block_device.h"
+#include "extent/error.h"
 
 struct nbd_handle;
 
@@ -46,8 +47,16 @@ class NbdConnection {
   /// Connects and negotiates. `choose` is given the meta contexts that the server offers and returns
   /// those to ask for; it may throw. Throws Error: Io where the server or the export is not there.
   template <class Choose>
-  NbdConnection(const NbdTarget& target, Choose&& choose) : NbdConnection(target) {
-    negotiate(std::forward<Choose>(choose)(offered_contexts()));
+  NbdConnection(const NbdTarget& target, const Choose& choose) : NbdConnection(target) {
+    const std::vector<std::string> offered = offered_contexts();
+    std::vector<std::string> contexts;
+    try {
+      contexts = choose(offered);
+    } catch (const Error&) {
+      require_export();
+      throw;
+    }
+    negotiate(contexts);
   }
   ~NbdConnection();
   NbdConnection(const NbdConnection&) = delete;
@@ -83,6 +92,7 @@ class NbdConnection {
   std::vector<std::string> offered_contexts();
   void negotiate(const std::vector<std::string>& contexts);
   void learn_limits();
+  /// A server that knows no such export lists no contexts of it, or even some that suit nobody.
   void require_export();
   [[noreturn]] void throw_not_offered(int error_number) const;
   /// From now on, the server has the target's time-out for an answer.

@@ -1,5 +1,6 @@
 #include "tests/nbd/fake_server.h"
 
+#include <poll.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -21,7 +22,8 @@ constexpr std::uint32_t kStructuredMagic = 0x668e33ef;
 constexpr std::uint16_t kFixedNewstyleWithoutZeroes = 3;
 constexpr std::uint32_t kOptAbort = 2, kOptInfo = 6, kOptGo = 7, kOptStructured = 8, kOptList = 9,
                         kOptSet = 10;
-constexpr std::uint32_t kRepAck = 1, kRepInfo = 3, kRepContext = 4, kRepUnsupported = 0x80000001;
+constexpr std::uint32_t kRepAck = 1, kRepInfo = 3, kRepContext = 4, kRepUnsupported = 0x80000001,
+                        kRepUnknown = 0x80000006;
 constexpr std::uint16_t kInfoExport = 0, kInfoBlockSize = 3;
 constexpr std::uint16_t kHasFlags = 1, kReadOnly = 2, kSendDf = 1U << 7U, kMultiConn = 1U << 8U;
 constexpr std::uint16_t kDisconnect = 2;
@@ -77,6 +79,8 @@ class Handshake {
     if (offer_.greeting == Offer::Greeting::Hangup) throw Hangup();
     if (offer_.greeting == Offer::Greeting::Silent) receive(socket_, 1);  // which never comes
     if (offer_.greeting == Offer::Greeting::Garbage) wire_.send(Packet().text("HTTP/1.1 200 OK\r\n\r\n"));
+    if (offer_.dribbling == Offer::Step::Greeting) wire_.dribble();
+    wire_.wait(offer_.thinking);
     wire_.send(Packet().u64(kGreeting).u64(kOptionMagic).u16(kFixedNewstyleWithoutZeroes));
     receive(socket_, sizeof(std::uint32_t));  // the client's flags
     std::uint32_t option = 0;
@@ -85,15 +89,20 @@ class Handshake {
       if (head.u64() != kOptionMagic) throw Hangup();
       option = head.u32();
       negotiate(option, Parser(receive(socket_, head.u32())));
-    } while (option != kOptGo);
+    } while (option != kOptGo || !offer_.known);
   }
 
  private:
   void negotiate(std::uint32_t option, Parser payload) {
     const bool known = option == kOptAbort || option == kOptGo || option == kOptInfo ||
                        (offer_.structured && option >= kOptStructured && option <= kOptSet);
+    const bool opening = option == kOptGo || option == kOptInfo;
+    if (offer_.dribbling == Offer::Step::List && option == kOptList) wire_.dribble();
+    if (offer_.dribbling == Offer::Step::Go && option == kOptGo) wire_.dribble();
+    wire_.wait(offer_.thinking);
+    if (opening && !offer_.known) return reply(option, kRepUnknown, {});
     if (option == kOptList || option == kOptSet) send_contexts(option, payload);
-    if (option == kOptGo || option == kOptInfo) send_info(option);
+    if (opening) send_info(option);
     reply(option, known ? kRepAck : kRepUnsupported, {});
     if (option == kOptAbort) throw Hangup();
   }
@@ -197,10 +206,16 @@ void Wire::error(const Request& request, std::uint32_t number, Last last) {
 void Wire::send(const Packet& packet) {
   std::span<const std::byte> rest(packet.bytes);
   while (!rest.empty()) {
-    const ssize_t n = ::send(socket_, rest.data(), rest.size(), MSG_NOSIGNAL);
+    if (dribbling_) wait(kDribble);
+    const ssize_t n = ::send(socket_, rest.data(), dribbling_ ? 1 : rest.size(), MSG_NOSIGNAL);
     if (n < 0) throw Hangup();
     rest = rest.subspan(static_cast<std::size_t>(n));
   }
+}
+
+void Wire::wait(std::chrono::milliseconds time) const {
+  pollfd client{socket_, POLLRDHUP, 0};
+  if (poll(&client, 1, static_cast<int>(time.count())) > 0) throw Hangup();
 }
 
 void Wire::hang_up() { throw Hangup(); }

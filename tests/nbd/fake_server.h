@@ -3,6 +3,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <mutex>
@@ -35,7 +36,11 @@ struct Packet {
 /// What a connection is told during its handshake.
 struct Offer {
   enum class Greeting { Proper, Silent, Garbage, Hangup };
+  enum class Step { Greeting, List, Go, Never };
   Greeting greeting = Greeting::Proper;
+  Step dribbling = Step::Never;           ///< From this one on, the handshake comes byte by byte.
+  std::chrono::milliseconds thinking{0};  ///< Before each answer.
+  bool known = true;                      ///< Whether there is such an export.
   std::uint64_t size = 0;
   bool multi_conn = true;
   bool structured = true;
@@ -82,12 +87,18 @@ class Wire {
   /// A chunk without content.
   void done(const Request& request) { chunk(request, kChunkNone, {}, Last::Yes); }
   void send(const Packet& packet);
+  /// From now on, each byte is sent by itself, kDribble after the one before.
+  void dribble() { dribbling_ = true; }
+  static constexpr std::chrono::milliseconds kDribble{40};
+  /// Lets time pass, unless the client goes away.
+  void wait(std::chrono::milliseconds time) const;
   /// Ends the connection.
   [[noreturn]] void hang_up();
 
  private:
   int socket_;
   bool structured_;
+  bool dribbling_ = false;
 };
 
 class FakeServer {

@@ -60,6 +60,31 @@ TEST_F(NbdOpening, FailsWhereTheTailCannotBeRead) {
   EXPECT_THAT(opening(), Fails(Outcome::Io, "the last 1000 bytes cannot be read"));
 }
 
+TEST_F(NbdOpening, FailsWhereTheServerListsTooManyContexts) {
+  for (int i = 1; i < 1024; ++i) server.offer.contexts.push_back("qemu:dirty-bitmap:" + std::to_string(i));
+  EXPECT_NO_THROW(opening()());
+  server.offer.contexts.push_back("qemu:dirty-bitmap:1024");
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "lists more than 1024 meta contexts"));
+}
+
+TEST_F(NbdOpening, FailsWhereThereIsNoSuchExport) {
+  // Whatever was wanted of it. Servers tell when they are asked for the export itself, not before.
+  server.offer.known = false;
+  const auto expect_missing = [this] {
+    for (const auto source :
+         {Changes::Source::None, Changes::Source::DirtyBitmap, Changes::Source::AllocationDepth}) {
+      const Changes changes{source, {}};
+      EXPECT_THAT([&] { NbdExport(target_of(server.uri()), changes); },
+                  Fails(Outcome::Io, "does not offer this export: No such file"));
+    }
+  };
+  expect_missing();  // with base:allocation on the list
+  server.offer.contexts.clear();
+  expect_missing();
+  server.offer.structured = false;
+  expect_missing();
+}
+
 TEST_F(NbdOpening, TakesATailOfBytesWhereTheServerDoes) {
   FakeServer odd(disk_bytes(1001));
   for (const std::uint32_t minimum : {0U, 1U}) {

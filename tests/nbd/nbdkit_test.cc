@@ -122,6 +122,22 @@ TEST_F(Nbdkit, WithoutStructuredRepliesAnErrorNamesTheRange) {
   EXPECT_THAT([&] { pull_raw(); }, Fails(Outcome::Io, "cannot read bytes [0x80000, 0x80200): "));
 }
 
+TEST_F(Nbdkit, AnExportThatIsNotThereIsAnError) {
+  // With structured replies, base:allocation is listed for any name.
+  for (const Words& filters : {Words{"--filter=exportname"}, {"--no-sr", "--filter=exportname"}}) {
+    serve(disk_bytes(kMiB), filters, {"exportname=vda", "exportname-strict=true"});
+    const std::string missing = unix_uri(folder / "s", "vdb");
+    EXPECT_NO_THROW(NbdExport(target_of(unix_uri(folder / "s", "vda")), {}));
+    for (const auto source : {Changes::Source::None, Changes::Source::DirtyBitmap}) {
+      EXPECT_THAT(
+          [&] {
+            NbdExport(target_of(missing), {source, {}});
+          },
+          Fails(Outcome::Io, "does not offer this export"));
+    }
+  }
+}
+
 TEST_F(Nbdkit, TheOldProtocolIsSpoken) {
   serve(disk_bytes(kMiB + 1), {"--oldstyle"});
   EXPECT_EQ(pull_raw(), content);

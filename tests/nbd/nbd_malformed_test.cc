@@ -56,6 +56,12 @@ const std::vector<Malformation> kMalformations{
        wire.data(r, 0, junk(kRequest), Last::No);
        wire.data(r, 0, junk(512), Last::Yes);
      }},
+    {"MorePiecesThanAreHeld", false,
+     [](Wire& wire, const Request& r) {
+       // They cover the request exactly, from the last one to the first.
+       for (std::uint32_t at = kRequest; at > 0; at -= 32) wire.data(r, at - 32, junk(32), Last::No);
+       wire.done(r);
+     }},
     {"ChunkBeyondTheRequest", true,
      [](Wire& wire, const Request& r) { wire.data(r, 512, junk(kRequest), Last::Yes); }},
     {"ChunkFarAway", true,

@@ -64,6 +64,50 @@ TEST_F(NbdRead, TakesChunksInAnyOrderAndHoles) {
   EXPECT_EQ(read(*reader, 0, 1536), expected);
 }
 
+// The pieces that a reply comes in.
+class NbdPieces : public NbdRead {
+ protected:
+  // Has every request answered as `send` does it, and reads one.
+  void expect_taken(FakeServer::Handler send) {
+    std::atomic<int> requests = 0;
+    server.offer.df = false;
+    server.on_read = [&](Wire& wire, const Request& request) {
+      ++requests;
+      send(wire, request);
+      wire.done(request);
+    };
+    open();
+    expect_right(0, kRequest);
+    EXPECT_EQ(requests, 1);
+  }
+  void send_piece(Wire& wire, const Request& request, std::uint64_t at, std::uint64_t length) {
+    wire.data(request, at, slice(server.disk(), at, length), Last::No);
+  }
+};
+
+TEST_F(NbdPieces, AreTakenWhereTheyFollowEachOther) {
+  // However many there are.
+  expect_taken([this](Wire& wire, const Request& r) {
+    for (std::uint64_t at = 0; at < r.length; at += 32) send_piece(wire, r, at, 32);
+  });
+}
+
+TEST_F(NbdPieces, AreTakenWhereTheyDoNotFollowEachOther) {
+  // As many as are held; see also MorePiecesThanAreHeld.
+  expect_taken([this](Wire& wire, const Request& r) {
+    for (std::uint64_t at = r.length; at > 0; at -= 64) send_piece(wire, r, at - 64, 64);
+  });
+}
+
+TEST_F(NbdPieces, OfNoLengthDoNotCount) {
+  expect_taken([this](Wire& wire, const Request& r) {
+    send_piece(wire, r, 512, r.length - 512);
+    for (std::uint64_t i = 0; i < 10000; ++i) wire.hole(r, i * 16, 0, Last::No);
+    send_piece(wire, r, 1024, 0);
+    send_piece(wire, r, 0, 512);
+  });
+}
+
 TEST_F(NbdRead, TakesRepliesInAnyOrder) {
   // Every fourth request is answered, and the three before it after that.
   std::vector<Request> held;

@@ -88,6 +88,38 @@ TEST_F(NbdStatus, AsksAgainWhereTheAnswerWasShort) {
   }
 }
 
+TEST_F(NbdStatus, HoldsOnlySoMuchOfALongAnswer) {
+  // As many extents for each context; the shorter ones of the bitmap say how far the answer reaches.
+  StatusEntries base(20000, {1024, 0}), bitmap(20000, {512, kDirty});
+  for (std::size_t i = 0; i < bitmap.size(); i += 2) bitmap[i].second = 0;
+  answer_with(base, bitmap);
+  server.offer.size = 1024 * base.size();
+  const std::vector<ExportStatus> said = status(guest_range(0, server.offer.size));
+  constexpr std::size_t kHeld = 16384;
+  ASSERT_EQ(said.size(), kHeld);
+  for (std::size_t i = 0; i < kHeld; ++i)
+    EXPECT_EQ(said[i], piece(i * 512, (i + 1) * 512, false, i % 2 != 0));
+}
+
+TEST_F(NbdStatus, AsksAgainForWhatIsNotHeld) {
+  // Every other sector is zero, and all of it is said at once.
+  server.offer.size = 40000 * 512;
+  server.on_status = [](Wire& wire, const Request& request) {
+    StatusEntries base;
+    for (std::uint64_t at = request.offset; at < request.offset + request.length; at += 512) {
+      base.emplace_back(512, at % 1024 == 0 ? kZero : 0);
+    }
+    wire.status(request, kBase, base, Last::No);
+    wire.status(request, kBitmap, {{request.length, kDirty}}, Last::Yes);
+  };
+  NbdExport live(target_of(server.uri()), kByBitmap);
+  const Extents extents = collect(extents_of(live));
+  ASSERT_EQ(extents.size(), 40000U);
+  for (std::size_t i = 0; i < extents.size(); ++i) {
+    EXPECT_EQ(extents[i], (Extent{guest_range(i * 512, 512), i % 2 == 0 ? Kind::Zero : Kind::Data}));
+  }
+}
+
 TEST_F(NbdStatus, RefusesAnExtentOfNoLength) {
   answer_with({{0, 0}, {kMiB, 0}}, {{kMiB, kDirty}});
   EXPECT_THAT(asking(), Fails(Outcome::Io, "no length"));

@@ -13,6 +13,7 @@
 #include <array>
 #include <cerrno>
 #include <filesystem>
+#include <limits>
 #include <vector>
 
 #include "extent/error.h"
@@ -74,6 +75,9 @@ std::uint64_t File::allocated_bytes() const {
 }
 
 std::size_t File::read_at_most(HostOffset offset, std::span<std::byte> into) const {
+  // What an image points at may be where no file can have a byte.
+  constexpr std::uint64_t kMost = std::numeric_limits<off_t>::max();
+  into = into.first(std::min<std::uint64_t>(into.size(), kMost - std::min(kMost, offset.bytes())));
   std::size_t done = 0;
   while (done < into.size()) {
     const ssize_t n =

@@ -119,5 +119,31 @@ TEST_F(ListTest, BitmapsWithTheirDirtyBytes) {
   EXPECT_EQ(read_bitmaps(open(path), 10).bitmaps.at(1).unusable, "");
 }
 
+TEST_F(ListTest, BitmapsFarBeyondTheFile) {
+  const std::string path = create("1M");
+  must({"qemu-img", "bitmap", "-f", "qcow2", "--add", path, "b"});
+  Patient image(path);
+  const std::uint64_t directory = Anatomy(image).bitmap_directory;
+  for (const std::uint64_t far : {std::uint64_t{1} << 40, std::uint64_t{1} << 63, ~std::uint64_t{0} << 12}) {
+    image.put(directory, far);  // the table
+    EXPECT_NE(read_bitmaps(open(path), 10).bitmaps.at(0).unusable, "");
+    CheckReport report = check_by_us(path, Payloads::Doubtful);
+    EXPECT_EQ(report.outcome(false), Outcome::Mismatch) << words_of(report);
+    EXPECT_TRUE(report.problems.empty()) << words_of(report);
+    image.heal();
+
+    for (std::uint64_t at = 0; at < 4096; at += 8) {  // the directory, by the header's extension
+      if (image.word(at) == directory) image.put(at, far);
+    }
+    const BitmapList list = read_bitmaps(open(path), 10);
+    EXPECT_NE(list.problem, "");
+    EXPECT_TRUE(list.bitmaps.empty());
+    report = check_by_us(path, Payloads::Doubtful);
+    EXPECT_EQ(report.outcome(false), Outcome::Mismatch) << words_of(report);
+    EXPECT_TRUE(report.problems.empty()) << words_of(report);
+    image.heal();
+  }
+}
+
 }  // namespace
 }  // namespace qchain::tests

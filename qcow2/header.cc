@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <limits>
 
 #include "extent/error.h"
 #include "qcow2/format.h"
@@ -119,13 +120,22 @@ class Decoder {
     if (h.snapshot_count > kMaxSnapshots) {
       corrupt(fmt::format("{} snapshots at offset 60; at most {}", h.snapshot_count, kMaxSnapshots));
     }
+    judge_offset("snapshot table", h.snapshots);
   }
 
-  void judge_table(const char* what, HostOffset offset, std::uint64_t length) const {
-    if (length == 0) return;
+  // QEMU minds it even where there is no entry.
+  void judge_offset(const char* what, HostOffset offset) const {
     if (header_.geometry().offset_in_cluster(offset.bytes()) != 0) {
       corrupt(fmt::format("{} at {:#x}, which is not a multiple of the cluster size", what, offset.bytes()));
     }
+    if (offset > HostOffset(std::numeric_limits<std::int64_t>::max())) {
+      corrupt(fmt::format("{} at {:#x}, past any file", what, offset.bytes()));
+    }
+  }
+
+  void judge_table(const char* what, HostOffset offset, std::uint64_t length) const {
+    judge_offset(what, offset);
+    if (length == 0) return;
     if (offset > HostOffset(file_size_) || length > file_size_ - offset.bytes()) {
       corrupt(fmt::format("{} of {} bytes at {:#x} ends past the end of the file ({} bytes)", what, length,
                           offset.bytes(), file_size_));

@@ -157,6 +157,10 @@ TEST_F(HeaderLimitTest, EachLimitRefuses) {
   // Snapshots.
   EXPECT_EQ(with([](V3& h) { h.v2.snapshot_count = 65536; }), kFine);
   EXPECT_EQ(with([](V3& h) { h.v2.snapshot_count = 65537; }), kCorrupt);
+  EXPECT_EQ(with([](V3& h) { h.v2.snapshots_offset = 0x10000; }), kFine);
+  EXPECT_EQ(with([](V3& h) { h.v2.snapshots_offset = 0x10010; }), kCorrupt)
+      << "QEMU minds it although there is none";
+  EXPECT_EQ(with([](V3& h) { h.v2.snapshots_offset = std::uint64_t{1} << 63; }), kCorrupt);
   // The backing name.
   EXPECT_EQ(with([](V3& h) { h.v2.backing_name_length = 0; }), kFine) << "no backing file";
   EXPECT_EQ(with([](V3& h) { h.v2.backing_name_length = 1023; }), kFine);

@@ -94,11 +94,6 @@ class Inventory {
   void add_snapshots() {
     const Header& header = image_.header();
     const HostOffset pointer(offsetof(HeaderV2, snapshots_offset));
-    if (image_.geometry().offset_in_cluster(header.snapshots.bytes()) != 0) {
-      find(Flaw::Misaligned, Severity::DataLoss, pointer,
-           "the snapshot table is not at a cluster's beginning", header.snapshots.bytes());
-      return;
-    }
     SnapshotReader reader(image_);
     while (const std::optional<Snapshot> snapshot = reader.next()) add_snapshot(*snapshot);
     if (!reader.problem().empty()) {

@@ -274,7 +274,9 @@ std::unique_ptr<Chain> Chain::open(const std::string& path, ImageFormat format, 
 }
 
 bool Chain::contains(const FileIdentity& file) const {
-  return std::ranges::any_of(layers_, [&](const Layer& layer) { return layer.file().identity() == file; });
+  return std::ranges::any_of(layers_, [&](const Layer& layer) {
+    return layer.file().identity() == file || layer.data().identity() == file;
+  });
 }
 
 Extents Chain::extents(const GuestRange& range) {

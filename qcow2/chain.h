@@ -83,7 +83,7 @@ class Chain : public BlockDevice {
 
   const std::vector<Layer>& layers() const noexcept { return layers_; }
   const Layer& top() const noexcept { return layers_.front(); }
-  /// Whether `file` is one of the layers, by whatever name.
+  /// Whether `file` is one of the layers or holds the data of one, by whatever name.
   bool contains(const FileIdentity& file) const;
 
   /// Which layer has the bytes of `range`, and where: in order, without gaps, for a part of the range

@@ -512,6 +512,16 @@ TEST_F(PolicyTest, AChainKnowsItsFiles) {
   EXPECT_FALSE(chain->contains(File::open_to_read(folder / "other/base.qcow2").identity()));
 }
 
+TEST_F(PolicyTest, AChainKnowsItsDataFiles) {
+  const std::string data = folder / "tree/data.raw";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=" + data, folder / "tree/base.qcow2", "4096"});
+  layer("tree/top.qcow2", "base.qcow2");
+  OpenOptions options;
+  options.allow_data_file = true;
+  const auto chain = Chain::open(folder / "tree/top.qcow2", ImageFormat::Qcow2, options);
+  EXPECT_TRUE(chain->contains(File::open_to_read(data).identity())) << "or --force would replace it";
+}
+
 class IdentityChainTest : public PolicyTest {
  protected:
   static Identity identity(const std::string& parent_id, const std::string& checkpoint = "",

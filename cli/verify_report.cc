@@ -9,6 +9,7 @@
 
 #include "cli/proof_log.h"
 #include "cli/text.h"
+#include "extent/nbd_connection.h"
 
 namespace qchain {
 
@@ -136,6 +137,16 @@ VerifyReport::VerifyReport(const VerifyOptions& options, std::string mode)
   }
 }
 
+// Of one layer: what it holds was checked, the rest of the disk is inherited.
+Json VerifyReport::content_json(const LayerDrill& layer) const {
+  Json json = to_json(*layer.proof);
+  const bool whole = o_.selection.is_everything() && !layer.proof->stopped_at;
+  json["reach"] = whole ? "everything" : "a part";
+  json["inherited_blocks"] =
+      whole ? Json(layer.manifest.summary->header.blocks() - layer.proof->blocks) : Json(nullptr);
+  return json;
+}
+
 void VerifyReport::add(Outcome outcome, const std::string& message) {
   selected_ = worse(selected_, outcome);
   verdicts_.push_back({{"outcome", to_string(outcome)}, {"message", escaped(message)}});
@@ -177,7 +188,7 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
     text_ += fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(layer.manifest),
                          content ? content_text(layer) : "metadata sound");
     layers_[i]["manifest"] = to_json(layer.manifest);
-    layers_[i]["content"] = layer.proof ? to_json(*layer.proof) : Json(nullptr);
+    layers_[i]["content"] = layer.proof ? content_json(layer) : Json(nullptr);
     const std::optional<Identity> identity = chain.layers()[i].identity();
     layers_[i]["layer_id"] = identity ? Json(identity->id) : Json(nullptr);
     layers_[i]["checkpoint"] = identity ? or_null(identity->checkpoint) : Json(nullptr);
@@ -342,6 +353,7 @@ Outcome VerifyReport::finish(Console& console) {
   fields["layers"] = layers_;
   fields["differences"] = damages_;
   fields["unread"] = unread_;
+  fields["versions"] = {{"manifest", 1}, {"openssl", crypto_version()}, {"libnbd", nbd_version()}};
   fields["time"] = iso_time(std::time(nullptr));
   fields["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
   if (o_.record) append_proof(o_.image, outcome(), fields);

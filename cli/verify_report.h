@@ -32,6 +32,7 @@ class VerifyReport {
 
  private:
   Outcome outcome() const;
+  Json content_json(const LayerDrill& layer) const;
   std::string damage_text(const Chain& chain, const Damage& damage) const;
   std::string difference_text(const Chain& chain, const Difference& difference) const;
   void list(const Chain& chain, const Proof& proof, const std::string& read_from);

@@ -461,4 +461,10 @@ std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
   return std::move(reply->extents);
 }
 
+std::string nbd_version() {
+  const std::unique_ptr<nbd_handle, decltype(&nbd_close)> handle(nbd_create(), nbd_close);
+  const char* const version = handle ? nbd_get_version(handle.get()) : nullptr;
+  return version != nullptr ? version : "unknown";
+}
+
 }  // namespace qchain

@@ -117,4 +117,7 @@ class NbdConnection {
   std::atomic<bool> silent_ = false;                // timed out: as good as dead
 };
 
+/// Of libnbd, "1.14.2".
+std::string nbd_version();
+
 }  // namespace qchain

@@ -1,6 +1,7 @@
 #include "verify/digest.h"
 
 #include <fmt/format.h>
+#include <openssl/crypto.h>
 #include <openssl/err.h>
 #include <openssl/evp.h>
 #include <xxhash.h>
@@ -69,6 +70,8 @@ Algorithm algorithm_named(const std::string& name) {
 }
 
 bool is_cryptographic(Algorithm algorithm) noexcept { return algorithm != Algorithm::Xxh3_128; }
+
+const char* crypto_version() noexcept { return OpenSSL_version(OPENSSL_VERSION_STRING); }
 
 std::size_t digest_size(Algorithm algorithm) noexcept { return info(algorithm).size; }
 

@@ -27,6 +27,8 @@ const char* to_string(Algorithm algorithm) noexcept;
 Algorithm algorithm_named(const std::string& name);
 /// False for a checksum that anyone can forge.
 bool is_cryptographic(Algorithm algorithm) noexcept;
+/// Of the library that computes them, "3.0.15".
+const char* crypto_version() noexcept;
 /// Bytes of a digest.
 std::size_t digest_size(Algorithm algorithm) noexcept;
 

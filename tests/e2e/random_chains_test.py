@@ -37,6 +37,12 @@ class Point:
     checkpoint: str
     reference: Path
     parent: Point | None
+    manifest: bool = True
+
+    @property
+    def proven(self) -> bool:
+        """Whether manifests tell all of it: a raw image has none."""
+        return all(p.manifest and p.format == "qcow2" for p in self.chain)
 
     @property
     def chain(self) -> list[Point]:
@@ -177,6 +183,7 @@ class RandomChain:
         with self._guest_writes_meanwhile():
             document = self._qchain("pull", uri, "-o", point.image, *options, *self._speed(), "--json").json
         self._check_counts(document, point)
+        self._check_digest(document, point)
         self._verify(point, uri)
         if rng.random() < 0.25:
             self._same_bytes_again(uri, options)
@@ -204,6 +211,9 @@ class RandomChain:
         options = ["--checkpoint", point.checkpoint]
         if self.rng.random() < 0.8:
             options += ["--cluster-size", self.rng.choice(LAYER_CLUSTERS)]
+        if self.rng.random() < 0.1:
+            point.manifest = False
+            options += ["--digest", "none"]
         if point.parent:
             options += ["--parent", str(point.parent.image), "--since", point.parent.checkpoint]
             if point.parent.format == "raw":
@@ -252,6 +262,12 @@ class RandomChain:
         self.test.assertEqual(document["data_bytes"] + document["zero_bytes"] + document["inherited_bytes"], size)
         self.test.assertEqual(document["kind"], "increment" if point.parent else "full")
 
+    def _check_digest(self, document: dict[str, Any], point: Point) -> None:
+        """The digest of the whole disk, folded from the parent's: what an independent program says of all of it."""
+        if point.format == "qcow2":
+            expected = "sha256:" + blkhash.of_file(point.reference) if point.proven else None
+            self.test.assertEqual(document["digest"], expected)
+
     def _check_layer(self, point: Point, uri: str, several: bool) -> None:
         """What the layer itself holds: no data cluster of zeros, and nothing that did not change."""
         if point.format == "raw":
@@ -291,10 +307,28 @@ class RandomChain:
         test.assert_sound(point.image)
         test.assert_holds(point.image, point.reference)
         restored = self.folder / "restored.raw"
-        self._qchain("restore", point.image, restored, "--no-verify")
+        expect = 0 if point.proven else 4
+        # A layer that holds all of the disk needs no other's manifest.
+        test.qchain("restore", point.image, restored, expect=expect if point.proven else (0, 4))
         test.assert_same_bytes(restored, point.reference)
         restored.unlink()
+        test.qchain("check", point.image, "--strict")
+        test.qchain("verify", point.image, *self._speed(), expect=expect)
+        if not point.proven and self.rng.random() < 0.5:
+            self._seal(point)
         self._check_map(point)
+
+    def _seal(self, point: Point) -> None:
+        """The manifests that are missing, made from what is there; on a copy, so that the others stay as they are."""
+        copy = self.folder / "sealed"
+        copy.mkdir()
+        for p in point.chain:
+            for file in self.folder.glob(p.image.name + "*"):
+                self.test.run_tool("cp", "--sparse=always", file, copy)
+        document = self.test.qchain("verify", copy / point.image.name, "--seal", "--json").json
+        self.test.assertEqual(document["sealed"][-1]["root"], "sha256:" + blkhash.of_file(point.reference))
+        self.test.qchain("verify", copy / point.image.name)
+        self.test.run_tool("rm", "-r", copy)
 
     def _check_map(self, point: Point) -> None:
         """chaininfo and QEMU say the same of every byte: zeros, or from which file and where in it."""

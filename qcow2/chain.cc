@@ -301,6 +301,20 @@ std::vector<Mapping> Chain::map_layer_alone(std::size_t layer, const GuestRange&
   return mappings;
 }
 
+ExtentSource Chain::extents_of_layer(std::size_t layer, std::uint64_t length) const {
+  return [this, layer, rest = guest_range(0, length), window = std::vector<Mapping>{},
+          next = std::size_t{0}]() mutable -> std::optional<Extent> {
+    if (next == window.size()) {
+      if (rest.empty()) return std::nullopt;
+      window = map_layer_alone(layer, rest);
+      next = 0;
+      rest.begin = window.back().range.end;
+    }
+    const Mapping& mapping = window[next++];
+    return Extent{mapping.range, mapping.kind};
+  };
+}
+
 // Maps the `wanted` ranges in one layer. What it has goes to `found`, what it leaves to the layers below
 // goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
 GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,

@@ -92,6 +92,8 @@ class Chain : public BlockDevice {
   std::vector<Mapping> map(const GuestRange& range, std::size_t first = 0) const;
   /// What layer `layer` holds itself; likewise. Inherit: nothing.
   std::vector<Mapping> map_layer_alone(std::size_t layer, const GuestRange& range) const;
+  /// The first `length` bytes of the same as a stream. The chain has to outlive it.
+  ExtentSource extents_of_layer(std::size_t layer, std::uint64_t length) const;
 
  private:
   explicit Chain(std::vector<Layer> layers) : layers_(std::move(layers)) {}

@@ -219,21 +219,6 @@ ExtentSource named_blocks(const std::string& path) {
       [state = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})] { return state->next(); };
 }
 
-// What one layer's own tables say.
-ExtentSource held_ranges(const Chain& chain, std::size_t layer, std::uint64_t length) {
-  return [&chain, layer, rest = guest_range(0, length), window = std::vector<Mapping>{},
-          next = std::size_t{0}]() mutable -> std::optional<Extent> {
-    if (next == window.size()) {
-      if (rest.empty()) return std::nullopt;
-      window = chain.map_layer_alone(layer, rest);
-      next = 0;
-      rest.begin = window.back().range.end;
-    }
-    const Mapping& mapping = window[next++];
-    return Extent{mapping.range, mapping.kind};
-  };
-}
-
 template <class Watcher>
 Proof prove(Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, const ProofOptions& options) {
   std::optional<std::uint64_t> stopped_at;
@@ -316,7 +301,7 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
   const std::uint64_t length = digests.top().length;
   Job job{chain, digests, {}};
   // Where both say zeros, there is nothing to read.
-  ExtentSource looked_at = normalise(zip(named_blocks(path), held_ranges(chain, index, length),
+  ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
                                          [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
                                      kDigestBlock, Position::Overlay);
   return prove<LayerWatcher>(

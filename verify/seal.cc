@@ -14,21 +14,6 @@ namespace qchain {
 
 namespace {
 
-// What a layer holds itself, as its own tables say.
-ExtentSource own_kinds(const Chain& chain, std::size_t layer, std::uint64_t length) {
-  return [&chain, layer, rest = guest_range(0, length), window = std::vector<Mapping>{},
-          next = std::size_t{0}]() mutable -> std::optional<Extent> {
-    if (next == window.size()) {
-      if (rest.empty()) return std::nullopt;
-      window = chain.map_layer_alone(layer, rest);
-      next = 0;
-      rest.begin = window.back().range.end;
-    }
-    const Mapping& mapping = window[next++];
-    return Extent{mapping.range, mapping.kind};
-  };
-}
-
 ParentDigests beneath(const Chain& chain, std::size_t index) {
   return index + 1 < chain.layers().size() ? parent_digests(chain, index + 1) : ParentDigests{};
 }
@@ -84,7 +69,7 @@ void write(const Chain& chain, std::size_t index, const SealOptions& options) {
   const std::uint64_t parent_length = header.overlay ? chain.layers()[index + 1].true_length() : 0;
   LayerManifest manifest(chain.layers()[index].path(), header, parent_length, std::move(parent.digests));
   const LayerObserver observer = manifest.observer();
-  LayerPieces pieces(own_kinds(chain, index, header.length), observer.block_size,
+  LayerPieces pieces(chain.extents_of_layer(index, header.length), observer.block_size,
                      header.overlay ? Position::Overlay : Position::Bottom, observer.also_read, {});
   scan([&] { return chain.open_reader_at(index); },
        [&](Piece& piece, Extents& stored) { return pieces.next(piece, stored); }, observer.make_watcher,

@@ -15,8 +15,12 @@ using Clock = std::chrono::steady_clock;
 
 constexpr std::size_t kMaxListed = 1000;
 
-// What is read, by whom it is judged, and what came of it.
+// Whose bytes are read.
+enum class Subject { Layer, Disk };
+
+// What they are held against, and what came of it.
 struct Job {
+  Subject subject;
   const Chain& chain;
   ChainDigests& digests;
   Proof proof;
@@ -94,43 +98,9 @@ class ProofWatcher : public PieceWatcher {
     for (const Unreadable& unread : unread_) job_.add(unread);
   }
 
- protected:
-  virtual bool judge(const StoredBlock& block, std::span<const std::byte> bytes) {
-    return judge_.fits(block, bytes);
-  }
-  virtual Damage damage(const StoredBlock& block, std::span<const std::byte> bytes) {
-    Damage damage;
-    damage.range = block.range;
-    damage.cause = Cause::Changed;
-    damage.layer = block.layer;
-    damage.source = job_.chain.map(block.range).front();
-    damage.stored = block.held == Held::None ? "zeros" : judge_.name_of(block);
-    damage.found = judge_.name_of(bytes);
-    return damage;
-  }
-
-  Job& job_;
-  BlockJudge judge_;
-
  private:
-  bool is_unread(const GuestRange& range) const {
-    return std::ranges::any_of(
-        unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
-  }
-
-  std::uint64_t data_bytes_ = 0;
-  StoredPiece stored_;
-  std::vector<Damage> damages_;
-  std::vector<Unreadable> unread_;
-};
-
-// Judges what one layer holds.
-class LayerWatcher : public ProofWatcher {
- public:
-  using ProofWatcher::ProofWatcher;
-
- protected:
-  bool judge(const StoredBlock& block, std::span<const std::byte> bytes) override {
+  bool judge(const StoredBlock& block, std::span<const std::byte> bytes) {
+    if (job_.subject == Subject::Disk) return judge_.fits(block, bytes);
     // A full layer may hold zeros of which no record tells; an overlay that holds anything has a record of
     // it.
     if (block.held == Held::None && job_.digests.top().overlay) return false;
@@ -138,13 +108,33 @@ class LayerWatcher : public ProofWatcher {
     return block.held != Held::Part || judge_.own_bytes_fit(block, bytes, job_.chain);
   }
 
-  Damage damage(const StoredBlock& block, std::span<const std::byte> bytes) override {
-    Damage damage = ProofWatcher::damage(block, bytes);
-    damage.source = job_.chain.map(block.range, block.layer).front();
-    damage.cause = judge_.own_bytes_fit(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
+  Damage damage(const StoredBlock& block, std::span<const std::byte> bytes) {
+    Damage damage;
+    damage.range = block.range;
+    damage.layer = block.layer;
     damage.stored = judge_.name_of(block);
+    damage.found = judge_.name_of(bytes);
+    if (job_.subject == Subject::Layer) {
+      damage.source = job_.chain.map(block.range, block.layer).front();
+      damage.cause = judge_.own_bytes_fit(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
+    } else {
+      damage.source = job_.chain.map(block.range).front();
+      damage.cause = Cause::Changed;
+    }
     return damage;
   }
+
+  bool is_unread(const GuestRange& range) const {
+    return std::ranges::any_of(
+        unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
+  }
+
+  Job& job_;
+  BlockJudge judge_;
+  std::uint64_t data_bytes_ = 0;
+  StoredPiece stored_;
+  std::vector<Damage> damages_;
+  std::vector<Unreadable> unread_;
 };
 
 // Throws for the first block that does not fit.
@@ -219,11 +209,10 @@ ExtentSource named_blocks(const std::string& path) {
       [state = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})] { return state->next(); };
 }
 
-template <class Watcher>
 Proof prove(Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, const ProofOptions& options) {
   std::optional<std::uint64_t> stopped_at;
   scan(open_reader, until(pieces_of(std::move(looked_at)), options.deadline, stopped_at),
-       [&] { return std::make_unique<Watcher>(job); },
+       [&] { return std::make_unique<ProofWatcher>(job); },
        {options.workers, PieceLimits{}.data, options.progress});
   job.proof.stopped_at = stopped_at;
   return std::move(job.proof);
@@ -299,20 +288,20 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
   const std::string path = manifest_path(chain.layers()[index].path());
   ChainDigests digests({path}, index, true);
   const std::uint64_t length = digests.top().length;
-  Job job{chain, digests, {}};
+  Job job{Subject::Layer, chain, digests, {}};
   // Where both say zeros, there is nothing to read.
   ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
                                          [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
                                      kDigestBlock, Position::Overlay);
-  return prove<LayerWatcher>(
+  return prove(
       job, [&] { return chain.open_reader_at(index); },
       selected(std::move(looked_at), options.selection, length), options);
 }
 
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options) {
-  Job job{chain, digests, {}};
+  Job job{Subject::Disk, chain, digests, {}};
   const std::uint64_t length = std::min(disk.size(), digests.top().length);
-  return prove<ProofWatcher>(
+  return prove(
       job, [&] { return disk.open_reader(); },
       selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
                options.selection, length),

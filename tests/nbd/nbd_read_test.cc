@@ -114,9 +114,9 @@ TEST_F(NbdRead, TakesRepliesInAnyOrder) {
   server.on_read = [&](Wire& wire, const Request& request) {
     held.push_back(request);
     if (held.size() < 4) return;
-    std::ranges::reverse(held);
-    for (const Request& r : held) server.answer(wire, r);
-    held.clear();
+    // With the last answer the test is over, and `held` with it.
+    const std::vector<Request> all = std::exchange(held, {});
+    for (auto r = all.rbegin(); r != all.rend(); ++r) server.answer(wire, *r);
   };
   open();
   expect_right(0, kMiB);

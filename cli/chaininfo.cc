@@ -11,7 +11,7 @@
 #include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
 #include "qcow2/snapshot.h"
-#include "verify/manifest.h"
+#include "verify/drill.h"
 
 namespace qchain {
 
@@ -52,11 +52,14 @@ void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
 
 void learn_proof(ChainInfo& info, std::size_t index) {
   LayerInfo& known = info.layers[index];
-  known.last_proof = last_proof(known.layer->path());
-  const std::string path = manifest_path(known.layer->path());
+  const std::string path = manifest_of(*known.layer);
   if (access(path.c_str(), F_OK) != 0) return;
   try {
     known.manifest = read_manifest(path);
+    // A proof of something that lay here before is none of this.
+    const std::optional<Json> proof = last_proof(known.layer->path());
+    if (proof && proof->value("manifest", Json()) == known.manifest->own_digest.hex())
+      known.last_proof = proof;
   } catch (const Error& error) {
     info.survey.problems.push_back({index, error.outcome(), error.what()});
   }
@@ -141,7 +144,8 @@ std::string logged(const Json& log, const char* field) {
 
 // How far the last proof went, in words.
 std::string reach_of(const Json& log) {
-  const Json selection = log.value("selection", Json::object());
+  const auto in_log = log.find("selection");
+  const Json selection = in_log != log.end() && in_log->is_object() ? *in_log : Json::object();
   const auto number = [&](const char* field) -> std::uint64_t {
     const auto found = selection.find(field);
     return found != selection.end() && found->is_number_unsigned() ? found->get<std::uint64_t>() : 1;

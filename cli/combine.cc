@@ -15,6 +15,8 @@ namespace qchain {
 
 namespace {
 
+constexpr unsigned kMaxParts = 1000000;
+constexpr int kMaxDepth = 16;
 constexpr std::uint64_t kMaxReport = std::uint64_t{16} << 20;
 
 [[noreturn]] void usage(const std::string& message) { throw Error(Outcome::Usage, message); }
@@ -24,8 +26,13 @@ Json read_report(const std::string& path) {
   if (file.size() > kMaxReport) usage(fmt::format("{}: too large for a report", path));
   std::string text(file.size(), '\0');
   file.read(HostOffset(0), std::as_writable_bytes(std::span(text)));
-  Json report = Json::parse(text, nullptr, false);
-  if (!report.is_object() || report.value("schema", "") != "qchain.verify") {
+  const auto nesting = [](int depth, Json::parse_event_t, Json&) {
+    if (depth > kMaxDepth) usage("a report that is nested too deeply");
+    return true;
+  };
+  Json report = Json::parse(text, nesting, false);
+  if (!report.is_object() || report.value("schema", Json()) != "qchain.verify" ||
+      report.value("version", Json()) != 1) {
     usage(fmt::format("{}: is no report of qchain verify --json", path));
   }
   return report;
@@ -78,12 +85,26 @@ void add(Sum& sum, const std::string& path) {
   if (selection.at("only_earlier_findings").get<bool>()) {
     usage(fmt::format("{}: looked only at earlier findings; that is no part of a whole", path));
   }
-  if (!sum.parts.insert(selection.at("part").get<unsigned>()).second) {
+  const auto part = selection.at("part").get<unsigned>();
+  const auto parts = selection.at("parts").get<unsigned>();
+  if (part < 1 || part > parts || parts > kMaxParts)
+    usage(fmt::format("{}: part {} of {}", path, part, parts));
+  if (!sum.parts.insert(part).second) {
     usage(fmt::format("{}: is part {} a second time", path, selection.at("part").get<unsigned>()));
   }
   sum.outcome = worse(sum.outcome, outcome_named(report.at("selected_outcome").get<std::string>()));
   for (std::size_t i = 0; i < kBytes.size(); ++i) sum.bytes[i] += report.at(kBytes[i]).get<std::uint64_t>();
-  for (const Json& verdict : report.at("verdicts")) sum.verdicts.push_back(verdict);
+  for (const Json& verdict : report.at("verdicts")) {
+    sum.outcome = worse(sum.outcome, outcome_named(verdict.at("outcome").get<std::string>()));
+    sum.verdicts.push_back(verdict);
+  }
+  if (report.at("different_bytes") != 0) sum.outcome = worse(sum.outcome, Outcome::Mismatch);
+  if (report.at("unread_bytes") != 0) sum.outcome = worse(sum.outcome, Outcome::Io);
+  // Without a manifest, nothing tells whether the parts were of the same bytes.
+  for (const Json& layer : report.at("layers")) {
+    if (layer.at("manifest").at("own_digest").is_null())
+      sum.outcome = worse(sum.outcome, Outcome::Incomplete);
+  }
   for (const Json& difference : report.at("differences")) sum.differences.push_back(difference);
 }
 

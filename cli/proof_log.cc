@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 
 #include <cerrno>
+#include <filesystem>
 #include <string_view>
 
 #include "extent/file.h"
@@ -15,7 +16,12 @@ namespace {
 constexpr std::size_t kMaxLine = 4096;
 constexpr mode_t kMode = 0666;  // less the umask
 
-std::string log_path(const std::string& image) { return image + ".proofs"; }
+// Beside the file itself, also where a link leads to it.
+std::string log_path(const std::string& image) {
+  std::error_code error;
+  const std::filesystem::path real = std::filesystem::canonical(image, error);
+  return (error ? image : real.string()) + ".proofs";
+}
 
 }  // namespace
 
@@ -29,12 +35,17 @@ void append_proof(const std::string& image, Outcome outcome, const Json& report)
     line[field] = report[field];
   }
   line["layers"] = report["layers"].size();
+  const Json& layers = report["layers"];
+  line["manifest"] =
+      !layers.empty() && layers[0].contains("manifest") ? layers[0]["manifest"]["own_digest"] : Json(nullptr);
   line["against"] = report["against"];
   const std::string text = line.dump() + '\n';
   const std::string path = log_path(image);
-  const int descriptor = open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, kMode);
+  const int descriptor =
+      open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, kMode);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
   const File log(descriptor, path);
+  if (!log.is_regular()) throw Error(Outcome::Io, fmt::format("{}: is no regular file", path));
   log.append(std::as_bytes(std::span(text)));
   log.sync();
 }

@@ -55,6 +55,10 @@ void judge(const PullOptions& o) {
   raw_needs_none(o.compression.has_value(), "--compress");
   raw_needs_none(o.algorithm.has_value() || !o.manifest, "--digest");
   raw_needs_none(!o.sign_key.empty(), "--sign-key");
+  if (o.algorithm && !is_cryptographic(*o.algorithm) && !o.sign_key.empty()) {
+    usage(fmt::format("--sign-key: a signature over {} digests proves nothing; choose sha256",
+                      to_string(*o.algorithm)));
+  }
   if (!o.manifest && !o.sign_key.empty()) usage("--sign-key signs a manifest, and --digest none makes none");
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
   if (!raw && o.output == "-") usage("only a raw output can go to a pipe: add --format raw");
@@ -105,10 +109,14 @@ void judge_since(const PullOptions& o, const Layer& parent, Console& console) {
   }
 }
 
+// Nothing that is written here may be a layer of the chain that is built on.
 void protect_layers(const PullOptions& o, const Chain& parent) {
-  struct stat status {};
-  if (stat(o.output.c_str(), &status) == 0 && parent.contains(FileIdentity{status.st_dev, status.st_ino})) {
-    usage(fmt::format("{}: is a layer of the chain that is built on", o.output));
+  const std::string manifest = manifest_path(o.output);
+  for (const std::string& path : {o.output, o.output + ".partial", manifest, manifest + ".partial"}) {
+    struct stat status {};
+    if (stat(path.c_str(), &status) == 0 && parent.contains(FileIdentity{status.st_dev, status.st_ino})) {
+      usage(fmt::format("{}: is a layer of the chain that is built on", path));
+    }
   }
 }
 
@@ -236,21 +244,22 @@ std::unique_ptr<LayerManifest> begin_manifest(const PullOptions& o, const Chain*
       o.output, header, parent != nullptr ? parent->top().true_length() : 0, std::move(beneath.digests));
 }
 
-// The manifest first, so that an image under its name always has one. An image without must not find one
-// that was another's.
+// The manifest first, so that an image under its name always has one. An image without one must not be taken
+// for what another's says.
 void publish(Publication& image, LayerManifest* manifest) {
   if (manifest == nullptr) {
-    unlink(manifest_path(image.path()).c_str());
     image.publish();
+    unlink(manifest_path(image.path()).c_str());
     return;
   }
   manifest->publish();
   try {
     image.publish();
   } catch (...) {
-    manifest->retract();
+    if (!image.is_published()) manifest->retract();
     throw;
   }
+  manifest->settle();
 }
 
 Outcome pull_layer(const PullOptions& o, Console& console) {
@@ -384,6 +393,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   publication->sync();
   live.confirm();
   publication->publish();
+  unlink(manifest_path(o.output).c_str());  // of a file that was replaced
   console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output), human_size(range.length()),
                             human_size(copied.data_bytes)));
   Json fields;

@@ -44,13 +44,15 @@ void parse_sample(const std::string& text, Selection& selection) {
 // What no combination of other things can make right.
 void judge(const VerifyOptions& o) {
   if (o.image.empty() && o.combine.empty()) usage("IMAGE is missing; see qchain verify --help");
-  if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record)) {
-    usage("--combine adds up reports and looks at nothing else");
+  if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record || o.max_duration ||
+                             !o.selection.is_everything() || !o.trust_keys.empty())) {
+    usage("--combine adds up reports and looks at nothing else; keys and parts are the reports'");
   }
   if (o.against.empty() && (o.manifest_only || o.no_extents)) {
     usage("--manifest-only and --no-extents are about the live side: name it with --against");
   }
-  if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record)) {
+  if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
+                 !o.trust_keys.empty())) {
     usage("--seal writes the missing manifests and proves nothing: verify in a second call");
   }
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
@@ -74,22 +76,29 @@ std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOpt
   return std::chrono::steady_clock::now() + std::chrono::seconds(*o.max_duration);
 }
 
-void prove_against_live(const VerifyOptions& o, Chain& chain, VerifyReport& report, Console& console) {
+void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit, VerifyReport& report,
+                        Console& console) {
   NbdExport export_(o.nbd.target(o.against), {});
   Opaque opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
-  const std::unique_ptr<ChainDigests> stored = digests_from(chain, 0);
+  // What a manifest says that does not fit is no third side.
+  const std::unique_ptr<ChainDigests> stored = manifests_fit ? digests_from(chain, 0) : nullptr;
+  if (o.manifest_only && !stored) {
+    return report.add(
+        Outcome::Incomplete,
+        fmt::format("{}: has no manifest that fits, so there is nothing to hold the live side against",
+                    o.image));
+  }
   if (o.manifest_only) {
-    if (!stored) {
-      throw Error(
-          Outcome::Incomplete,
-          fmt::format("{}: has no manifest, so there is nothing to hold the live side against", o.image));
-    }
-    const ProofOptions options{o.nbd.workers(), o.selection, deadline_of(o), progress.updater()};
-    const Proof proof = prove_disk(live, chain, *stored, options);
-    export_.confirm();
-    return report.take(chain, proof, live.size());
+    ProofOptions options;
+    options.workers = o.nbd.workers();
+    options.selection = o.selection;
+    options.deadline = deadline_of(o);
+    options.progress = progress.updater();
+    report.take(chain, prove_disk(live, chain, *stored, options), live.size());
+    stored->finish();
+    return export_.confirm();
   }
   CompareOptions options;
   options.workers = o.nbd.workers();
@@ -98,26 +107,53 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, VerifyReport& repo
   if (stored) options.algorithm = stored->top().algorithm;
   options.selection = o.selection;
   options.deadline = deadline_of(o);
-  const Comparison comparison = compare(chain, live, options);
+  report.take(chain, compare(chain, live, options), live.size());
+  if (stored) stored->finish();
   export_.confirm();
-  report.take(chain, comparison, live.size());
+}
+
+// Runs a stage of the proof. What keeps it from its end is one more thing to report, beside what was found.
+template <class Stage>
+void attempt(VerifyReport& report, Stage&& stage) {
+  try {
+    stage();
+  } catch (const Error& error) {
+    if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated ||
+        error.outcome() == Outcome::Usage) {
+      throw;
+    }
+    report.add(error.outcome(), error.what());
+  }
 }
 
 Outcome prove(const VerifyOptions& o, Console& console) {
   VerifyReport report(o, o.against.empty() ? "drill" : o.manifest_only ? "manifest-only" : "against");
   DrillOptions options;
   for (const std::string& path : o.trust_keys) options.trusted.emplace_back(path);
+  bool is_whole = false;
   {
     const Survey surveyed = survey(o.image, ImageFormat::Qcow2, o.common.open);
     report.take(check_chain(surveyed, Payloads::Doubtful));
-    if (!surveyed.problems.empty()) return report.finish(console);
+    is_whole = surveyed.problems.empty();
   }
-  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
-  Progress progress(console.progress_style(), "verify", chain->size());
-  options.content = o.against.empty();
-  options.proof = {o.nbd.workers(), o.selection, deadline_of(o), progress.updater()};
-  report.take(*chain, drill(*chain, options));
-  if (!o.against.empty()) prove_against_live(o, *chain, report, console);
+  attempt(report, [&] {
+    if (!is_whole) return;
+    const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+    Progress progress(console.progress_style(), "verify", chain->size());
+    options.content = o.against.empty();
+    options.proof.workers = o.nbd.workers();
+    options.proof.selection = o.selection;
+    options.proof.deadline = deadline_of(o);
+    options.proof.progress = progress.updater();
+    const std::vector<LayerDrill> layers = drill(*chain, options);
+    report.take(*chain, layers);
+    if (o.against.empty()) return;
+    const bool fit = std::ranges::all_of(layers, [](const LayerDrill& layer) {
+      const Outcome outcome = worse(layer.manifest.outcome, layer.failure.outcome);
+      return outcome == Outcome::Done || outcome == Outcome::Incomplete;
+    });
+    attempt(report, [&] { prove_against_live(o, *chain, fit, report, console); });
+  });
   return report.finish(console);
 }
 
@@ -142,7 +178,7 @@ Outcome seal(const VerifyOptions& o, Console& console) {
     const Layer& layer = chain->layers()[i];
     Progress progress(console.progress_style(), "seal", layer.virtual_size());
     const Sealed sealed = seal_layer(*chain, i, {o.nbd.workers(), key ? &*key : nullptr, progress.updater()});
-    const ManifestSummary summary = read_manifest(manifest_path(layer.path()));
+    const ManifestSummary summary = read_manifest(manifest_of(layer));
     const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
     console.print(fmt::format("{:3} {}: {}; digest {}\n", i, escaped(layer.path()), to_string(sealed), root));
     layers.push_back({{"index", i},

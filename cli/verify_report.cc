@@ -187,6 +187,7 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
     }
     text_ += fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(layer.manifest),
                          content ? content_text(layer) : "metadata sound");
+    if (layer.failure.outcome != Outcome::Done) add(layer.failure.outcome, layer.failure.message);
     layers_[i]["manifest"] = to_json(layer.manifest);
     layers_[i]["content"] = layer.proof ? content_json(layer) : Json(nullptr);
     const std::optional<Identity> identity = chain.layers()[i].identity();
@@ -194,6 +195,7 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
     layers_[i]["checkpoint"] = identity ? or_null(identity->checkpoint) : Json(nullptr);
     if (!content) continue;
     if (layer.proof) list(chain, *layer.proof, layer.file);
+    if (layer.failure.outcome != Outcome::Done) continue;
     if (!layer.manifest.exists) {
       add(Outcome::Incomplete, fmt::format("{}: no manifest: its content was not checked", layer.file));
     } else if (layer.manifest.summary && !layer.manifest.summary->root) {
@@ -213,10 +215,13 @@ void VerifyReport::list(const Chain& chain, const Proof& proof, const std::strin
   damaged_bytes_ += proof.damaged_bytes;
   unread_bytes_ += proof.unreadable_bytes;
   std::vector<std::string> lines;
+  std::uint64_t listed = 0;
   for (const Damage& damage : proof.damages) {
     damages_.push_back(to_json(chain, damage));
     lines.push_back(damage_text(chain, damage));
+    listed += damage.range.length();
   }
+  all_listed_ = all_listed_ && listed == proof.damaged_bytes;
   add_lines(lines);
   if (proof.damaged_bytes != 0) {
     add(Outcome::Mismatch,
@@ -263,19 +268,28 @@ void VerifyReport::take(const Chain& chain, const Comparison& comparison, std::u
                                        chain.top().true_length(), live_bytes));
   }
   std::vector<std::string> lines;
+  std::uint64_t listed = 0;
   for (const Difference& difference : comparison.differences) {
     damages_.push_back(to_json(chain, difference));
     lines.push_back(difference_text(chain, difference));
+    listed += difference.range.length();
   }
+  all_listed_ = all_listed_ && listed == comparison.different_bytes;
   add_lines(lines);
-  // All of one cause are one verdict.
-  for (const Cause cause :
-       {Cause::Rotted, Cause::Missed, Cause::Beneath, Cause::Changed, Cause::Unknown, Cause::Moving}) {
+  // All of one cause are one verdict, whether the list has them or not.
+  for (std::size_t i = 0; i < kCauses; ++i) {
+    const auto cause = static_cast<Cause>(i);
+    if (comparison.bytes_of[i] == 0) continue;
     const auto first = std::ranges::find(comparison.differences, cause, &Difference::cause);
-    if (first == comparison.differences.end()) continue;
     add(cause == Cause::Moving ? Outcome::Inconclusive : Outcome::Mismatch,
-        fmt::format("{}: differs from {} ({}), the first at guest {}", o_.image, o_.against, to_string(cause),
-                    to_string(first->range)));
+        fmt::format(
+            "{}: {} differ from {} ({}){}", o_.image, human_size(comparison.bytes_of[i]), o_.against,
+            to_string(cause),
+            first == comparison.differences.end() ? "" : ", the first at guest " + to_string(first->range)));
+  }
+  if (comparison.unread_outcome != Outcome::Done) {
+    add(comparison.unread_outcome,
+        fmt::format("{}: {} could not be compared", o_.image, human_size(comparison.unread_bytes)));
   }
   for (const Unreadable& unread : comparison.unread) {
     unread_.push_back(to_json(unread));
@@ -352,11 +366,21 @@ Outcome VerifyReport::finish(Console& console) {
   fields.update(live_);
   fields["layers"] = layers_;
   fields["differences"] = damages_;
+  fields["all_listed"] = all_listed_;
   fields["unread"] = unread_;
   fields["versions"] = {{"manifest", 1}, {"openssl", crypto_version()}, {"libnbd", nbd_version()}};
   fields["time"] = iso_time(std::time(nullptr));
   fields["seconds"] = std::chrono::duration<double>(std::chrono::steady_clock::now() - started_).count();
-  if (o_.record) append_proof(o_.image, outcome(), fields);
+  if (o_.record) {
+    try {
+      append_proof(o_.image, outcome(), fields);
+    } catch (const Error& error) {
+      add(error.outcome(), error.what());
+      console.error(error.what());
+      fields["verdicts"] = verdicts_;
+      fields["selected_outcome"] = to_string(selected_);
+    }
+  }
   console.document(outcome(), fields);
   return outcome();
 }

@@ -51,6 +51,7 @@ class VerifyReport {
   std::string text_;
   std::string root_;
   std::vector<std::string> not_proven_;
+  bool all_listed_ = true;
   std::uint64_t read_bytes_ = 0;
   std::uint64_t asserted_bytes_ = 0;
   std::uint64_t damaged_bytes_ = 0;

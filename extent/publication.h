@@ -24,6 +24,7 @@ class Publication {
   Publication& operator=(const Publication&) = delete;
 
   const File& file() const noexcept { return file_; }
+  bool is_published() const noexcept { return published_; }
   /// The name that it will have.
   const std::string& path() const noexcept { return path_; }
 

@@ -107,7 +107,7 @@ struct ClusterPart {
 class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader)
-      : job_(job), reader_(std::move(reader)), buffer_(job.limits.data) {
+      : job_(job), reader_(std::move(reader)), buffer_(job.limits.data + job.geometry.unit()) {
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
   }
@@ -172,7 +172,9 @@ class LayerWorker : public Worker {
     for (const Extent& run : piece_.runs) {
       if (run.kind != Kind::Data) continue;
       const std::uint64_t length = run.range.length();
-      const std::uint64_t whole = align_up(length, geometry().unit());
+      // A run may begin inside a unit, where blocks are smaller than units.
+      const std::uint64_t whole =
+          align_up(run.range.end.bytes(), geometry().unit()) - run.range.begin.bytes();
       batch.push_back({run.range.begin, free.first(length)});
       std::ranges::fill(free.subspan(length, whole - length), std::byte{0});
       free = free.subspan(whole);

@@ -1,14 +1,17 @@
 #include "verify/chain_digests.h"
 
-#include <fmt/format.h>
-
 #include <algorithm>
+#include <utility>
 
 #include "extent/error.h"
+#include "extent/interrupt.h"
 
 namespace qchain {
 
 namespace {
+
+// Between two looks for an interrupt: 64 GiB of zeros.
+constexpr std::uint64_t kAtATime = std::uint64_t{1} << 20;
 
 std::uint64_t first_block(const GuestRange& range) { return range.begin.bytes() / kDigestBlock; }
 std::uint64_t end_block(const GuestRange& range) { return divide_up(range.end.bytes(), kDigestBlock); }
@@ -34,12 +37,12 @@ void ChainDigests::Source::advance_to(std::uint64_t block) {
 ChainDigests::ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete)
     : first_layer_(first_layer), complete_(complete) {
   for (const std::string& path : manifests) {
-    readers_.push_back(std::make_unique<Source>(path));
-    if (readers_.back()->header().algorithm != top().algorithm) {
-      throw Error(Outcome::Mismatch, fmt::format("{}: has {} digests, and {} has {}", path,
-                                                 to_string(readers_.back()->header().algorithm),
-                                                 manifests.front(), to_string(top().algorithm)));
+    auto source = std::make_unique<Source>(path);
+    if (!readers_.empty() && source->header().algorithm != top().algorithm) {
+      complete_ = false;
+      break;
     }
+    readers_.push_back(std::move(source));
   }
 }
 
@@ -71,7 +74,8 @@ ChainDigests::Run ChainDigests::next(std::uint64_t first, std::uint64_t at_most)
 
 void ChainDigests::add_to(DiskDigest& disk, std::uint64_t first, std::uint64_t count, std::uint64_t end) {
   while (count > 0) {
-    const Run run = next(first, count);
+    throw_if_interrupted();
+    const Run run = next(first, std::min(count, kAtATime));
     const std::uint64_t length = std::min(end - first * kDigestBlock, run.count * kDigestBlock);
     if (run.whole == nullptr) {
       disk.add_zeros(length);

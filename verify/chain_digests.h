@@ -16,9 +16,9 @@ namespace qchain {
 /// way down. Streamed in the order of the disk: memory for one record a layer.
 class ChainDigests {
  public:
-  /// `manifests`: of layers `first_layer`, and so on downwards; not empty, of one algorithm. `complete`:
-  /// there is no further layer beneath them; else what none of them holds is unknown. Throws Error as
-  /// ManifestReader does, and Mismatch where the algorithms differ.
+  /// `manifests`: of layers `first_layer`, and so on downwards; not empty. `complete`: there is no further
+  /// layer beneath them; else what none of them holds is unknown. One of another algorithm than the first
+  /// tells nothing, nor does any beneath it. Throws Error as ManifestReader does.
   ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete);
 
   const ManifestHeader& top() const noexcept { return readers_.front()->header(); }

@@ -37,6 +37,7 @@ struct Job {
 
   void add_unread(const Unreadable& unread) {
     result.unread_bytes += unread.range.length();
+    result.unread_outcome = worse(result.unread_outcome, unread.outcome);
     result.compared_bytes -= unread.range.length();
     std::vector<Unreadable>& all = result.unread;
     if (!all.empty() && all.back().message == unread.message && all.back().range.end == unread.range.begin) {
@@ -61,12 +62,16 @@ struct Job {
   // A block that differs, sector by sector, so that the range is named as narrowly as it can be.
   void add_difference(const Difference& difference) {
     result.different_bytes += difference.range.length();
+    result.bytes_of[static_cast<std::size_t>(difference.cause)] += difference.range.length();
     std::vector<Difference>& all = result.differences;
     if (!all.empty()) {
       Difference& last = all.back();
-      const bool same_source = last.source.layer == difference.source.layer &&
-                               last.source.storage == difference.source.storage &&
-                               last.source.kind == difference.source.kind;
+      // Whose fault a missed change is, is found out block by block.
+      const bool same_block =
+          last.range.begin.bytes() / kDigestBlock == difference.range.begin.bytes() / kDigestBlock;
+      const bool same_source =
+          last.source.layer == difference.source.layer && last.source.storage == difference.source.storage &&
+          last.source.kind == difference.source.kind && (difference.cause != Cause::Missed || same_block);
       if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause) {
         last.range.end = difference.range.end;
         return;
@@ -318,23 +323,48 @@ ExtentSource both_sides(Chain& chain, BlockDevice& live, const Selection& select
   return selected(as_zeros(std::move(kinds)), selection, std::max(chain.size(), live.size()));
 }
 
-// Where a layer's own bytes were right and something beneath it is damaged, the bitmap is not to blame.
-void blame_what_is_beneath(const Chain& chain, Comparison& result) {
-  ProofOptions options;
+// Where a layer's own bytes were right, the bitmap is to blame only if all that is beneath is known to be
+// right.
+void blame_what_is_beneath(const Chain& chain, const CompareOptions& options, Comparison& result) {
+  ProofOptions proof_options;
+  proof_options.workers = options.workers;
+  proof_options.deadline = options.deadline;
   for (const Difference& difference : result.differences) {
-    if (difference.cause == Cause::Missed && !difference.range.empty()) {
-      options.selection.only.push_back(difference.range);
-    }
+    if (difference.cause == Cause::Missed) proof_options.selection.only.push_back(difference.range);
   }
-  if (options.selection.only.empty()) return;
-  for (std::size_t layer = 1; layer < manifests_from(chain, 0); ++layer) {
-    const Proof proof = prove_layer(chain, layer, options);
+  if (proof_options.selection.only.empty()) return;
+  const auto change = [&](Difference& difference, Cause cause) {
+    const std::uint64_t bytes = difference.range.length();
+    result.bytes_of[static_cast<std::size_t>(difference.cause)] -= bytes;
+    result.bytes_of[static_cast<std::size_t>(cause)] += bytes;
+    difference.cause = cause;
+  };
+  for (std::size_t layer = 1; layer < chain.layers().size(); ++layer) {
+    const bool can_tell = layer < manifests_from(chain, 0);
+    const Proof proof = can_tell ? prove_layer(chain, layer, proof_options) : Proof{};
     for (Difference& difference : result.differences) {
-      if (difference.cause == Cause::Missed && touches(proof, difference.range)) {
-        difference.cause = Cause::Beneath;
+      if (difference.cause != Cause::Missed && difference.cause != Cause::Unknown) continue;
+      if (touches(proof, difference.range)) {
+        change(difference, Cause::Beneath);
+      } else if (difference.cause == Cause::Missed && (!can_tell || proof.stopped_at)) {
+        change(difference, Cause::Unknown);
       }
     }
   }
+}
+
+// What fills up the chain's last sector.
+void look_at_tail(Job& job) {
+  const std::optional<Damage> tail = damaged_tail(job.chain, 0);
+  if (!tail) return;
+  Difference difference;
+  difference.range = tail->range;
+  difference.source = tail->source;
+  difference.cause = Cause::Rotted;
+  difference.live_digest = "zeros";
+  difference.stored_digest = tail->stored;
+  difference.chain_digest = tail->found;
+  job.add_difference(difference);
 }
 
 }  // namespace
@@ -357,13 +387,14 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
       },
       options.workers);
   job.add_rest();
+  look_at_tail(job);
   Comparison& result = job.result;
   result.stopped_at = stopped_at;
   if (options.selection.is_everything() && !stopped_at && result.unread_bytes == 0) {
     result.live = job.live_digest.finish();
     result.chain = job.chain_digest.finish();
   }
-  if (options.stored != nullptr) blame_what_is_beneath(chain, result);
+  if (options.stored != nullptr) blame_what_is_beneath(chain, options, result);
   return std::move(result);
 }
 

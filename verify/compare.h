@@ -36,8 +36,10 @@ struct CompareOptions {
 struct Comparison {
   /// Merged into ranges and capped; different_bytes is exact.
   std::vector<Difference> differences;
-  std::uint64_t different_bytes = 0;  ///< Bytes of the ranges that differ, to the sector.
-  std::vector<Unreadable> unread;     ///< Capped, as the differences are; unread_bytes is exact.
+  std::uint64_t different_bytes = 0;              ///< Bytes of the ranges that differ, to the sector.
+  std::array<std::uint64_t, kCauses> bytes_of{};  ///< The same by cause.
+  Outcome unread_outcome = Outcome::Done;         ///< The worst of all that could not be read, listed or not.
+  std::vector<Unreadable> unread;                 ///< Capped, as the differences are; unread_bytes is exact.
   std::uint64_t unread_bytes = 0;
   std::uint64_t compared_bytes = 0;         ///< Of the disk: read, or known to be zeros on both sides.
   std::uint64_t read_bytes = 0;             ///< From each side.

@@ -12,7 +12,7 @@ namespace qchain {
 namespace {
 
 std::string manifest_of(const Chain& chain, std::size_t index) {
-  return manifest_path(chain.layers()[index].path());
+  return qchain::manifest_of(chain.layers()[index]);
 }
 
 std::string or_unknown(const std::string& text) { return text.empty() ? "unknown" : text; }
@@ -101,10 +101,20 @@ class ManifestJudge {
   }
 
   void judge_signature(const std::vector<TrustedKey>& trusted) {
+    const std::optional<ManifestSignature>& signature = verdict_.summary->signature;
+    if (signature && !is_own_signature(*signature, verdict_.summary->own_digest)) {
+      return complain(Outcome::BadManifest, "its signature is not of the key that it names");
+    }
     if (trusted.empty()) return;
-    if (!verdict_.summary->signature) return complain(Outcome::BadManifest, "is not signed");
+    if (!signature) return complain(Outcome::BadManifest, "is not signed");
+    if (!is_cryptographic(header().algorithm)) {
+      return complain(Outcome::BadManifest,
+                      fmt::format("has {} digests, which anybody can forge: its signature "
+                                  "proves nothing",
+                                  to_string(header().algorithm)));
+    }
     for (const TrustedKey& key : trusted) {
-      if (!key.accepts(*verdict_.summary->signature, verdict_.summary->own_digest)) continue;
+      if (!key.accepts(*signature, verdict_.summary->own_digest)) continue;
       verdict_.trusted_key = key.path();
       return;
     }
@@ -112,14 +122,16 @@ class ManifestJudge {
   }
 
   void judge_root() {
-    if (!verdict_.summary->root) return;
-    if (index_ + manifests_from(chain_, index_) != chain_.layers().size()) {
-      return complain(Outcome::Incomplete,
-                      "its root cannot be followed to the bottom: a layer beneath has no manifest");
-    }
+    if (header().overlay && !header().parent_root.empty()) judge_parent_root();
+    if (!verdict_.summary->root || verdict_.outcome != Outcome::Done) return;
     try {
-      if (header().overlay) judge_parent_root();
       const std::unique_ptr<ChainDigests> digests = digests_from(chain_, index_);
+      if (!digests->is_complete()) {
+        return complain(
+            Outcome::Incomplete,
+            "its root cannot be followed to the bottom: a layer beneath has no manifest, or one of "
+            "another algorithm; qchain verify --seal writes what is missing");
+      }
       DiskDigest disk(header().algorithm);
       digests->add_to(disk, 0, header().blocks(), header().length);
       digests->finish();
@@ -131,18 +143,27 @@ class ManifestJudge {
                              root_of(*verdict_.summary), named(header().algorithm, folded)));
       }
     } catch (const Error& error) {
-      if (error.outcome() != Outcome::BadManifest && error.outcome() != Outcome::Mismatch) throw;
-      verdict_.outcome = worse(verdict_.outcome, error.outcome());
-      verdict_.problems.emplace_back(error.what());
+      take(error);
     }
   }
 
   void judge_parent_root() {
-    const std::string below = root_of(read_manifest(manifest_of(chain_, index_ + 1)));
-    if (below == header().parent_root) return;
-    complain(Outcome::Mismatch, fmt::format("was written on a disk with root {}, and {} says {}",
-                                            or_unknown(header().parent_root), manifest_of(chain_, index_ + 1),
-                                            or_unknown(below)));
+    if (!has_manifest(chain_, index_ + 1)) return;
+    try {
+      const std::string below = root_of(read_manifest(manifest_of(chain_, index_ + 1)));
+      if (below == header().parent_root) return;
+      complain(Outcome::Mismatch,
+               fmt::format("was written on a disk with root {}, and {} says {}", header().parent_root,
+                           manifest_of(chain_, index_ + 1), or_unknown(below)));
+    } catch (const Error& error) {
+      take(error);
+    }
+  }
+
+  void take(const Error& error) {
+    if (error.outcome() != Outcome::BadManifest && error.outcome() != Outcome::Mismatch) throw;
+    verdict_.outcome = worse(verdict_.outcome, error.outcome());
+    verdict_.problems.emplace_back(error.what());
   }
 
   const Chain& chain_;
@@ -152,14 +173,24 @@ class ManifestJudge {
   ManifestVerdict verdict_;
 };
 
-// Where a layer's own bytes are right and something beneath is damaged, the bitmap is not to blame.
+// A change was missed only where all that is beneath is known to be right.
+Cause cause_beneath(const GuestRange& range, std::span<const LayerDrill> beneath) {
+  Cause cause = Cause::Missed;
+  for (const LayerDrill& layer : beneath) {
+    if (layer.proof && touches(*layer.proof, range)) return Cause::Beneath;
+    if (!layer.proof || layer.proof->stopped_at) cause = Cause::Unknown;
+  }
+  return cause;
+}
+
 void blame_what_is_beneath(Proof& proof, std::span<const LayerDrill> beneath) {
   for (Damage& damage : proof.damages) {
-    if (damage.cause != Cause::Missed) continue;
-    const bool damaged = std::ranges::any_of(
-        beneath, [&](const LayerDrill& layer) { return layer.proof && touches(*layer.proof, damage.range); });
-    if (damaged) damage.cause = Cause::Beneath;
+    if (damage.cause == Cause::Missed) damage.cause = cause_beneath(damage.range, beneath);
   }
+}
+
+bool is_interrupt(const Error& error) {
+  return error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated;
 }
 
 Outcome outcome_of(const Proof& proof) {
@@ -204,7 +235,7 @@ ManifestVerdict judge_manifest(const Chain& chain, std::size_t index, const std:
 }
 
 Outcome LayerDrill::outcome() const {
-  Outcome outcome = manifest.outcome;
+  Outcome outcome = worse(manifest.outcome, failure.outcome);
   if (!manifest.exists || !manifest.summary || !manifest.summary->root) {
     outcome = worse(outcome, Outcome::Incomplete);
   }
@@ -213,15 +244,22 @@ Outcome LayerDrill::outcome() const {
 
 std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
   std::vector<LayerDrill> layers(chain.layers().size());
+  ProofOptions proof = options.proof;
   for (std::size_t i = layers.size(); i-- > 0;) {
     LayerDrill& layer = layers[i];
     layer.file = chain.layers()[i].path();
-    layer.manifest = judge_manifest(chain, i, options.trusted);
-    const bool usable = layer.manifest.summary && layer.manifest.outcome != Outcome::BadManifest &&
-                        layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
-    if (!options.content || !usable) continue;
-    layer.proof = prove_layer(chain, i, options.proof);
-    blame_what_is_beneath(*layer.proof, std::span(layers).subspan(i + 1));
+    try {
+      layer.manifest = judge_manifest(chain, i, options.trusted);
+      const bool usable = layer.manifest.summary && layer.manifest.outcome != Outcome::BadManifest &&
+                          layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
+      if (!options.content || !usable) continue;
+      layer.proof = prove_layer(chain, i, proof);
+      blame_what_is_beneath(*layer.proof, std::span(layers).subspan(i + 1));
+      proof.max_listed -= std::min(proof.max_listed, layer.proof->damages.size());
+    } catch (const Error& error) {
+      if (is_interrupt(error)) throw;
+      layer.failure = {error.outcome(), error.what()};
+    }
   }
   return layers;
 }

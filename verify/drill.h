@@ -49,6 +49,11 @@ struct LayerDrill {
   std::string file;
   ManifestVerdict manifest;
   std::optional<Proof> proof;  ///< nullopt: its content was not looked at.
+  /// What kept it from being looked at; Done: nothing.
+  struct Failure {
+    Outcome outcome = Outcome::Done;
+    std::string message;
+  } failure;
   Outcome outcome() const;
 };
 

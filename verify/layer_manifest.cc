@@ -3,19 +3,40 @@
 #include <fmt/format.h>
 #include <unistd.h>
 
+#include <cerrno>
+#include <cstdio>
+
+#include <filesystem>
 #include <utility>
 
 #include "verify/drill.h"
 
 namespace qchain {
 
+namespace {
+
+// Of a file without an identity, nothing else tells whether its manifest is still its own.
+bool was_written_after(const std::string& path, const std::string& manifest) {
+  std::error_code error;
+  const auto written = std::filesystem::last_write_time(path, error);
+  const auto sealed = std::filesystem::last_write_time(manifest, error);
+  return error || written > sealed;
+}
+
+}  // namespace
+
 ParentDigests parent_digests(const Chain& chain, std::size_t index) {
   ParentDigests parent;
   const std::string& path = chain.layers()[index].path();
-  const ManifestVerdict verdict = judge_manifest(chain, index, {}, Depth::ManifestAlone);
+  const ManifestVerdict verdict = judge_manifest(chain, index, {});
   if (!verdict.exists) {
     parent.unknown_because =
         fmt::format("{} has no manifest; qchain verify --seal writes the missing ones", path);
+    return parent;
+  }
+  if (verdict.outcome == Outcome::Incomplete) {
+    parent.algorithm = verdict.summary->header.algorithm;
+    parent.unknown_because = verdict.problems.front();
     return parent;
   }
   if (verdict.outcome != Outcome::Done) {
@@ -30,8 +51,9 @@ ParentDigests parent_digests(const Chain& chain, std::size_t index) {
         fmt::format("the root of {} is unknown; qchain verify --seal finds it out", path);
     return parent;
   }
-  if (index + manifests_from(chain, index) != chain.layers().size()) {
-    parent.unknown_because = fmt::format("a layer beneath {} has lost its manifest", path);
+  if (!chain.layers()[index].identity() && was_written_after(path, manifest_of(chain.layers()[index]))) {
+    parent.unknown_because =
+        fmt::format("{} was written to after it was sealed; remove its manifest and seal it again", path);
     return parent;
   }
   parent.root = named(summary.header.algorithm, *summary.root);
@@ -42,6 +64,7 @@ ParentDigests parent_digests(const Chain& chain, std::size_t index) {
 LayerManifest::LayerManifest(const std::string& image, const ManifestHeader& header,
                              std::uint64_t parent_length, std::unique_ptr<ChainDigests> beneath)
     : publication_(manifest_path(image), Existing::Replace),
+      previous_(publication_.path() + ".previous"),
       replaces_(access(manifest_path(image).c_str(), F_OK) == 0),
       algorithm_(header.algorithm),
       builder_(publication_.file(), header, parent_length, std::move(beneath)) {}
@@ -53,10 +76,27 @@ std::optional<Digest> LayerManifest::finish(const SigningKey* key) {
   return finished.root;
 }
 
-void LayerManifest::publish() { publication_.publish(); }
+void LayerManifest::publish() {
+  // The image that is replaced keeps its manifest until it is.
+  if (replaces_) {
+    unlink(previous_.c_str());
+    if (link(publication_.path().c_str(), previous_.c_str()) != 0) {
+      throw system_error(fmt::format("{}: cannot be kept as {}", publication_.path(), previous_), errno);
+    }
+  }
+  publication_.publish();
+}
 
 void LayerManifest::retract() noexcept {
-  if (!replaces_) unlink(publication_.path().c_str());
+  if (replaces_) {
+    std::rename(previous_.c_str(), publication_.path().c_str());
+  } else {
+    unlink(publication_.path().c_str());
+  }
+}
+
+void LayerManifest::settle() noexcept {
+  if (replaces_) unlink(previous_.c_str());
 }
 
 }  // namespace qchain

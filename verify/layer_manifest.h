@@ -36,11 +36,14 @@ class LayerManifest {
   std::optional<Digest> finish(const SigningKey* key);
   /// Gives it its name: before the image has its own.
   void publish();
-  /// Takes the name away again, where there was no such file before: the image could not be published.
+  /// Takes the name away again, or gives it back to the file that had it: the image could not be published.
   void retract() noexcept;
+  /// The image has its name too: what was replaced is no longer needed.
+  void settle() noexcept;
 
  private:
   Publication publication_;
+  std::string previous_;
   bool replaces_;
   Algorithm algorithm_;
   ManifestBuilder builder_;

@@ -3,8 +3,10 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <filesystem>
 #include <utility>
 
+#include "extent/zero.h"
 #include "verify/block_judge.h"
 
 namespace qchain {
@@ -12,8 +14,6 @@ namespace qchain {
 namespace {
 
 using Clock = std::chrono::steady_clock;
-
-constexpr std::size_t kMaxListed = 1000;
 
 // Whose bytes are read.
 enum class Subject { Layer, Disk };
@@ -23,15 +23,18 @@ struct Job {
   Subject subject;
   const Chain& chain;
   ChainDigests& digests;
+  const std::size_t max_listed;
   Proof proof;
 
   void add(const Damage& damage) {
     proof.damaged_bytes += damage.range.length();
     std::vector<Damage>& all = proof.damages;
-    if (!all.empty() && all.back().range.end == damage.range.begin && all.back().cause == damage.cause &&
-        all.back().layer == damage.layer && all.back().source.layer == damage.source.layer) {
+    // Whose fault a missed change is, is found out block by block.
+    if (damage.cause != Cause::Missed && !all.empty() && all.back().range.end == damage.range.begin &&
+        all.back().cause == damage.cause && all.back().layer == damage.layer &&
+        all.back().source.layer == damage.source.layer) {
       all.back().range.end = damage.range.end;
-    } else if (all.size() < kMaxListed) {
+    } else if (all.size() < max_listed) {
       all.push_back(damage);
     }
   }
@@ -42,7 +45,7 @@ struct Job {
     if (!all.empty() && all.back().message == unreadable.message &&
         all.back().range.end == unreadable.range.begin) {
       all.back().range.end = unreadable.range.end;
-    } else if (all.size() < kMaxListed) {
+    } else if (all.size() < max_listed) {
       all.push_back(unreadable);
     }
   }
@@ -158,10 +161,19 @@ class Guard : public PieceWatcher {
         if (!block->known) continue;
         require(*block, run.into.subspan(block->range.begin - run.begin, block->range.length()));
       }
+      require_zero_tail(run);
     }
   }
 
  private:
+  // A last sector that the disk does not fill is filled up with zeros.
+  void require_zero_tail(const ReadRequest& run) {
+    const GuestRange tail{std::max(run.begin, GuestOffset(digests_.top().length)), run.range().end};
+    if (tail.empty() || is_zero(run.into.subspan(tail.begin - run.begin))) return;
+    throw Error(Outcome::Mismatch, fmt::format("{}: guest {}, behind the end of the disk, is not zeros",
+                                               chain_.top().path(), to_string(tail)));
+  }
+
   void require(const StoredBlock& block, std::span<const std::byte> bytes) {
     if (judge_.fits(block, bytes)) return;
     const Mapping source = chain_.map(block.range).front();
@@ -219,6 +231,12 @@ Proof prove(Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, 
 }
 
 }  // namespace
+
+std::string manifest_of(const Layer& layer) {
+  std::error_code error;
+  const std::filesystem::path real = std::filesystem::canonical(layer.path(), error);
+  return manifest_path(error ? layer.path() : real.string());
+}
 
 const char* to_string(Cause cause) noexcept {
   switch (cause) {
@@ -285,27 +303,49 @@ ExtentSource selected(ExtentSource extents, const Selection& selection, std::uin
 }
 
 Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& options) {
-  const std::string path = manifest_path(chain.layers()[index].path());
+  const std::string path = manifest_of(chain.layers()[index]);
   ChainDigests digests({path}, index, true);
   const std::uint64_t length = digests.top().length;
-  Job job{Subject::Layer, chain, digests, {}};
+  Job job{Subject::Layer, chain, digests, options.max_listed, {}};
   // Where both say zeros, there is nothing to read.
   ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
                                          [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
                                      kDigestBlock, Position::Overlay);
-  return prove(
+  Proof proof = prove(
       job, [&] { return chain.open_reader_at(index); },
       selected(std::move(looked_at), options.selection, length), options);
+  if (const std::optional<Damage> tail = damaged_tail(chain, index)) {
+    proof.damaged_bytes += tail->range.length();
+    if (proof.damages.size() < options.max_listed) proof.damages.push_back(*tail);
+  }
+  return proof;
 }
 
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options) {
-  Job job{Subject::Disk, chain, digests, {}};
+  Job job{Subject::Disk, chain, digests, options.max_listed, {}};
   const std::uint64_t length = std::min(disk.size(), digests.top().length);
   return prove(
       job, [&] { return disk.open_reader(); },
       selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
                options.selection, length),
       options);
+}
+
+std::optional<Damage> damaged_tail(const Chain& chain, std::size_t index) {
+  const Layer& layer = chain.layers()[index];
+  const GuestRange tail{GuestOffset(layer.true_length()), GuestOffset(layer.virtual_size())};
+  if (tail.empty() || tail.length() >= kSectorSize) return std::nullopt;
+  std::vector<std::byte> bytes(tail.length());
+  const ReadRequest request{tail.begin, bytes};
+  chain.open_reader_at(index)->read(std::span(&request, 1));
+  if (is_zero(bytes)) return std::nullopt;
+  Damage damage;
+  damage.range = tail;
+  damage.layer = index;
+  damage.source = chain.map(tail, index).front();
+  damage.stored = "zeros";
+  damage.found = "what fills up the last sector is not zeros";
+  return damage;
 }
 
 WatcherFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes) {

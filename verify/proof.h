@@ -14,6 +14,9 @@
 
 namespace qchain {
 
+/// Where the manifest of a layer lies: beside the file itself, also where a link led to it.
+std::string manifest_of(const Layer& layer);
+
 /// Which part of the disk is looked at. Everything, by default.
 struct Selection {
   /// Part `part` (from 1 on) of `parts` that together are everything: the disk is dealt out in stripes.
@@ -38,6 +41,7 @@ struct ProofOptions {
   Selection selection;
   std::optional<std::chrono::steady_clock::time_point> deadline;
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
+  std::size_t max_listed = 1000;  ///< Damages, and as many unreadable ranges.
 };
 
 /// Why bytes are not what the manifest says.
@@ -49,6 +53,7 @@ enum class Cause : std::uint8_t {
   Unknown,  ///< No manifest tells which side is right.
   Moving,   ///< The live side read differently a second time.
 };
+inline constexpr std::size_t kCauses = 6;
 /// "rotted", "missed by the dirty bitmap", "damaged beneath", "changed", "unknown", "moving".
 const char* to_string(Cause cause) noexcept;
 
@@ -98,6 +103,9 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
 /// Holds a disk against the digests of a chain, block by block. `chain` tells who held the block. Throws
 /// likewise.
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options);
+
+/// What fills up the last sector of a disk of layer `index`, where that is not zeros. Throws Error.
+std::optional<Damage> damaged_tail(const Chain& chain, std::size_t index);
 
 /// Watches a chain while it is read, and throws Error (Mismatch) for a block that is not what the manifests
 /// say, before anybody else makes use of it. `unknown_bytes` counts what no manifest knows.

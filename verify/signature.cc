@@ -55,6 +55,14 @@ std::vector<unsigned char> message_of(const Digest& own_digest) {
   return message;
 }
 
+bool is_valid(EVP_PKEY* key, const ManifestSignature& signature, const Digest& own_digest) {
+  const std::vector<unsigned char> message = message_of(own_digest);
+  const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
+  return context && EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, key) == 1 &&
+         EVP_DigestVerify(context.get(), reinterpret_cast<const unsigned char*>(signature.signature.data()),
+                          signature.signature.size(), message.data(), message.size()) == 1;
+}
+
 }  // namespace
 
 void FreeKey::operator()(void* key) const noexcept { EVP_PKEY_free(static_cast<EVP_PKEY*>(key)); }
@@ -86,11 +94,14 @@ TrustedKey::TrustedKey(const std::string& path)
       })) {}
 
 bool TrustedKey::accepts(const ManifestSignature& signature, const Digest& own_digest) const {
-  const std::vector<unsigned char> message = message_of(own_digest);
-  const std::unique_ptr<EVP_MD_CTX, FreeContext> context(EVP_MD_CTX_new());
-  return context && EVP_DigestVerifyInit(context.get(), nullptr, nullptr, nullptr, pkey(key_)) == 1 &&
-         EVP_DigestVerify(context.get(), reinterpret_cast<const unsigned char*>(signature.signature.data()),
-                          signature.signature.size(), message.data(), message.size()) == 1;
+  return is_valid(pkey(key_), signature, own_digest);
+}
+
+bool is_own_signature(const ManifestSignature& signature, const Digest& own_digest) {
+  const std::unique_ptr<void, FreeKey> key(EVP_PKEY_new_raw_public_key(
+      EVP_PKEY_ED25519, nullptr, reinterpret_cast<const unsigned char*>(signature.key.data()),
+      signature.key.size()));
+  return key && is_valid(pkey(key), signature, own_digest);
 }
 
 }  // namespace qchain

@@ -24,6 +24,9 @@ class SigningKey {
   std::unique_ptr<void, FreeKey> key_;
 };
 
+/// Whether `signature` was made with the key that it names. Who has that key is another question.
+bool is_own_signature(const ManifestSignature& signature, const Digest& own_digest);
+
 /// A public key, from a PEM file as `openssl pkey -pubout` writes it.
 class TrustedKey {
  public:

@@ -46,12 +46,16 @@ struct Job {
     }
   }
 
-  // What only one side has.
+  // What only one side has; of all parts of a whole, the first one tells of it.
   void add_rest() {
-    const std::uint64_t end = align_up(std::max(chain_length, live.size()), kSectorSize);
-    if (common_end() == GuestOffset(end)) return;
+    const GuestRange range{common_end(),
+                           GuestOffset(align_up(std::max(chain_length, live.size()), kSectorSize))};
+    const Selection& selection = options.selection;
+    const auto wanted = [&](const GuestRange& only) { return !intersect(only, range).empty(); };
+    if (range.empty() || selection.part != 1) return;
+    if (!selection.only.empty() && std::ranges::none_of(selection.only, wanted)) return;
     Difference rest;
-    rest.range = {common_end(), GuestOffset(end)};
+    rest.range = range;
     rest.source = {rest.range, Kind::Inherit, Storage::None, {}, 0, 0};
     rest.live_digest = rest.chain_digest = "only one side has this";
     if (chain_length > live.size()) rest.source = chain.map(rest.range).front();
@@ -67,7 +71,8 @@ struct Job {
       const bool same_source = last.source.layer == difference.source.layer &&
                                last.source.storage == difference.source.storage &&
                                last.source.kind == difference.source.kind;
-      if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause) {
+      if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause &&
+          last.layer == difference.layer) {
         last.range.end = difference.range.end;
         return;
       }
@@ -98,7 +103,7 @@ class CompareWorker : public Worker {
   void fetch() override {
     unread_.clear();
     read(*live_reader_, live_, job_.live.size());
-    read(*chain_reader_, chain_, job_.chain_length);
+    read(*chain_reader_, chain_, job_.chain.size());  // with the fill of its last sector
     blocks_.clear();
     std::size_t at = 0;
     for (const Extent& run : piece_.runs) {
@@ -238,20 +243,23 @@ class CompareWorker : public Worker {
     difference.range = range;
     difference.source = source_of(range);
     difference.cause = Cause::Rotted;
+    difference.layer = stored.layer;
     difference.live_digest = named(job_.options.algorithm, block.live);
     difference.chain_digest = named(job_.options.algorithm, block.chain);
     difference.stored_digest = judge_.name_of(stored);
     return difference;
   }
 
-  // Whose fault it is that the two sides differ.
-  Cause cause_of(const StoredBlock* stored, std::span<const std::byte> chain, const Block& block) {
+  // Whose fault it is that the two sides differ. Beneath is to be looked into.
+  Cause cause_of(const StoredBlock* stored, std::span<const std::byte> filled, const Block& block) {
+    const std::span<const std::byte> chain = filled.first(block.chain_length);
     if (stored == nullptr || !stored->known || chain.empty()) return Cause::Unknown;
     if (!fits(*stored, chain, block)) {
       // The block was whole when the live side was pulled. If the layer's own bytes of it are as they were,
       // it is the rest, which was said to be clean, that is not.
-      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Missed : Cause::Rotted;
+      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Beneath : Cause::Rotted;
     }
+    if (!is_zero(filled.subspan(chain.size()))) return Cause::Rotted;
     const bool top_holds_it = stored->layer == 0 && stored->held != Held::None;
     return top_holds_it || job_.chain.layers().size() == 1 ? Cause::Changed : Cause::Missed;
   }
@@ -262,12 +270,13 @@ class CompareWorker : public Worker {
     const ReadRequest request{range.begin, std::span(again).first(block.live_length)};
     if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
     Difference difference;
-    difference.cause = std::ranges::equal(live, again)
-                           ? cause_of(stored, chain.first(block.chain_length), block)
-                           : Cause::Moving;
+    difference.cause = std::ranges::equal(live, again) ? cause_of(stored, chain, block) : Cause::Moving;
     difference.live_digest = named(job_.options.algorithm, block.live);
     difference.chain_digest = named(job_.options.algorithm, block.chain);
-    if (stored != nullptr && stored->known) difference.stored_digest = judge_.name_of(*stored);
+    if (stored != nullptr && stored->known) {
+      difference.layer = stored->layer;
+      difference.stored_digest = judge_.name_of(*stored);
+    }
     for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
       if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
@@ -287,6 +296,7 @@ class CompareWorker : public Worker {
       lost.range = stored.range;
       lost.source = source_of(stored.range);
       lost.cause = Cause::Rotted;
+      lost.layer = stored.layer;
       lost.live_digest = lost.chain_digest = judge_.name_of(zeros);
       lost.stored_digest = judge_.name_of(stored);
     }
@@ -318,22 +328,25 @@ ExtentSource both_sides(Chain& chain, BlockDevice& live, const Selection& select
   return selected(as_zeros(std::move(kinds)), selection, std::max(chain.size(), live.size()));
 }
 
-// Where a layer's own bytes were right and something beneath it is damaged, the bitmap is not to blame.
-void blame_what_is_beneath(const Chain& chain, Comparison& result) {
+// Where a layer's own bytes are right and the block is not: what is beneath is damaged there, or the bitmap
+// missed a change.
+void look_beneath(const Chain& chain, Comparison& result) {
   ProofOptions options;
   for (const Difference& difference : result.differences) {
-    if (difference.cause == Cause::Missed && !difference.range.empty()) {
-      options.selection.only.push_back(difference.range);
-    }
+    if (difference.cause == Cause::Beneath) options.selection.only.push_back(difference.range);
   }
   if (options.selection.only.empty()) return;
-  for (std::size_t layer = 1; layer < manifests_from(chain, 0); ++layer) {
-    const Proof proof = prove_layer(chain, layer, options);
-    for (Difference& difference : result.differences) {
-      if (difference.cause == Cause::Missed && touches(proof, difference.range)) {
-        difference.cause = Cause::Beneath;
-      }
-    }
+  std::vector<std::optional<Proof>> proofs(chain.layers().size());
+  for (std::size_t layer = 1, end = manifests_from(chain, 0); layer < end; ++layer) {
+    proofs[layer] = prove_layer(chain, layer, options);
+  }
+  for (Difference& difference : result.differences) {
+    if (difference.cause != Cause::Beneath) continue;
+    const GuestRange blocks{GuestOffset(align_down(difference.range.begin.bytes(), kDigestBlock)),
+                            GuestOffset(align_up(difference.range.end.bytes(), kDigestBlock))};
+    difference.cause = cause_beneath(chain, difference.layer, blocks, [&](std::size_t beneath) {
+      return proofs[beneath] ? &*proofs[beneath] : nullptr;
+    });
   }
 }
 
@@ -363,7 +376,7 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
     result.live = job.live_digest.finish();
     result.chain = job.chain_digest.finish();
   }
-  if (options.stored != nullptr) blame_what_is_beneath(chain, result);
+  if (options.stored != nullptr) look_beneath(chain, result);
   return std::move(result);
 }
 

@@ -44,7 +44,8 @@ class ManifestJudge {
     judge_identity();
     judge_signature(trusted);
     // What is said of the chain counts only from a manifest that belongs here.
-    if (verdict_.outcome == Outcome::Done) judge_kind_and_length();
+    verdict_.belongs = verdict_.outcome == Outcome::Done;
+    if (verdict_.belongs) judge_kind_and_length();
     if (verdict_.outcome == Outcome::Done && depth == Depth::Chain) judge_root();
     return std::move(verdict_);
   }
@@ -120,6 +121,11 @@ class ManifestJudge {
     try {
       if (header().overlay) judge_parent_root();
       const std::unique_ptr<ChainDigests> digests = digests_from(chain_, index_);
+      if (!digests->is_complete()) {
+        return complain(Outcome::Incomplete,
+                        "its root cannot be followed to the bottom: a layer beneath has digests of another "
+                        "algorithm");
+      }
       DiskDigest disk(header().algorithm);
       digests->add_to(disk, 0, header().blocks(), header().length);
       digests->finish();
@@ -152,14 +158,16 @@ class ManifestJudge {
   ManifestVerdict verdict_;
 };
 
-// Where a layer's own bytes are right and something beneath is damaged, the bitmap is not to blame.
-void blame_what_is_beneath(Proof& proof, std::span<const LayerDrill> beneath) {
-  for (Damage& damage : proof.damages) {
-    if (damage.cause != Cause::Missed) continue;
-    const bool damaged = std::ranges::any_of(
-        beneath, [&](const LayerDrill& layer) { return layer.proof && touches(*layer.proof, damage.range); });
-    if (damaged) damage.cause = Cause::Beneath;
+// Whether nothing beneath layer `index` shows through in `range`.
+bool hides(const Chain& chain, std::size_t index, const GuestRange& range) {
+  for (GuestRange rest = intersect(range, guest_range(0, chain.layers()[index].virtual_size()));
+       !rest.empty();) {
+    for (const Mapping& mapping : chain.map_layer_alone(index, rest)) {
+      if (mapping.kind == Kind::Inherit) return false;
+      rest.begin = mapping.range.end;
+    }
   }
+  return true;
 }
 
 Outcome outcome_of(const Proof& proof) {
@@ -191,16 +199,33 @@ std::size_t manifests_from(const Chain& chain, std::size_t index) {
 }
 
 std::unique_ptr<ChainDigests> digests_from(const Chain& chain, std::size_t index) {
-  const std::size_t count = manifests_from(chain, index);
-  if (count == 0) return nullptr;
   std::vector<std::string> manifests;
-  for (std::size_t i = 0; i < count; ++i) manifests.push_back(manifest_of(chain, index + i));
-  return std::make_unique<ChainDigests>(manifests, index, index + count == chain.layers().size());
+  std::optional<Algorithm> algorithm;
+  for (std::size_t i = index, end = index + manifests_from(chain, index); i < end; ++i) {
+    const Algorithm here = ManifestReader(manifest_of(chain, i)).header().algorithm;
+    if (algorithm && here != *algorithm) break;
+    algorithm = here;
+    manifests.push_back(manifest_of(chain, i));
+  }
+  if (manifests.empty()) return nullptr;
+  return std::make_unique<ChainDigests>(manifests, index, index + manifests.size() == chain.layers().size());
 }
 
 ManifestVerdict judge_manifest(const Chain& chain, std::size_t index, const std::vector<TrustedKey>& trusted,
                                Depth depth) {
   return ManifestJudge(chain, index).judge(trusted, depth);
+}
+
+Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
+                    const std::function<const Proof*(std::size_t)>& proof_of) {
+  for (std::size_t beneath = index + 1; beneath < chain.layers().size(); ++beneath) {
+    const Proof* const proof = proof_of(beneath);
+    if (proof == nullptr) return Cause::Unknown;
+    if (touches(*proof, range)) return Cause::Beneath;
+    if (!proof->lists_all() || proof->stopped_at) return Cause::Unknown;
+    if (hides(chain, beneath, range)) break;
+  }
+  return Cause::Missed;
 }
 
 Outcome LayerDrill::outcome() const {
@@ -217,11 +242,16 @@ std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
     LayerDrill& layer = layers[i];
     layer.file = chain.layers()[i].path();
     layer.manifest = judge_manifest(chain, i, options.trusted);
-    const bool usable = layer.manifest.summary && layer.manifest.outcome != Outcome::BadManifest &&
-                        layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
+    const bool usable =
+        layer.manifest.belongs && layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
     if (!options.content || !usable) continue;
     layer.proof = prove_layer(chain, i, options.proof);
-    blame_what_is_beneath(*layer.proof, std::span(layers).subspan(i + 1));
+    for (Damage& damage : layer.proof->damages) {
+      if (damage.cause != Cause::Missed) continue;
+      damage.cause = cause_beneath(chain, i, damage.range, [&](std::size_t beneath) {
+        return layers[beneath].proof ? &*layers[beneath].proof : nullptr;
+      });
+    }
   }
   return layers;
 }

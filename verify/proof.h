@@ -23,6 +23,7 @@ struct Selection {
   std::vector<GuestRange> only;
 
   bool is_everything() const { return parts == 1 && only.empty(); }
+  static constexpr unsigned kMaxParts = 1000000;
   static constexpr std::uint64_t kStripe = std::uint64_t{16} << 20;
 };
 
@@ -84,6 +85,8 @@ struct Proof {
   std::optional<std::uint64_t> stopped_at;
 
   bool is_clean() const { return damaged_bytes == 0 && unreadable_bytes == 0; }
+  /// Whether the lists were long enough.
+  bool lists_all() const;
 };
 
 /// Whether damage, or what could not be read, lies in `range`.

@@ -12,13 +12,13 @@ namespace qchain {
 ParentDigests parent_digests(const Chain& chain, std::size_t index) {
   ParentDigests parent;
   const std::string& path = chain.layers()[index].path();
-  const ManifestVerdict verdict = judge_manifest(chain, index, {}, Depth::ManifestAlone);
+  const ManifestVerdict verdict = judge_manifest(chain, index, {});
   if (!verdict.exists) {
     parent.unknown_because =
         fmt::format("{} has no manifest; qchain verify --seal writes the missing ones", path);
     return parent;
   }
-  if (verdict.outcome != Outcome::Done) {
+  if (verdict.outcome != Outcome::Done && verdict.outcome != Outcome::Incomplete) {
     throw Error(verdict.outcome,
                 fmt::format("{}; take another parent, or begin a new chain with a full image",
                             verdict.problems.front()));
@@ -30,8 +30,8 @@ ParentDigests parent_digests(const Chain& chain, std::size_t index) {
         fmt::format("the root of {} is unknown; qchain verify --seal finds it out", path);
     return parent;
   }
-  if (index + manifests_from(chain, index) != chain.layers().size()) {
-    parent.unknown_because = fmt::format("a layer beneath {} has lost its manifest", path);
+  if (!verdict.root_follows) {
+    parent.unknown_because = verdict.problems.front();
     return parent;
   }
   parent.root = named(summary.header.algorithm, *summary.root);

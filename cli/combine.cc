@@ -25,7 +25,7 @@ Json read_report(const std::string& path) {
   std::string text(file.size(), '\0');
   file.read(HostOffset(0), std::as_writable_bytes(std::span(text)));
   Json report = Json::parse(text, nullptr, false);
-  if (!report.is_object() || report.value("schema", "") != "qchain.verify") {
+  if (!report.is_object() || report.value("schema", Json()) != "qchain.verify") {
     usage(fmt::format("{}: is no report of qchain verify --json", path));
   }
   return report;
@@ -78,8 +78,13 @@ void add(Sum& sum, const std::string& path) {
   if (selection.at("only_earlier_findings").get<bool>()) {
     usage(fmt::format("{}: looked only at earlier findings; that is no part of a whole", path));
   }
-  if (!sum.parts.insert(selection.at("part").get<unsigned>()).second) {
-    usage(fmt::format("{}: is part {} a second time", path, selection.at("part").get<unsigned>()));
+  const auto part = selection.at("part").get<std::uint64_t>();
+  const auto parts = selection.at("parts").get<std::uint64_t>();
+  if (part < 1 || part > parts || parts > Selection::kMaxParts) {
+    usage(fmt::format("{}: cannot be part {} of {}", path, part, parts));
+  }
+  if (!sum.parts.insert(static_cast<unsigned>(part)).second) {
+    usage(fmt::format("{}: is part {} a second time", path, part));
   }
   sum.outcome = worse(sum.outcome, outcome_named(report.at("selected_outcome").get<std::string>()));
   for (std::size_t i = 0; i < kBytes.size(); ++i) sum.bytes[i] += report.at(kBytes[i]).get<std::uint64_t>();

@@ -31,12 +31,11 @@ unsigned number(std::string_view text, const char* option) {
 }
 
 void parse_sample(const std::string& text, Selection& selection) {
-  constexpr unsigned kMaxParts = 1000000;
   const std::size_t slash = text.find('/');
   if (slash == std::string::npos) usage(fmt::format("--sample: \"{}\" is not I/N", escaped(text)));
   selection.part = number(std::string_view(text).substr(0, slash), "--sample");
   selection.parts = number(std::string_view(text).substr(slash + 1), "--sample");
-  if (selection.part < 1 || selection.part > selection.parts || selection.parts > kMaxParts) {
+  if (selection.part < 1 || selection.part > selection.parts || selection.parts > Selection::kMaxParts) {
     usage(fmt::format("--sample: {} is not from 1/N to N/N", escaped(text)));
   }
 }
@@ -53,6 +52,7 @@ void judge(const VerifyOptions& o) {
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record)) {
     usage("--seal writes the missing manifests and proves nothing: verify in a second call");
   }
+  if (o.seal && !o.trust_keys.empty()) usage("--trust-key proves, and --seal proves nothing");
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
 }
 
@@ -74,17 +74,25 @@ std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOpt
   return std::chrono::steady_clock::now() + std::chrono::seconds(*o.max_duration);
 }
 
-void prove_against_live(const VerifyOptions& o, Chain& chain, VerifyReport& report, Console& console) {
+// Stored digests tell which side is wrong, where they are known to be those of this chain.
+bool are_trusted(const std::vector<LayerDrill>& layers) {
+  return std::ranges::all_of(
+      layers, [](const LayerDrill& layer) { return !layer.manifest.exists || layer.manifest.belongs; });
+}
+
+void prove_against_live(const VerifyOptions& o, Chain& chain, bool use_stored, VerifyReport& report,
+                        Console& console) {
   NbdExport export_(o.nbd.target(o.against), {});
   Opaque opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
-  const std::unique_ptr<ChainDigests> stored = digests_from(chain, 0);
+  const std::unique_ptr<ChainDigests> stored = use_stored ? digests_from(chain, 0) : nullptr;
   if (o.manifest_only) {
     if (!stored) {
-      throw Error(
+      return report.add(
           Outcome::Incomplete,
-          fmt::format("{}: has no manifest, so there is nothing to hold the live side against", o.image));
+          fmt::format("{}: has no good manifest, so there is nothing to hold the live side against",
+                      o.image));
     }
     const ProofOptions options{o.nbd.workers(), o.selection, deadline_of(o), progress.updater()};
     const Proof proof = prove_disk(live, chain, *stored, options);
@@ -116,8 +124,9 @@ Outcome prove(const VerifyOptions& o, Console& console) {
   Progress progress(console.progress_style(), "verify", chain->size());
   options.content = o.against.empty();
   options.proof = {o.nbd.workers(), o.selection, deadline_of(o), progress.updater()};
-  report.take(*chain, drill(*chain, options));
-  if (!o.against.empty()) prove_against_live(o, *chain, report, console);
+  const std::vector<LayerDrill> layers = drill(*chain, options);
+  report.take(*chain, layers);
+  if (!o.against.empty()) prove_against_live(o, *chain, are_trusted(layers), report, console);
   return report.finish(console);
 }
 

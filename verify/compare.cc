@@ -47,12 +47,16 @@ struct Job {
     }
   }
 
-  // What only one side has.
+  // What only one side has; of all parts of a whole, the first one tells of it.
   void add_rest() {
-    const std::uint64_t end = align_up(std::max(chain_length, live.size()), kSectorSize);
-    if (common_end() == GuestOffset(end)) return;
+    const GuestRange range{common_end(),
+                           GuestOffset(align_up(std::max(chain_length, live.size()), kSectorSize))};
+    const Selection& selection = options.selection;
+    const auto wanted = [&](const GuestRange& only) { return !intersect(only, range).empty(); };
+    if (range.empty() || selection.part != 1) return;
+    if (!selection.only.empty() && std::ranges::none_of(selection.only, wanted)) return;
     Difference rest;
-    rest.range = {common_end(), GuestOffset(end)};
+    rest.range = range;
     rest.source = {rest.range, Kind::Inherit, Storage::None, {}, 0, 0};
     rest.live_digest = rest.chain_digest = "only one side has this";
     if (chain_length > live.size()) rest.source = chain.map(rest.range).front();
@@ -71,8 +75,9 @@ struct Job {
           last.range.begin.bytes() / kDigestBlock == difference.range.begin.bytes() / kDigestBlock;
       const bool same_source =
           last.source.layer == difference.source.layer && last.source.storage == difference.source.storage &&
-          last.source.kind == difference.source.kind && (difference.cause != Cause::Missed || same_block);
-      if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause) {
+          last.source.kind == difference.source.kind && (difference.cause != Cause::Beneath || same_block);
+      if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause &&
+          last.layer == difference.layer) {
         last.range.end = difference.range.end;
         return;
       }
@@ -103,7 +108,7 @@ class CompareWorker : public Worker {
   void fetch() override {
     unread_.clear();
     read(*live_reader_, live_, job_.live.size());
-    read(*chain_reader_, chain_, job_.chain_length);
+    read(*chain_reader_, chain_, job_.chain.size());  // with the fill of its last sector
     blocks_.clear();
     std::size_t at = 0;
     for (const Extent& run : piece_.runs) {
@@ -243,20 +248,23 @@ class CompareWorker : public Worker {
     difference.range = range;
     difference.source = source_of(range);
     difference.cause = Cause::Rotted;
+    difference.layer = stored.layer;
     difference.live_digest = named(job_.options.algorithm, block.live);
     difference.chain_digest = named(job_.options.algorithm, block.chain);
     difference.stored_digest = judge_.name_of(stored);
     return difference;
   }
 
-  // Whose fault it is that the two sides differ.
-  Cause cause_of(const StoredBlock* stored, std::span<const std::byte> chain, const Block& block) {
+  // Whose fault it is that the two sides differ. Beneath is to be looked into.
+  Cause cause_of(const StoredBlock* stored, std::span<const std::byte> filled, const Block& block) {
+    const std::span<const std::byte> chain = filled.first(block.chain_length);
     if (stored == nullptr || !stored->known || chain.empty()) return Cause::Unknown;
     if (!fits(*stored, chain, block)) {
       // The block was whole when the live side was pulled. If the layer's own bytes of it are as they were,
       // it is the rest, which was said to be clean, that is not.
-      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Missed : Cause::Rotted;
+      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Beneath : Cause::Rotted;
     }
+    if (!is_zero(filled.subspan(chain.size()))) return Cause::Rotted;
     const bool top_holds_it = stored->layer == 0 && stored->held != Held::None;
     return top_holds_it || job_.chain.layers().size() == 1 ? Cause::Changed : Cause::Missed;
   }
@@ -267,12 +275,13 @@ class CompareWorker : public Worker {
     const ReadRequest request{range.begin, std::span(again).first(block.live_length)};
     if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
     Difference difference;
-    difference.cause = std::ranges::equal(live, again)
-                           ? cause_of(stored, chain.first(block.chain_length), block)
-                           : Cause::Moving;
+    difference.cause = std::ranges::equal(live, again) ? cause_of(stored, chain, block) : Cause::Moving;
     difference.live_digest = named(job_.options.algorithm, block.live);
     difference.chain_digest = named(job_.options.algorithm, block.chain);
-    if (stored != nullptr && stored->known) difference.stored_digest = judge_.name_of(*stored);
+    if (stored != nullptr && stored->known) {
+      difference.layer = stored->layer;
+      difference.stored_digest = judge_.name_of(*stored);
+    }
     for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
       if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
@@ -292,6 +301,7 @@ class CompareWorker : public Worker {
       lost.range = stored.range;
       lost.source = source_of(stored.range);
       lost.cause = Cause::Rotted;
+      lost.layer = stored.layer;
       lost.live_digest = lost.chain_digest = judge_.name_of(zeros);
       lost.stored_digest = judge_.name_of(stored);
     }
@@ -323,48 +333,30 @@ ExtentSource both_sides(Chain& chain, BlockDevice& live, const Selection& select
   return selected(as_zeros(std::move(kinds)), selection, std::max(chain.size(), live.size()));
 }
 
-// Where a layer's own bytes were right, the bitmap is to blame only if all that is beneath is known to be
-// right.
-void blame_what_is_beneath(const Chain& chain, const CompareOptions& options, Comparison& result) {
-  ProofOptions proof_options;
-  proof_options.workers = options.workers;
-  proof_options.deadline = options.deadline;
+// Where a layer's own bytes are right and the block is not: what is beneath is damaged there, or the bitmap
+// missed a change.
+void look_beneath(const Chain& chain, const CompareOptions& compare_options, Comparison& result) {
+  ProofOptions options;
+  options.workers = compare_options.workers;
+  options.deadline = compare_options.deadline;
   for (const Difference& difference : result.differences) {
-    if (difference.cause == Cause::Missed) proof_options.selection.only.push_back(difference.range);
+    if (difference.cause == Cause::Beneath) options.selection.only.push_back(difference.range);
   }
-  if (proof_options.selection.only.empty()) return;
-  const auto change = [&](Difference& difference, Cause cause) {
-    const std::uint64_t bytes = difference.range.length();
-    result.bytes_of[static_cast<std::size_t>(difference.cause)] -= bytes;
-    result.bytes_of[static_cast<std::size_t>(cause)] += bytes;
-    difference.cause = cause;
-  };
-  for (std::size_t layer = 1; layer < chain.layers().size(); ++layer) {
-    const bool can_tell = layer < manifests_from(chain, 0);
-    const Proof proof = can_tell ? prove_layer(chain, layer, proof_options) : Proof{};
-    for (Difference& difference : result.differences) {
-      if (difference.cause != Cause::Missed && difference.cause != Cause::Unknown) continue;
-      if (touches(proof, difference.range)) {
-        change(difference, Cause::Beneath);
-      } else if (difference.cause == Cause::Missed && (!can_tell || proof.stopped_at)) {
-        change(difference, Cause::Unknown);
-      }
-    }
+  if (options.selection.only.empty()) return;
+  std::vector<std::optional<Proof>> proofs(chain.layers().size());
+  for (std::size_t layer = 1, end = manifests_from(chain, 0); layer < end; ++layer) {
+    proofs[layer] = prove_layer(chain, layer, options);
   }
-}
-
-// What fills up the chain's last sector.
-void look_at_tail(Job& job) {
-  const std::optional<Damage> tail = damaged_tail(job.chain, 0);
-  if (!tail) return;
-  Difference difference;
-  difference.range = tail->range;
-  difference.source = tail->source;
-  difference.cause = Cause::Rotted;
-  difference.live_digest = "zeros";
-  difference.stored_digest = tail->stored;
-  difference.chain_digest = tail->found;
-  job.add_difference(difference);
+  for (Difference& difference : result.differences) {
+    if (difference.cause != Cause::Beneath) continue;
+    const GuestRange blocks{GuestOffset(align_down(difference.range.begin.bytes(), kDigestBlock)),
+                            GuestOffset(align_up(difference.range.end.bytes(), kDigestBlock))};
+    result.bytes_of[static_cast<std::size_t>(difference.cause)] -= difference.range.length();
+    difference.cause = cause_beneath(chain, difference.layer, blocks, [&](std::size_t beneath) {
+      return proofs[beneath] ? &*proofs[beneath] : nullptr;
+    });
+    result.bytes_of[static_cast<std::size_t>(difference.cause)] += difference.range.length();
+  }
 }
 
 }  // namespace
@@ -387,14 +379,13 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
       },
       options.workers);
   job.add_rest();
-  look_at_tail(job);
   Comparison& result = job.result;
   result.stopped_at = stopped_at;
   if (options.selection.is_everything() && !stopped_at && result.unread_bytes == 0) {
     result.live = job.live_digest.finish();
     result.chain = job.chain_digest.finish();
   }
-  if (options.stored != nullptr) blame_what_is_beneath(chain, options, result);
+  if (options.stored != nullptr) look_beneath(chain, options, result);
   return std::move(result);
 }
 

@@ -18,6 +18,7 @@ struct Difference {
   GuestRange range;
   Mapping source;  ///< Layer and host offset of the chain's bytes.
   Cause cause = Cause::Unknown;
+  std::size_t layer = 0;      ///< Whose manifest says what it should be.
   std::string live_digest;    ///< Of the first block that differs, "sha256:HEX".
   std::string chain_digest;   ///< Of the same block.
   std::string stored_digest;  ///< What a manifest says of it; empty: none does.

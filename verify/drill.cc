@@ -44,7 +44,8 @@ class ManifestJudge {
     judge_identity();
     judge_signature(trusted);
     // What is said of the chain counts only from a manifest that belongs here.
-    if (verdict_.outcome == Outcome::Done) judge_kind_and_length();
+    verdict_.belongs = verdict_.outcome == Outcome::Done;
+    if (verdict_.belongs) judge_kind_and_length();
     if (verdict_.outcome == Outcome::Done && depth == Depth::Chain) judge_root();
     return std::move(verdict_);
   }
@@ -173,20 +174,16 @@ class ManifestJudge {
   ManifestVerdict verdict_;
 };
 
-// A change was missed only where all that is beneath is known to be right.
-Cause cause_beneath(const GuestRange& range, std::span<const LayerDrill> beneath) {
-  Cause cause = Cause::Missed;
-  for (const LayerDrill& layer : beneath) {
-    if (layer.proof && touches(*layer.proof, range)) return Cause::Beneath;
-    if (!layer.proof || layer.proof->stopped_at) cause = Cause::Unknown;
+// Whether nothing beneath layer `index` shows through in `range`.
+bool hides(const Chain& chain, std::size_t index, const GuestRange& range) {
+  for (GuestRange rest = intersect(range, guest_range(0, chain.layers()[index].virtual_size()));
+       !rest.empty();) {
+    for (const Mapping& mapping : chain.map_layer_alone(index, rest)) {
+      if (mapping.kind == Kind::Inherit) return false;
+      rest.begin = mapping.range.end;
+    }
   }
-  return cause;
-}
-
-void blame_what_is_beneath(Proof& proof, std::span<const LayerDrill> beneath) {
-  for (Damage& damage : proof.damages) {
-    if (damage.cause == Cause::Missed) damage.cause = cause_beneath(damage.range, beneath);
-  }
+  return true;
 }
 
 bool is_interrupt(const Error& error) {
@@ -222,16 +219,33 @@ std::size_t manifests_from(const Chain& chain, std::size_t index) {
 }
 
 std::unique_ptr<ChainDigests> digests_from(const Chain& chain, std::size_t index) {
-  const std::size_t count = manifests_from(chain, index);
-  if (count == 0) return nullptr;
   std::vector<std::string> manifests;
-  for (std::size_t i = 0; i < count; ++i) manifests.push_back(manifest_of(chain, index + i));
-  return std::make_unique<ChainDigests>(manifests, index, index + count == chain.layers().size());
+  std::optional<Algorithm> algorithm;
+  for (std::size_t i = index, end = index + manifests_from(chain, index); i < end; ++i) {
+    const Algorithm here = ManifestReader(manifest_of(chain, i)).header().algorithm;
+    if (algorithm && here != *algorithm) break;
+    algorithm = here;
+    manifests.push_back(manifest_of(chain, i));
+  }
+  if (manifests.empty()) return nullptr;
+  return std::make_unique<ChainDigests>(manifests, index, index + manifests.size() == chain.layers().size());
 }
 
 ManifestVerdict judge_manifest(const Chain& chain, std::size_t index, const std::vector<TrustedKey>& trusted,
                                Depth depth) {
   return ManifestJudge(chain, index).judge(trusted, depth);
+}
+
+Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
+                    const std::function<const Proof*(std::size_t)>& proof_of) {
+  for (std::size_t beneath = index + 1; beneath < chain.layers().size(); ++beneath) {
+    const Proof* const proof = proof_of(beneath);
+    if (proof == nullptr) return Cause::Unknown;
+    if (touches(*proof, range)) return Cause::Beneath;
+    if (!proof->lists_all() || proof->stopped_at) return Cause::Unknown;
+    if (hides(chain, beneath, range)) break;
+  }
+  return Cause::Missed;
 }
 
 Outcome LayerDrill::outcome() const {
@@ -250,12 +264,17 @@ std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
     layer.file = chain.layers()[i].path();
     try {
       layer.manifest = judge_manifest(chain, i, options.trusted);
-      const bool usable = layer.manifest.summary && layer.manifest.outcome != Outcome::BadManifest &&
-                          layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
+      const bool usable =
+          layer.manifest.belongs && layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
       if (!options.content || !usable) continue;
       layer.proof = prove_layer(chain, i, proof);
-      blame_what_is_beneath(*layer.proof, std::span(layers).subspan(i + 1));
       proof.max_listed -= std::min(proof.max_listed, layer.proof->damages.size());
+      for (Damage& damage : layer.proof->damages) {
+        if (damage.cause != Cause::Missed) continue;
+        damage.cause = cause_beneath(chain, i, damage.range, [&](std::size_t beneath) {
+          return layers[beneath].proof ? &*layers[beneath].proof : nullptr;
+        });
+      }
     } catch (const Error& error) {
       if (is_interrupt(error)) throw;
       layer.failure = {error.outcome(), error.what()};

@@ -18,8 +18,9 @@ namespace qchain {
 struct ManifestVerdict {
   bool exists = false;
   std::optional<ManifestSummary> summary;  ///< nullopt: there is none, or it cannot be read.
-  bool root_follows = false;               ///< From the digests of all manifests down to the bottom.
-  std::string trusted_key;  ///< Path of the key that accepts its signature; empty: none was asked.
+  bool belongs = false;  ///< It was read to its end, is this layer's, and is trusted where that was asked.
+  bool root_follows = false;  ///< From the digests of all manifests down to the bottom.
+  std::string trusted_key;    ///< Path of the key that accepts its signature; empty: none was asked.
   Outcome outcome = Outcome::Done;
   std::vector<std::string> problems;
 };
@@ -29,7 +30,7 @@ bool has_manifest(const Chain& chain, std::size_t index);
 /// How many layers from `index` down, without a gap, have a manifest.
 std::size_t manifests_from(const Chain& chain, std::size_t index);
 /// The digests of the disk that layer `index` and those beneath it describe, as far down as there are
-/// manifests; nullptr where layer `index` has none. Throws Error.
+/// manifests of one algorithm; nullptr where layer `index` has none. Throws Error.
 std::unique_ptr<ChainDigests> digests_from(const Chain& chain, std::size_t index);
 
 /// How far a manifest is followed.
@@ -43,6 +44,12 @@ enum class Depth {
 /// of them has to accept its signature. Throws nothing but Io errors and interrupts.
 ManifestVerdict judge_manifest(const Chain& chain, std::size_t index, const std::vector<TrustedKey>& trusted,
                                Depth depth = Depth::Chain);
+
+/// Why a range is not what the manifest of layer `index` says, although the bytes of it that this layer holds
+/// are right: Beneath, Missed, or Unknown where nobody can tell. `proof_of` gives what was proven of a layer
+/// beneath; nullptr: nothing was. Throws Error where tables cannot be read.
+Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
+                    const std::function<const Proof*(std::size_t)>& proof_of);
 
 /// What was proven of one layer, which is a restore point.
 struct LayerDrill {

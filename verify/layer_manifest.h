@@ -20,7 +20,7 @@ struct ParentDigests {
 };
 
 /// Of layer `index` and those beneath it. Throws Error, with what to do, where the manifest of that layer is
-/// damaged or another's.
+/// damaged or another's, or its root does not follow from those beneath.
 ParentDigests parent_digests(const Chain& chain, std::size_t index);
 
 /// A manifest in the making, under no name yet.

@@ -54,19 +54,28 @@ std::string encode_header_json(const ManifestHeader& header) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
+// A number as we write them: nlohmann would take 1.5 for 1, and 1e300 for anything.
+std::uint64_t number_of(const nlohmann::json& json, const char* name) {
+  const nlohmann::json& value = json.at(name);
+  if (!value.is_number_unsigned()) {
+    throw Error(Outcome::BadManifest, fmt::format("its header's \"{}\" is no number of bytes", name));
+  }
+  return value.get<std::uint64_t>();
+}
+
 // Throws nlohmann's exceptions, and Error for an unknown algorithm: the caller makes one of both.
 ManifestHeader decode_header_json(std::string_view text) {
   const nlohmann::json json = nlohmann::json::parse(text);
   ManifestHeader header;
   header.algorithm = algorithm_named(json.at("algorithm").get<std::string>());
-  header.length = json.at("length").get<std::uint64_t>();
+  header.length = number_of(json, "length");
   header.overlay = json.at("overlay").get<bool>();
   header.layer_id = json.value("layer", std::string());
   header.parent_id = json.value("parent", std::string());
   header.parent_root = json.value("parent_root", std::string());
   header.checkpoint = json.value("checkpoint", std::string());
   header.since = json.value("since", std::string());
-  if (json.at("block_size").get<std::uint64_t>() != kDigestBlock || header.length > kMaxLength ||
+  if (number_of(json, "block_size") != kDigestBlock || header.length > kMaxLength ||
       (!header.layer_id.empty() && !is_uuid(header.layer_id))) {
     throw Error(Outcome::BadManifest, "its header has values that cannot be");
   }

@@ -51,6 +51,14 @@ struct Job {
   }
 };
 
+// What was read of the zeros that fill the disk's last sector, behind its last block.
+std::span<const std::byte> fill_behind(const StoredBlock& block, const ReadRequest& run) {
+  const GuestOffset end(align_up(block.range.end.bytes(), kSectorSize));
+  const GuestRange fill = intersect({block.range.end, end}, run.range());
+  return fill.empty() ? std::span<const std::byte>()
+                      : run.into.subspan(fill.begin - run.begin, fill.length());
+}
+
 // Judges the blocks of one worker's pieces.
 class ProofWatcher : public PieceWatcher {
  public:
@@ -69,7 +77,13 @@ class ProofWatcher : public PieceWatcher {
       for (; block != stored_.data.end() && block->range.begin < run.range().end; ++block) {
         if (!block->known || is_unread(block->range)) continue;
         const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
-        if (!judge(*block, bytes)) damages_.push_back(damage(*block, bytes));
+        const auto fill = fill_behind(*block, run);
+        if (!judge(*block, bytes)) {
+          damages_.push_back(damage(*block, bytes));
+        } else if (!is_zero(fill)) {
+          damages_.push_back(damage(*block, {bytes.data(), bytes.size() + fill.size()}));
+          if (damages_.back().cause == Cause::Missed) damages_.back().cause = Cause::Rotted;
+        }
       }
     }
     for (const StoredBlock& not_zero : stored_.not_zero) {
@@ -153,29 +167,23 @@ class Guard : public PieceWatcher {
 
   void fetched(std::span<const ReadRequest> runs) override {
     for (const StoredBlock& block : stored_.not_zero) {
-      require(block, std::vector<std::byte>(block.range.length()));
+      const std::vector<std::byte> zeros(block.range.length());
+      if (!judge_.fits(block, zeros)) refuse(block, zeros);
     }
     auto block = stored_.data.begin();
     for (const ReadRequest& run : runs) {
       for (; block != stored_.data.end() && block->range.begin < run.range().end; ++block) {
         if (!block->known) continue;
-        require(*block, run.into.subspan(block->range.begin - run.begin, block->range.length()));
+        const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
+        const auto fill = fill_behind(*block, run);
+        if (!judge_.fits(*block, bytes)) refuse(*block, bytes);
+        if (!is_zero(fill)) refuse(*block, {bytes.data(), bytes.size() + fill.size()});
       }
-      require_zero_tail(run);
     }
   }
 
  private:
-  // A last sector that the disk does not fill is filled up with zeros.
-  void require_zero_tail(const ReadRequest& run) {
-    const GuestRange tail{std::max(run.begin, GuestOffset(digests_.top().length)), run.range().end};
-    if (tail.empty() || is_zero(run.into.subspan(tail.begin - run.begin))) return;
-    throw Error(Outcome::Mismatch, fmt::format("{}: guest {}, behind the end of the disk, is not zeros",
-                                               chain_.top().path(), to_string(tail)));
-  }
-
-  void require(const StoredBlock& block, std::span<const std::byte> bytes) {
-    if (judge_.fits(block, bytes)) return;
+  [[noreturn]] void refuse(const StoredBlock& block, std::span<const std::byte> bytes) {
     const Mapping source = chain_.map(block.range).front();
     const std::string host = source.storage == Storage::None
                                  ? "stored as zeros"
@@ -205,7 +213,7 @@ ExtentSource named_blocks(const std::string& path) {
     std::optional<Extent> next() {
       if (pending) return std::exchange(pending, std::nullopt);
       if (ended) return std::nullopt;
-      const std::uint64_t length = reader.header().length;
+      const std::uint64_t length = align_up(reader.header().length, kSectorSize);
       ManifestRecord record;
       ended = !reader.next(record);
       const std::uint64_t begin = ended ? length : record.first * kDigestBlock;
@@ -267,6 +275,15 @@ PieceSource until(PieceSource pieces, const std::optional<Clock::time_point>& de
   };
 }
 
+bool Proof::lists_all() const {
+  const auto listed = [](const auto& list) {
+    std::uint64_t bytes = 0;
+    for (const auto& item : list) bytes += item.range.length();
+    return bytes;
+  };
+  return listed(damages) == damaged_bytes && listed(unreadable) == unreadable_bytes;
+}
+
 bool touches(const Proof& proof, const GuestRange& range) {
   const auto meets = [&](const auto& item) { return !intersect(item.range, range).empty(); };
   return std::ranges::any_of(proof.damages, meets) || std::ranges::any_of(proof.unreadable, meets);
@@ -305,7 +322,7 @@ ExtentSource selected(ExtentSource extents, const Selection& selection, std::uin
 Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& options) {
   const std::string path = manifest_of(chain.layers()[index]);
   ChainDigests digests({path}, index, true);
-  const std::uint64_t length = digests.top().length;
+  const std::uint64_t length = align_up(digests.top().length, kSectorSize);
   Job job{Subject::Layer, chain, digests, options.max_listed, {}};
   // Where both say zeros, there is nothing to read.
   ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
@@ -314,38 +331,17 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
   Proof proof = prove(
       job, [&] { return chain.open_reader_at(index); },
       selected(std::move(looked_at), options.selection, length), options);
-  if (const std::optional<Damage> tail = damaged_tail(chain, index)) {
-    proof.damaged_bytes += tail->range.length();
-    if (proof.damages.size() < options.max_listed) proof.damages.push_back(*tail);
-  }
   return proof;
 }
 
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options) {
   Job job{Subject::Disk, chain, digests, options.max_listed, {}};
-  const std::uint64_t length = std::min(disk.size(), digests.top().length);
+  const std::uint64_t length = std::min(disk.size(), align_up(digests.top().length, kSectorSize));
   return prove(
       job, [&] { return disk.open_reader(); },
       selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
                options.selection, length),
       options);
-}
-
-std::optional<Damage> damaged_tail(const Chain& chain, std::size_t index) {
-  const Layer& layer = chain.layers()[index];
-  const GuestRange tail{GuestOffset(layer.true_length()), GuestOffset(layer.virtual_size())};
-  if (tail.empty() || tail.length() >= kSectorSize) return std::nullopt;
-  std::vector<std::byte> bytes(tail.length());
-  const ReadRequest request{tail.begin, bytes};
-  chain.open_reader_at(index)->read(std::span(&request, 1));
-  if (is_zero(bytes)) return std::nullopt;
-  Damage damage;
-  damage.range = tail;
-  damage.layer = index;
-  damage.source = chain.map(tail, index).front();
-  damage.stored = "zeros";
-  damage.found = "what fills up the last sector is not zeros";
-  return damage;
 }
 
 WatcherFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes) {

@@ -26,6 +26,7 @@ struct Selection {
   std::vector<GuestRange> only;
 
   bool is_everything() const { return parts == 1 && only.empty(); }
+  static constexpr unsigned kMaxParts = 1000000;
   static constexpr std::uint64_t kStripe = std::uint64_t{16} << 20;
 };
 
@@ -89,6 +90,8 @@ struct Proof {
   std::optional<std::uint64_t> stopped_at;
 
   bool is_clean() const { return damaged_bytes == 0 && unreadable_bytes == 0; }
+  /// Whether the lists were long enough.
+  bool lists_all() const;
 };
 
 /// Whether damage, or what could not be read, lies in `range`.
@@ -103,9 +106,6 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
 /// Holds a disk against the digests of a chain, block by block. `chain` tells who held the block. Throws
 /// likewise.
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options);
-
-/// What fills up the last sector of a disk of layer `index`, where that is not zeros. Throws Error.
-std::optional<Damage> damaged_tail(const Chain& chain, std::size_t index);
 
 /// Watches a chain while it is read, and throws Error (Mismatch) for a block that is not what the manifests
 /// say, before anybody else makes use of it. `unknown_bytes` counts what no manifest knows.

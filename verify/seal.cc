@@ -61,26 +61,27 @@ ManifestHeader header_for(const Chain& chain, std::size_t index, const ParentDig
   return header;
 }
 
-// The same records, with what was not known when they were written.
-void complete(const Chain& chain, std::size_t index, const ManifestSummary& old, const SealOptions& options) {
-  const std::string path = manifest_of(chain.layers()[index]);
-  ManifestHeader header = old.header;
-  const ParentDigests parent = beneath(chain, index);
+// The root that follows from the manifests of layer `index` and those beneath; nullopt where they do not
+// reach the bottom, or are of different algorithms.
+std::optional<Digest> root_from_manifests(const Chain& chain, std::size_t index,
+                                          const ManifestHeader& header) {
   const std::unique_ptr<ChainDigests> digests = digests_from(chain, index);
-  if (!digests->is_complete()) {
-    throw Error(Outcome::Incomplete, fmt::format("{}: cannot be completed: {}", path,
-                                                 parent.unknown_because.empty()
-                                                     ? "a layer beneath has digests of another algorithm"
-                                                     : parent.unknown_because));
-  }
-  header.parent_root = parent.root;
-  require_same(path, "the root of the disk beneath", old.header.parent_root, header.parent_root);
+  if (!digests->is_complete()) return std::nullopt;
   DiskDigest disk(header.algorithm);
   digests->add_to(disk, 0, header.blocks(), header.length);
   digests->finish();
-  const Digest root = disk.finish();
-  require_same(path, "its root", old.root ? named(header.algorithm, *old.root) : "",
-               named(header.algorithm, root));
+  return disk.finish();
+}
+
+// The same records, with what was not known when they were written.
+void complete(const Chain& chain, std::size_t index, const ManifestSummary& old,
+              const std::optional<Digest>& root, const SealOptions& options) {
+  const std::string path = manifest_of(chain.layers()[index]);
+  ManifestHeader header = old.header;
+  if (root) {
+    header.parent_root = beneath(chain, index).root;
+    require_same(path, "the root of the disk beneath", old.header.parent_root, header.parent_root);
+  }
 
   Publication publication(path, Existing::Replace);
   ManifestWriter writer(publication.file(), header);
@@ -142,13 +143,18 @@ Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& opti
     throw Error(Outcome::Usage,
                 fmt::format("{}: is signed with another key", manifest_of(chain.layers()[index])));
   }
-  if (summary.root && (options.key == nullptr || by_this_key)) return Sealed::Already;
+  const std::optional<Digest> root = root_from_manifests(chain, index, summary.header);
+  if (summary.root) {
+    require_same(chain.layers()[index].path(), "its root", named(summary.header.algorithm, *summary.root),
+                 root ? named(summary.header.algorithm, *root) : "");
+  }
+  if (root == summary.root && (options.key == nullptr || by_this_key)) return Sealed::Already;
   if (is_signed && options.key == nullptr) {
     throw Error(Outcome::Usage,
                 fmt::format("{}: is signed, and would lose its signature: name the key with --sign-key",
                             manifest_of(chain.layers()[index])));
   }
-  complete(chain, index, summary, options);
+  complete(chain, index, summary, root, options);
   return Sealed::Completed;
 }
 

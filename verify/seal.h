@@ -23,7 +23,8 @@ struct SealOptions {
 };
 
 /// Makes the manifest of layer `index` complete, once all beneath it have theirs. Throws Error: BadManifest
-/// or Mismatch where it has one that does not fit; nothing is changed then.
+/// or Mismatch where it has one that does not fit, Mismatch where the disk is not what the layer records;
+/// nothing is changed then.
 Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& options);
 
 }  // namespace qchain

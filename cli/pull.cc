@@ -131,8 +131,10 @@ std::string canonical_directory_of(const std::string& path) {
 // The parent's name as the layer records it: relative to the layer's directory.
 std::string backing_name_for(const std::string& output, const Layer& parent) {
   const fs::path directory = canonical_directory_of(output);
-  const fs::path target =
-      fs::path(canonical_directory_of(parent.path())) / fs::path(parent.path()).filename();
+  // A link to a file may lead elsewhere tomorrow; the names of devices are links that stay.
+  const fs::path target = parent.file().is_regular()
+                              ? fs::canonical(parent.path())
+                              : canonical_directory_of(parent.path()) / fs::path(parent.path()).filename();
   std::string name = target.lexically_relative(directory).string();
   if (has_protocol(name)) name = "./" + name;
   if (name.size() > kMaxBackingName) {

@@ -71,6 +71,16 @@ class Verify(ChainTest):
                 self.assertEqual(document["chain_digest"], blkhash.of_file(self.path(f"check{number}.raw")))
                 self.assertEqual(document["live_digest"], document["chain_digest"])
 
+    def test_through_a_link(self) -> None:
+        """The manifest lies beside the file, and what is built on a link is built on the file."""
+        self.path("latest.qcow2").symlink_to("check2.qcow2")
+        self.qchain("verify", "latest.qcow2", "--record")
+        self.assertTrue(self.path("check2.qcow2.proofs").exists())
+        self.qchain("restore", "latest.qcow2", "out.raw")
+        with self.live("check3.raw") as uri:
+            self.qchain("pull", uri, "-o", "next.qcow2", "--parent", "latest.qcow2", "--since", "check2", "--bitmap", "none",
+                        expect=2)
+
     def test_without_a_live_side_and_without_manifests_is_incomplete(self) -> None:
         self.forget_manifests()
         done = self.qchain("verify", "check3.qcow2", expect=4)

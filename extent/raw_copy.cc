@@ -1,7 +1,6 @@
 #include "extent/raw_copy.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 #include <vector>
 
@@ -19,13 +18,14 @@ constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
 struct Copy {
   BlockDevice& source;
   const GuestRange range;
-  const File& target;
-  const TargetContent content;
+  CopyTarget& target;
   const CopyOptions& options;
   PiecePlanner planner;
   CopyResult result;
 
-  HostOffset target_of(GuestOffset offset) const { return HostOffset(offset - range.begin); }
+  GuestRange on_target(const GuestRange& part) const {
+    return {GuestOffset(part.begin - range.begin), GuestOffset(part.end - range.begin)};
+  }
 };
 
 class CopyWorker : public Worker {
@@ -55,43 +55,31 @@ class CopyWorker : public Worker {
   }
 
   void settle() override {
-    for (const Part& part : parts_) {
+    for (const WriteRequest& part : parts_) {
       (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) += part.range.length();
-      if (copy_.content == TargetContent::Stream) append(part);
     }
+    if (copy_.target.is_stream()) copy_.target.write(parts_);
     if (watcher_) watcher_->settle();
     copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
   }
 
   void store() override {
-    if (copy_.content == TargetContent::Stream) return;
-    for (const Part& part : parts_) {
-      if (!part.bytes.empty()) {
-        copy_.target.write(copy_.target_of(part.range.begin), part.bytes);
-      } else if (copy_.content == TargetContent::Unknown) {
-        copy_.target.write_zeros(copy_.target_of(part.range.begin), part.range.length());
-      }
-    }
+    if (!copy_.target.is_stream()) copy_.target.write(parts_);
   }
 
  private:
-  // A run of blocks that are all zeros (no bytes), or the bytes to write.
-  struct Part {
-    GuestRange range;
-    std::span<const std::byte> bytes;
-  };
-
+  // Runs of blocks that are all zeros, and the bytes between them.
   void split_zeros(std::span<const ReadRequest> batch) {
     parts_.clear();
     for (const Extent& run : piece_.runs) {
       if (run.kind != Kind::Data) {
-        add({run.range, {}});
+        add(run.range, {});
         continue;
       }
       GuestOffset begin = run.range.begin;
       for (std::span<const std::byte> rest = batch.front().into; !rest.empty();) {
         const std::span<const std::byte> block = rest.first(std::min(rest.size(), kBlock));
-        add({{begin, begin + block.size()}, is_zero(block) ? block.first(0) : block});
+        add({begin, begin + block.size()}, is_zero(block) ? block.first(0) : block);
         begin = begin + block.size();
         rest = rest.subspan(block.size());
       }
@@ -99,27 +87,18 @@ class CopyWorker : public Worker {
     }
   }
 
-  void add(const Part& part) {
-    if (!parts_.empty() && parts_.back().bytes.empty() == part.bytes.empty()) {
-      Part& last = parts_.back();
-      const bool joined = last.bytes.data() + last.bytes.size() == part.bytes.data();
-      if (part.bytes.empty() || joined) {
+  void add(const GuestRange& range, std::span<const std::byte> bytes) {
+    const WriteRequest part{copy_.on_target(range), bytes};
+    if (!parts_.empty() && parts_.back().bytes.empty() == bytes.empty()) {
+      WriteRequest& last = parts_.back();
+      const bool joined = last.bytes.data() + last.bytes.size() == bytes.data();
+      if (bytes.empty() || joined) {
         last.range.end = part.range.end;
-        if (joined) last.bytes = {last.bytes.data(), last.bytes.size() + part.bytes.size()};
+        if (joined) last.bytes = {last.bytes.data(), last.bytes.size() + bytes.size()};
         return;
       }
     }
     parts_.push_back(part);
-  }
-
-  void append(const Part& part) const {
-    static constexpr std::array<std::byte, kBlock> kZeros{};
-    if (!part.bytes.empty()) return copy_.target.append(part.bytes);
-    for (std::uint64_t rest = part.range.length(); rest > 0;) {
-      const std::size_t step = std::min(rest, kBlock);
-      copy_.target.append(std::span(kZeros).first(step));
-      rest -= step;
-    }
   }
 
   Copy& copy_;
@@ -127,17 +106,16 @@ class CopyWorker : public Worker {
   std::unique_ptr<PieceWatcher> watcher_;
   std::vector<std::byte> buffer_;
   Piece piece_;
-  std::vector<Part> parts_;
+  std::vector<WriteRequest> parts_;
 };
 
 }  // namespace
 
-CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, CopyTarget& target,
                     const CopyOptions& options) {
-  if (content == TargetContent::Zeros) target.resize(range.length());
   // Whatever is not data is zeros.
   ExtentSource kinds = as_zeros(normalise(extents_of(source, range), kBlock, Position::Bottom));
-  Copy copy{source, range, target, content, options, PiecePlanner(std::move(kinds), {}), {}};
+  Copy copy{source, range, target, options, PiecePlanner(std::move(kinds), {}), {}};
   run_workers(
       [&]() -> std::unique_ptr<Worker> {
         std::unique_ptr<Reader> reader = source.open_reader();
@@ -146,6 +124,13 @@ CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& ta
       },
       options.workers);
   return copy.result;
+}
+
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,
+                    const CopyOptions& options) {
+  if (content == TargetContent::Zeros) target.resize(range.length());
+  FileTarget file(target, content);
+  return copy_raw(source, range, file, options);
 }
 
 }  // namespace qchain

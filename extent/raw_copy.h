@@ -4,17 +4,10 @@
 #include <functional>
 
 #include "extent/block_device.h"
-#include "extent/file.h"
+#include "extent/copy_target.h"
 #include "extent/scan.h"
 
 namespace qchain {
-
-/// What the target of a copy holds before it begins.
-enum class TargetContent {
-  Zeros,    ///< A new, empty file: zeros are left out, and stay holes.
-  Unknown,  ///< A device: zeros are written too, so that no old content shows.
-  Stream,   ///< A pipe: every byte is written, in order.
-};
 
 struct CopyOptions {
   unsigned workers = 1;
@@ -29,8 +22,11 @@ struct CopyResult {
   std::uint64_t zero_bytes = 0;  ///< Known or found to be zeros.
 };
 
-/// Writes bytes `range` of `source` to `target`, from its offset 0 on. A target with Zeros gets the
-/// length of the range. Does not make anything durable. Throws Error.
+/// Writes bytes `range` of `source` to `target`, from its offset 0 on. Does not make anything durable. Throws
+/// Error.
+CopyResult copy_raw(BlockDevice& source, const GuestRange& range, CopyTarget& target,
+                    const CopyOptions& options);
+/// The same to a file; one with Zeros gets the length of the range.
 CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,
                     const CopyOptions& options);
 

@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <mutex>
 #include <thread>
 
 #include "tests/random.h"
@@ -100,6 +101,50 @@ TEST_F(RawCopyTest, ToAPipe) {
   }
 }
 
+// Threads that write whole blocks never meet in one, and every byte is written once.
+TEST_F(RawCopyTest, NoTwoBatchesShareABlock) {
+  class Recorder : public CopyTarget {
+   public:
+    explicit Recorder(std::uint64_t size) : bytes(size, std::byte{0xEE}), batch_of_block(size / 65536 + 1) {}
+    void write(std::span<const WriteRequest> batch) override {
+      const std::lock_guard lock(in_use_);
+      ++batches_;
+      for (const WriteRequest& request : batch) {
+        const GuestRange& range = request.range;
+        ASSERT_FALSE(range.empty());
+        ASSERT_TRUE(request.bytes.empty() || request.bytes.size() == range.length());
+        for (std::uint64_t at = range.begin.bytes(); at < range.end.bytes(); ++at) {
+          unsigned& owner = batch_of_block[at / 65536];
+          ASSERT_TRUE(owner == 0 || owner == batches_) << at;
+          owner = batches_;
+          bytes[at] = request.bytes.empty() ? std::byte{0} : request.bytes[at - range.begin.bytes()];
+        }
+        written += range.length();
+      }
+    }
+    void sync() override {}
+
+    Bytes bytes;
+    std::vector<unsigned> batch_of_block;
+    std::uint64_t written = 0;
+
+   private:
+    std::mutex in_use_;
+    unsigned batches_ = 0;
+  };
+  for (int round = 0; round < 15; ++round) {
+    draw();
+    range.begin = GuestOffset(align_down(range.begin.bytes(), 65536));
+    const auto begin = disk.bytes.begin() + static_cast<std::ptrdiff_t>(range.begin.bytes());
+    expected = Bytes(begin, begin + static_cast<std::ptrdiff_t>(range.length()));
+    MemoryDevice source = device();
+    Recorder target(range.length());
+    check(copy_raw(source, range, target, options));
+    ASSERT_EQ(first_difference(target.bytes, expected), "") << to_string(range);
+    ASSERT_EQ(target.written, range.length());
+  }
+}
+
 // Zeros become holes, whether the disk said so or they were found by looking.
 TEST_F(RawCopyTest, ANewFileIsSparse) {
   constexpr std::uint64_t kSize = 16 << 20;
@@ -111,8 +156,7 @@ TEST_F(RawCopyTest, ANewFileIsSparse) {
                      {guest_range(kSize * 3 / 4, kSize / 4), Kind::Data}};
   MemoryDevice source(bytes, half, kSize);
   const File target = create_file(folder / "raw");
-  const CopyResult result =
-      copy_raw(source, guest_range(0, kSize), target, TargetContent::Zeros, {});
+  const CopyResult result = copy_raw(source, guest_range(0, kSize), target, TargetContent::Zeros, {});
   EXPECT_EQ(first_difference(read_file(folder / "raw"), bytes), "");
   EXPECT_LE(target.allocated_bytes(), 4 * 65536U);
   EXPECT_EQ(result.data_bytes, 2 * 65536U);
@@ -133,10 +177,9 @@ TEST_F(RawCopyTest, AReadErrorArrives) {
   Broken source(Bytes(1 << 20), {{guest_range(0, 1 << 20), Kind::Data}}, 1 << 20);
   const File target = create_file(folder / "raw");
   options.workers = 4;
-  EXPECT_EQ(outcome_of([&] {
-              copy_raw(source, guest_range(0, 1 << 20), target, TargetContent::Zeros, options);
-            }),
-            Outcome::Io);
+  EXPECT_EQ(
+      outcome_of([&] { copy_raw(source, guest_range(0, 1 << 20), target, TargetContent::Zeros, options); }),
+      Outcome::Io);
 }
 
 }  // namespace

@@ -1,0 +1,54 @@
+// Where a disk is copied to: a file, a block device, a pipe, or an NBD export.
+#pragma once
+
+#include <cstddef>
+#include <span>
+
+#include "extent/file.h"
+#include "extent/range.h"
+
+namespace qchain {
+
+/// A part of the target to write: bytes, or zeros.
+struct WriteRequest {
+  GuestRange range;
+  std::span<const std::byte> bytes;  ///< range.length() of them; empty: zeros.
+};
+
+class CopyTarget {
+ public:
+  virtual ~CopyTarget() = default;
+
+  /// Writes a batch; its requests do not overlap. Threads may call this at the same time, for ranges that are
+  /// not in one block of 64 KiB. Throws Error (Io), naming what could not be written.
+  virtual void write(std::span<const WriteRequest> batch) = 0;
+  /// Makes durable what was written. Throws Error (Io).
+  virtual void sync() = 0;
+  /// Whether it takes bytes only in the order of the disk, from one thread at a time.
+  virtual bool is_stream() const { return false; }
+};
+
+/// What a file holds before anything is copied to it.
+enum class TargetContent {
+  Zeros,    ///< A new, empty file: zeros are left out, and stay holes.
+  Unknown,  ///< A device: zeros are written too, so that no old content shows.
+  Stream,   ///< A pipe: every byte is written, in order.
+};
+
+class FileTarget : public CopyTarget {
+ public:
+  /// The file has to outlive it.
+  FileTarget(const File& file, TargetContent content) : file_(file), content_(content) {}
+
+  void write(std::span<const WriteRequest> batch) override;
+  void sync() override { file_.sync(); }
+  bool is_stream() const override { return content_ == TargetContent::Stream; }
+
+ private:
+  void write_zeros(const GuestRange& range) const;
+
+  const File& file_;
+  TargetContent content_;
+};
+
+}  // namespace qchain

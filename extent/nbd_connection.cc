@@ -6,6 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cerrno>
 #include <cstring>
 
@@ -217,6 +218,9 @@ void NbdConnection::learn_limits() {
   multi_conn_ = nbd_can_multi_conn(handle) > 0;
   df_ = nbd_can_df(handle) > 0;
   structured_ = nbd_get_structured_replies_negotiated(handle) > 0;
+  read_only_ = nbd_is_read_only(handle) > 0;
+  flush_ = nbd_can_flush(handle) > 0;
+  if (nbd_can_zero(handle) > 0) zeroing_ = nbd_can_fast_zero(handle) > 0 ? Zeroing::Fast : Zeroing::Slow;
   const std::int64_t minimum = nbd_get_block_size(handle, LIBNBD_SIZE_MINIMUM);
   minimum_block_ = minimum > 0 ? static_cast<std::uint64_t>(minimum) : kSectorSize;
   if (minimum > 0 && size_ % minimum_block_ != 0) {
@@ -274,11 +278,12 @@ bool NbdConnection::wait_for_server() {
 }
 
 void NbdConnection::wait_until_connected(const char* step) {
-  expect_answer();
+  const std::chrono::milliseconds timeout = std::min(target_.timeout, target_.connect_timeout);
+  patience_ = timeout;
   while (nbd_aio_is_connecting(handle_.get()) > 0) {
     if (!wait_for_server()) {
       const std::string reason =
-          silent_ ? fmt::format("no answer within {} ms", target_.timeout.count()) : last_error();
+          silent_ ? fmt::format("no answer within {} ms", timeout.count()) : last_error();
       throw Error(Outcome::Io, fmt::format("{}: cannot {}: {}", target_.uri, step, reason));
     }
   }
@@ -441,15 +446,8 @@ std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
   const std::int64_t cookie = nbd_aio_block_status(
       handle_.get(), range.length(), range.begin.bytes(),
       nbd_extent_callback{note_extents, new SharedReply(reply), drop_reply}, nbd_completion_callback{}, 0);
-  if (cookie < 0) throw complain(last_error());
   expect_answer();
-  for (;;) {
-    const int completed = nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(cookie));
-    if (completed > 0) break;
-    if (completed < 0) throw complain(last_error());
-    wait_for_server();
-    if (silent_) throw complain(fmt::format("no answer within {} ms", target_.timeout.count()));
-  }
+  complete(cookie, fmt::format("block status of {}", to_string(range)));
   if (reply->complaint != nullptr) {
     throw complain(fmt::format("the server sent {}", reply->complaint));
   }
@@ -459,6 +457,179 @@ std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
     }
   }
   return std::move(reply->extents);
+}
+
+void NbdConnection::complete(std::int64_t cookie, const std::string& what) {
+  const auto complain = [&](const std::string& reason) {
+    return Error(Outcome::Io, fmt::format("{}: {}: {}", target_.uri, what, reason));
+  };
+  if (cookie < 0) throw complain(last_error());
+  const auto patience = std::chrono::duration_cast<std::chrono::milliseconds>(patience_);
+  for (;;) {
+    const int completed = nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(cookie));
+    if (completed > 0) return;
+    if (completed < 0) throw complain(last_error());
+    wait_for_server();
+    if (silent_) throw complain(fmt::format("no answer within {} ms", patience.count()));
+  }
+}
+
+namespace {
+
+// The most zeros in one request. A server that has to write them for lack of anything faster needs time.
+constexpr std::uint64_t kMaxFastZeros = std::uint64_t{2} << 30;  // of 32 bits, with every block size in it
+constexpr std::uint64_t kMaxSlowZeros = std::uint64_t{32} << 20;
+constexpr std::uint64_t kMaxPlainZeros = std::uint64_t{64} << 10;
+// A flush has to write out all that the server's cache has taken.
+constexpr int kFlushPatience = 20;  // time-outs
+
+}  // namespace
+
+struct NbdConnection::Writing {
+  std::int64_t cookie;
+  WriteRequest request;
+  Zeroing way;  // Plain: bytes are sent
+  int error_number = 0;
+};
+
+void NbdConnection::write(std::span<const WriteRequest> batch) {
+  std::deque<WriteRequest> blocks;
+  for (const WriteRequest& request : batch) {
+    const std::uint64_t end = request.range.end.bytes();
+    if (end % minimum_block_ == 0 || end == size_) {
+      blocks.push_back(request);
+    } else {
+      write_unaligned(request);
+    }
+  }
+  write_blocks(std::move(blocks));
+}
+
+void NbdConnection::write_unaligned(const WriteRequest& request) {
+  const GuestOffset border(align_down(request.range.end.bytes(), minimum_block_));
+  const GuestRange edge{border, request.range.end};
+  std::vector<std::byte> block(std::min(minimum_block_, size_ - border.bytes()));
+  const ReadRequest whole{border, block};
+  const std::vector<FailedRead> failed = read(std::span(&whole, 1));
+  if (!failed.empty()) {
+    throw system_error(fmt::format("{}: cannot read {}, of which only a part is to be written", target_.uri,
+                                   to_string(whole.range())),
+                       failed.front().error_number);
+  }
+  const std::size_t before = request.bytes.empty() ? 0 : request.bytes.size() - edge.length();
+  if (request.bytes.empty()) {
+    std::memset(block.data(), 0, edge.length());
+  } else {
+    std::memcpy(block.data(), request.bytes.data() + before, edge.length());
+  }
+  std::deque<WriteRequest> todo{{whole.range(), block}};
+  const GuestRange rest{request.range.begin, border};
+  if (!rest.empty()) todo.push_front({rest, request.bytes.first(before)});
+  write_blocks(std::move(todo));
+}
+
+void NbdConnection::write_blocks(std::deque<WriteRequest> todo) {
+  std::vector<Writing> in_flight;
+  std::optional<Writing> failed;
+  expect_answer();
+  while (!todo.empty() || !in_flight.empty()) {
+    while (!todo.empty() && in_flight.size() < target_.requests_in_flight && !is_dead()) {
+      in_flight.push_back(start(take_step(todo)));
+    }
+    if (!is_dead()) wait_for_server();
+    if (is_dead()) {
+      const std::string reason =
+          silent_ ? fmt::format("no answer within {} ms", target_.timeout.count()) : last_error();
+      const WriteRequest& lost = in_flight.empty() ? todo.front() : in_flight.front().request;
+      throw Error(Outcome::Io, fmt::format("{}: the connection was lost while writing {}: {}", target_.uri,
+                                           to_string(lost.range), reason));
+    }
+    retire(in_flight, todo, failed);
+    if (failed) todo.clear();  // what is in flight needs its bytes until the server has answered
+  }
+  if (failed) {
+    throw system_error(fmt::format("{}: cannot write {}", target_.uri, to_string(failed->request.range)),
+                       failed->error_number);
+  }
+}
+
+// Takes off as much as one command can hold.
+WriteRequest NbdConnection::take_step(std::deque<WriteRequest>& todo) const {
+  WriteRequest& rest = todo.front();
+  std::uint64_t most = request_size_;
+  if (rest.bytes.empty()) {
+    most = zeroing_ == Zeroing::Fast   ? kMaxFastZeros
+           : zeroing_ == Zeroing::Slow ? kMaxSlowZeros
+                                       : std::min(request_size_, kMaxPlainZeros);
+  }
+  most = align_down(most, minimum_block_);
+  if (rest.range.length() <= most) {
+    const WriteRequest all = rest;
+    todo.pop_front();
+    return all;
+  }
+  WriteRequest step = rest;
+  step.range.end = rest.range.begin = step.range.begin + most;
+  if (!rest.bytes.empty()) {
+    step.bytes = rest.bytes.first(most);
+    rest.bytes = rest.bytes.subspan(most);
+  }
+  return step;
+}
+
+NbdConnection::Writing NbdConnection::start(const WriteRequest& request) {
+  static constexpr std::array<std::byte, kMaxPlainZeros> kZeros{};
+  nbd_handle* const handle = handle_.get();
+  const std::uint64_t begin = request.range.begin.bytes();
+  const std::uint64_t length = request.range.length();
+  Writing writing{-1, request, request.bytes.empty() ? zeroing_ : Zeroing::Plain};
+  if (writing.way == Zeroing::Plain) {
+    const void* const bytes = request.bytes.empty() ? kZeros.data() : request.bytes.data();
+    writing.cookie = nbd_aio_pwrite(handle, bytes, length, begin, nbd_completion_callback{}, 0);
+  } else {
+    const std::uint32_t flags = writing.way == Zeroing::Fast ? LIBNBD_CMD_FLAG_FAST_ZERO : 0;
+    writing.cookie = nbd_aio_zero(handle, length, begin, nbd_completion_callback{}, flags);
+  }
+  if (writing.cookie < 0 && !is_dead()) {
+    const int error_number = last_errno();
+    silent_ = true;  // other commands may be in flight, of bytes that are about to go
+    throw system_error(fmt::format("{}: cannot write {}", target_.uri, to_string(request.range)),
+                       error_number);
+  }
+  return writing;
+}
+
+// Forgets what is done. Zeros that were refused are to be written in another way; any other failure is one.
+void NbdConnection::retire(std::vector<Writing>& in_flight, std::deque<WriteRequest>& todo,
+                           std::optional<Writing>& failed) {
+  const std::size_t retired = std::erase_if(in_flight, [&](Writing& command) {
+    const int completed =
+        nbd_aio_command_completed(handle_.get(), static_cast<std::uint64_t>(command.cookie));
+    if (completed >= 0) return completed > 0;
+    command.error_number = last_errno();
+    switch (command.way) {
+      case Zeroing::Fast:
+        zeroing_ = std::max(zeroing_, Zeroing::Slow);
+        todo.push_front(command.request);
+        break;
+      case Zeroing::Slow:
+        zeroing_ = Zeroing::Plain;
+        todo.push_front(command.request);
+        break;
+      case Zeroing::Plain:
+        if (!failed) failed = command;
+    }
+    return true;
+  });
+  if (retired != 0) expect_answer();
+}
+
+void NbdConnection::flush() {
+  if (is_dead())
+    throw Error(Outcome::Io, fmt::format("{}: cannot flush: the connection was lost", target_.uri));
+  if (!flush_) return;
+  patience_ = kFlushPatience * target_.timeout;
+  complete(nbd_aio_flush(handle_.get(), nbd_completion_callback{}, 0), "cannot flush");
 }
 
 std::string nbd_version() {

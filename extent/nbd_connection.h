@@ -1,10 +1,11 @@
 // One connection to an NBD server: libnbd, with time-outs of our own, and with distrust of what the
-// server says. Only nbd_export.cc uses it.
+// server says. Only nbd_export.cc and nbd_writer.cc use it.
 #pragma once
 
 #include <atomic>
 #include <chrono>
 #include <cstdint>
+#include <deque>
 #include <memory>
 #include <optional>
 #include <span>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "extent/block_device.h"
+#include "extent/copy_target.h"
 #include "extent/error.h"
 
 struct nbd_handle;
@@ -32,6 +34,8 @@ struct NbdTarget {
   std::string tls_psk_file;
   /// How long a server may take for one answer before it counts as gone.
   std::chrono::milliseconds timeout{30000};
+  /// The same for each step of connecting, where that is shorter.
+  std::chrono::milliseconds connect_timeout{30000};
   unsigned requests_in_flight = 16;
   std::uint64_t request_size = std::uint64_t{256} << 10;
 };
@@ -64,7 +68,8 @@ class NbdConnection {
 
   std::uint64_t size() const noexcept { return size_; }
   bool can_multi_conn() const noexcept { return multi_conn_; }
-  /// The smallest unit that can be read: at least 1.
+  bool is_read_only() const noexcept { return read_only_; }
+  /// The smallest unit that can be read or written: at least 1.
   std::uint64_t minimum_block() const noexcept { return minimum_block_; }
   /// Whether the server agreed to `context`.
   bool has_context(const std::string& context) const;
@@ -81,11 +86,22 @@ class NbdConnection {
   std::vector<std::vector<ContextExtent>> block_status(const GuestRange& range,
                                                        const std::vector<std::string>& contexts);
 
+  /// Writes a batch, many requests in flight at a time; each begins at a multiple of minimum_block(). A block
+  /// that the last bytes of a request fill only in part is read and written back whole. Zeros are left to the
+  /// server where it can write them, and are never trimmed away. Throws Error (Io), naming what could not be
+  /// written; nothing is in flight then, or the connection is dead.
+  void write(std::span<const WriteRequest> batch);
+  /// Makes durable what was written, where the server knows how. Throws Error (Io).
+  void flush();
+
  private:
   struct Close {
     void operator()(nbd_handle* handle) const noexcept;
   };
   struct InFlight;
+  struct Writing;
+  /// How zeros are written: each way serves where the one before was refused.
+  enum class Zeroing { Fast, Slow, Plain };
 
   explicit NbdConnection(const NbdTarget& target);
   void set_up_tls();
@@ -104,6 +120,14 @@ class NbdConnection {
   bool start(const ReadRequest& request, std::vector<InFlight>& in_flight);
   void retire(std::vector<InFlight>& in_flight, std::vector<FailedRead>& failed);
   std::optional<FailedRead> read_unaligned(const ReadRequest& request);
+  /// Waits for one command; throws Error (Io), saying `what` it was, where it fails.
+  void complete(std::int64_t cookie, const std::string& what);
+  void write_unaligned(const WriteRequest& request);
+  void write_blocks(std::deque<WriteRequest> todo);
+  WriteRequest take_step(std::deque<WriteRequest>& todo) const;
+  Writing start(const WriteRequest& request);
+  void retire(std::vector<Writing>& in_flight, std::deque<WriteRequest>& todo,
+              std::optional<Writing>& failed);
 
   NbdTarget target_;
   std::unique_ptr<nbd_handle, Close> handle_;
@@ -113,6 +137,9 @@ class NbdConnection {
   bool multi_conn_ = false;
   bool df_ = false;
   bool structured_ = false;
+  bool read_only_ = false;
+  bool flush_ = false;
+  Zeroing zeroing_ = Zeroing::Plain;
   std::chrono::steady_clock::duration patience_{};  // how long the next answer may still take
   std::atomic<bool> silent_ = false;                // timed out: as good as dead
 };

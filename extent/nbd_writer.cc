@@ -1,0 +1,84 @@
+#include "extent/nbd_writer.h"
+
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <chrono>
+#include <utility>
+
+#include "extent/error.h"
+
+namespace qchain {
+
+namespace {
+
+// Writers of one block must not meet: pieces of work are cut at this, and no block may be larger.
+constexpr std::uint64_t kMaxBlock = std::uint64_t{64} << 10;
+
+// A server that has enough connections keeps a further one waiting for ever.
+constexpr std::chrono::milliseconds kConnectTimeout{2000};
+
+std::unique_ptr<NbdConnection> connect(const NbdTarget& target) {
+  return std::make_unique<NbdConnection>(target, [](const auto&) { return std::vector<std::string>(); });
+}
+
+}  // namespace
+
+NbdWriter::NbdWriter(const NbdTarget& target) : target_(target) {
+  Connection first = connect(target_);
+  if (first->is_read_only()) {
+    throw Error(Outcome::Usage, fmt::format("{}: the export is read-only", target.uri));
+  }
+  if (first->minimum_block() > kMaxBlock) {
+    throw Error(Outcome::Io, fmt::format("{}: the export is written in blocks of {} bytes; at most {} are "
+                                         "possible",
+                                         target.uri, first->minimum_block(), kMaxBlock));
+  }
+  size_ = first->size();
+  may_connect_ = first->can_multi_conn();
+  idle_.push_back(std::move(first));
+}
+
+void NbdWriter::write(std::span<const WriteRequest> batch) {
+  Connection connection = take();
+  try {
+    connection->write(batch);
+  } catch (...) {
+    give_back(std::move(connection));  // others may be waiting for it, to learn that it is lost
+    throw;
+  }
+  give_back(std::move(connection));
+}
+
+void NbdWriter::sync() {
+  for (const Connection& connection : idle_) connection->flush();
+}
+
+NbdWriter::Connection NbdWriter::take() {
+  std::unique_lock lock(in_use_);
+  if (idle_.empty() && may_connect_) {
+    lock.unlock();
+    try {
+      NbdTarget further = target_;
+      further.connect_timeout = std::min(further.connect_timeout, kConnectTimeout);
+      Connection connection = connect(further);
+      if (connection->size() == size_ && !connection->is_read_only()) return connection;
+    } catch (const Error& error) {
+      if (error.outcome() != Outcome::Io) throw;
+    }
+    lock.lock();
+    may_connect_ = false;
+  }
+  given_back_.wait(lock, [&] { return !idle_.empty(); });
+  Connection connection = std::move(idle_.back());
+  idle_.pop_back();
+  return connection;
+}
+
+void NbdWriter::give_back(Connection connection) {
+  const std::lock_guard lock(in_use_);
+  idle_.push_back(std::move(connection));
+  given_back_.notify_one();
+}
+
+}  // namespace qchain

@@ -9,13 +9,16 @@
 
 namespace qchain {
 
-/// qchain restore: writes out the disk that a chain describes, to a raw file or a block device.
+/// qchain restore: writes out the disk that a chain describes, to a raw file, a block device or an NBD
+/// export.
 struct RestoreOptions {
   CommonOptions common;
+  NbdOptions nbd;
   std::string image;
   std::string destination;
   bool no_verify = false;
   std::vector<std::string> trust_keys;  ///< Paths.
+  bool read_back = false;
   bool force = false;
 };
 

@@ -58,19 +58,6 @@ void judge(const VerifyOptions& o) {
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
 }
 
-// A device that does not tell what it is: every byte is read.
-class Opaque : public BlockDevice {
- public:
-  explicit Opaque(BlockDevice& device) : device_(device) {}
-  std::string name() const override { return device_.name(); }
-  std::uint64_t size() const override { return device_.size(); }
-  Extents extents(const GuestRange& range) override { return {{range, Kind::Data}}; }
-  std::unique_ptr<Reader> open_reader() override { return device_.open_reader(); }
-
- private:
-  BlockDevice& device_;
-};
-
 std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOptions& o) {
   if (!o.max_duration) return std::nullopt;
   return std::chrono::steady_clock::now() + std::chrono::seconds(*o.max_duration);
@@ -79,7 +66,7 @@ std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOpt
 void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit, VerifyReport& report,
                         Console& console) {
   NbdExport export_(o.nbd.target(o.against), {});
-  Opaque opaque(export_);
+  OpaqueDevice opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
   // What a manifest says that does not fit is no third side.

@@ -47,6 +47,33 @@ class BlockDevice {
   virtual std::unique_ptr<Reader> open_reader() = 0;
 };
 
+/// The first `size` bytes of a device, which has to outlive it.
+class FirstBytes : public BlockDevice {
+ public:
+  FirstBytes(BlockDevice& device, std::uint64_t size) : device_(device), size_(size) {}
+  std::string name() const override { return device_.name(); }
+  std::uint64_t size() const override { return size_; }
+  Extents extents(const GuestRange& range) override { return device_.extents(range); }
+  std::unique_ptr<Reader> open_reader() override { return device_.open_reader(); }
+
+ private:
+  BlockDevice& device_;
+  std::uint64_t size_;
+};
+
+/// A device that is not asked what it holds, so that every byte is read. The device has to outlive it.
+class OpaqueDevice : public BlockDevice {
+ public:
+  explicit OpaqueDevice(BlockDevice& device) : device_(device) {}
+  std::string name() const override { return device_.name(); }
+  std::uint64_t size() const override { return device_.size(); }
+  Extents extents(const GuestRange& range) override { return {{range, Kind::Data}}; }
+  std::unique_ptr<Reader> open_reader() override { return device_.open_reader(); }
+
+ private:
+  BlockDevice& device_;
+};
+
 /// The extents of `range` of a device, as a stream. The device has to outlive it.
 ExtentSource extents_of(BlockDevice& device, GuestRange range);
 /// The extents of a whole device.

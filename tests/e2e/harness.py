@@ -274,9 +274,10 @@ def nbdkit(folder: Path, *argv: Argument) -> contextlib.AbstractContextManager[S
     return _serve(folder, "", "nbdkit", "--unix", "--pidfile", "--foreground", "--exit-with-parent", *argv)
 
 
-def qemu_nbd(folder: Path, *argv: Argument) -> contextlib.AbstractContextManager[Server]:
-    """Serves with qemu-nbd, read-only and to 16 clients, under the name `vda`."""
-    return _serve(folder, "vda", "qemu-nbd", "--socket", "--pid-file", "-r", "-t", "-e", "16", "-x", "vda", *argv)
+def qemu_nbd(folder: Path, *argv: Argument, writable: bool = False) -> contextlib.AbstractContextManager[Server]:
+    """Serves with qemu-nbd, to 16 clients, under the name `vda`."""
+    mode = [] if writable else ["-r"]
+    return _serve(folder, "vda", "qemu-nbd", "--socket", "--pid-file", *mode, "-t", "-e", "16", "-x", "vda", *argv)
 
 
 def failing_server(folder: Path) -> contextlib.AbstractContextManager[Server]:

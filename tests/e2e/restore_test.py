@@ -1,23 +1,69 @@
-"""`qchain restore`: to files and onto block devices."""
+"""`qchain restore`: to files, onto block devices and to exports, and what is read back."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import struct
+import threading
 import unittest
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from chain import LAYERS, SIZE, ChainTest
-from harness import K, M, patch
+from harness import K, M, Argument, Server, nbdkit, patch, qemu_nbd
 
 
-class Restore(ChainTest):
+class RestoreTest(ChainTest):
 
     def setUp(self) -> None:
         super().setUp()
         self.build()
+
+    def old_content(self, size: int, name: str = "disk") -> Path:
+        """A file without a zero byte."""
+        self.path(name).write_bytes(os.urandom(size).replace(b"\0", b"\1"))
+        return self.path(name)
+
+    @contextlib.contextmanager
+    def device(self, size: int) -> Iterator[Path]:
+        """A block device over a file `disk` of other content."""
+        device = self.run_tool("losetup", "--find", "--show", self.old_content(size)).strip()
+        try:
+            yield Path(device)
+        finally:
+            self.run_tool("losetup", "--detach", device)
+
+    def scripted(self, size: int, **methods: str) -> contextlib.AbstractContextManager[Server]:
+        """A server of shell scripts over a file `disk` of other content; `methods` replace what it does by itself."""
+        disk = self.old_content(size)
+        scripts = {"get_size": f"echo {size}", "flush": "true", "can_multi_conn": "true",
+                   "pread": f"dd if={disk} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none",
+                   "pwrite": f"dd of={disk} seek=$4 conv=notrunc oflag=seek_bytes status=none"} | methods
+        return nbdkit(self.folder, "eval", *(f"{name}={script}" for name, script in scripts.items()))
+
+    @contextlib.contextmanager
+    def spoiling(self, name: str, offset: int) -> Iterator[None]:
+        """Somebody writes to a file all the time; from when there is one of that name."""
+        ended = threading.Event()
+
+        def spoil() -> None:
+            while not ended.is_set():
+                with contextlib.suppress(FileNotFoundError), self.path(name).open("r+b") as file:
+                    while not ended.is_set():
+                        os.pwrite(file.fileno(), b"spoilt", offset)
+
+        spoiler = threading.Thread(target=spoil)
+        spoiler.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            spoiler.join()
+
+
+class Restore(RestoreTest):
 
     def test_any_point_of_the_chain(self) -> None:
         for number in (1, 2, 3):
@@ -51,16 +97,6 @@ class Restore(ChainTest):
         self.path("folder").mkdir()
         self.refuses((2, 3), "restore", "check3.qcow2", "folder", "--no-verify", says=["folder"])
         self.refuses((2, 3), "restore", "check3.qcow2", "folder", "--no-verify", "--force", says=["folder"])
-
-    @contextlib.contextmanager
-    def device(self, size: int) -> Iterator[Path]:
-        """A block device over a file `disk` of other content."""
-        self.path("disk").write_bytes(os.urandom(size))
-        device = self.run_tool("losetup", "--find", "--show", self.path("disk")).strip()
-        try:
-            yield Path(device)
-        finally:
-            self.run_tool("losetup", "--detach", device)
 
     def test_onto_a_device_whose_old_content_never_shows(self) -> None:
         with self.device(SIZE) as device:
@@ -114,6 +150,216 @@ class Restore(ChainTest):
         (entry,) = struct.unpack_from(">Q", image, (l2 & (1 << 56) - 512) + 8 * (3 * M // (64 * K)))
         self.assertTrue(entry & 1 << 62, "compressed")
         patch(self.path("check1.qcow2"), entry & (1 << 54) - 1, b"\xff" * 20)
+
+
+class ToAnExport(RestoreTest):
+
+    def restore_over(self, server: contextlib.AbstractContextManager[Server], *options: Argument,
+                     image: str = "check3.qcow2") -> None:
+        with server as live:
+            document = self.qchain("restore", image, live.uri, "--json", *options).json
+        self.assertEqual((document["exit_code"], document["destination"]), (0, live.uri))
+
+    def test_old_content_never_shows(self) -> None:
+        disk = self.path("disk")
+        servers = {"nbdkit": lambda: nbdkit(self.folder, "file", disk),
+                   "without zeros": lambda: nbdkit(self.folder, "--filter=nozero", "file", disk),
+                   "one client": lambda: nbdkit(self.folder, "--filter=limit", "file", disk, "limit=1"),
+                   "QEMU": lambda: qemu_nbd(self.folder, "-f", "raw", disk, writable=True),
+                   "QEMU, one client": lambda: qemu_nbd(self.folder, "-e", "1", "-f", "raw", disk, writable=True)}
+        for name, server in servers.items():
+            for options in ((), ("--no-verify", "--read-back"), ("--connections", "1", "--read-back")):
+                with self.subTest(server=name, options=options):
+                    self.old_content(SIZE)
+                    self.restore_over(server(), *options)
+                    self.assert_same_bytes("disk", "check3.raw")
+
+    def test_to_memory(self) -> None:
+        """Of a server that has nothing but memory, filled with other content before."""
+        with nbdkit(self.folder, "memory", SIZE) as live:
+            self.run_tool("nbdcopy", self.old_content(SIZE), live.uri)
+            self.qchain("restore", "check2.qcow2", live.uri, "--read-back")
+            self.run_tool("nbdcopy", live.uri, self.path("out.raw"))
+        self.assert_same_bytes("out.raw", "check2.raw")
+
+    def test_into_a_qcow2_image(self) -> None:
+        """Through QEMU, which then knows the zeros as zeros."""
+        self.image("target.qcow2", f"write -P 7 0 {SIZE}", size=SIZE)
+        self.restore_over(qemu_nbd(self.folder, "-f", "qcow2", self.path("target.qcow2"), writable=True), "--read-back")
+        self.assert_sound("target.qcow2")
+        self.assert_holds("target.qcow2", "check3.raw")
+
+    def test_a_larger_one_keeps_what_is_behind(self) -> None:
+        old = self.old_content(SIZE + M).read_bytes()
+        self.restore_over(nbdkit(self.folder, "file", self.path("disk")), "--read-back")
+        self.assertEqual(self.path("disk").read_bytes(), self.path("check3.raw").read_bytes() + old[SIZE:])
+
+    def test_one_that_is_too_small(self) -> None:
+        self.old_content(SIZE - 512)
+        for server in (nbdkit(self.folder, "file", self.path("disk")), nbdkit(self.folder, "memory", SIZE - 1),
+                       qemu_nbd(self.folder, "-f", "raw", self.path("disk"), writable=True)):
+            with self.subTest(), server as live:
+                self.refuses(2, "restore", "check3.qcow2", live.uri, says=[live.uri, str(SIZE)])
+
+    def test_one_that_is_read_only(self) -> None:
+        for server in (nbdkit(self.folder, "--readonly", "file", self.old_content(SIZE)),
+                       qemu_nbd(self.folder, "-f", "raw", self.path("disk"))):
+            with self.subTest(), server as live:
+                self.refuses(2, "restore", "check3.qcow2", live.uri, says=[live.uri, "read-only"])
+
+    def test_one_that_is_not_there(self) -> None:
+        self.refuses(3, "restore", "check3.qcow2", f"nbd+unix:///?socket={self.path('nobody')}", says=["nobody"])
+        with qemu_nbd(self.folder, "-f", "raw", self.old_content(SIZE), writable=True) as live:
+            self.refuses(3, "restore", "check3.qcow2", live.uri.replace("vda", "vdb"), says=["vdb"])
+
+    def test_disks_and_exports_of_any_size(self) -> None:
+        for size in (1, 511, 512, 65536, 65537, M + 1, 2 * M - 77):
+            with self.subTest(size=size):
+                self.path("odd.raw").write_bytes(os.urandom(size))
+                with nbdkit(self.folder, "file", self.path("odd.raw")) as live:
+                    self.qchain("pull", live.uri, "-o", "odd.qcow2", "--force")
+                self.old_content(size)
+                self.restore_over(nbdkit(self.folder, "file", self.path("disk")), "--read-back", image="odd.qcow2")
+                self.assert_same_bytes("disk", "odd.raw")
+                filled = self.path("odd.raw").read_bytes().ljust((size + 511) // 512 * 512, b"\0")
+                for server in (nbdkit(self.folder, "file", self.path("disk")),
+                               nbdkit(self.folder, "--filter=blocksize-policy", "file", self.path("disk"), "blocksize-minimum=64K",
+                                      "blocksize-preferred=64K", "blocksize-error-policy=error"),
+                               qemu_nbd(self.folder, "-f", "raw", self.path("disk"), writable=True)):
+                    old = self.old_content(4 * M).read_bytes()
+                    self.restore_over(server, "--read-back", image="odd.qcow2")
+                    self.assertEqual(self.path("disk").read_bytes(), filled + old[len(filled):])
+
+    def test_with_a_key(self) -> None:
+        self.path("keys.psk").write_text("alice:0123456789abcdef0123456789abcdef\n")
+        with nbdkit(self.folder, "--tls=require", f"--tls-psk={self.path('keys.psk')}", "file", self.old_content(SIZE)) as live:
+            uri = live.uri.replace("nbd+unix://", "nbds+unix://alice@")
+            self.refuses(2, "restore", "check3.qcow2", uri, says=["--tls-psk-file"])
+            self.qchain("restore", "check3.qcow2", uri, "--tls-psk-file", "keys.psk", "--read-back")
+        self.assert_same_bytes("disk", "check3.raw")
+
+    def test_a_server_that_dies(self) -> None:
+        """In the middle: at the first write behind 3 MiB."""
+        with self.scripted(SIZE, pwrite="if [ $4 -ge 3145728 ]; then rm -rf $tmpdir; kill -9 $PPID; fi; cat >/dev/null") as live:
+            done = self.qchain("restore", "check3.qcow2", live.uri, expect=3)
+            self.assert_says(done, live.uri, "lost", "not complete")
+
+    def test_a_server_that_has_no_room(self) -> None:
+        with nbdkit(self.folder, "--filter=error", "file", self.old_content(SIZE), "error-pwrite=ENOSPC", "error-pwrite-rate=100%") as live:
+            done = self.qchain("restore", "check3.qcow2", live.uri, "--json", expect=3)
+            self.assert_says(done, live.uri, "no space", "not complete")
+            self.assertEqual(done.json["exit_code"], 3)
+
+    def test_a_server_that_cannot_flush(self) -> None:
+        with self.scripted(SIZE, flush="echo EIO >&2; exit 1") as live:
+            done = self.qchain("restore", "check3.qcow2", live.uri, expect=3)
+            self.assert_says(done, live.uri, "flush", "not complete")
+
+    def test_a_chain_with_rot(self) -> None:
+        """A block that is not what its manifest says is not written."""
+        with nbdkit(self.folder, "file", self.old_content(SIZE)) as live:
+            self.rot_check1()
+            done = self.qchain("restore", "check3.qcow2", live.uri, expect=1)
+            self.assert_says(done, "check1.qcow2", "manifest", "not complete")
+
+    def rot_check1(self) -> None:
+        self.run_tool("qemu-io", "-f", "qcow2", "-c", "write -P 9 3M 512", "check1.qcow2")
+
+
+class ReadBack(RestoreTest):
+    """--read-back against targets that have something else than what was written."""
+
+    def assert_found(self, document: dict[str, Any], ranges: list[tuple[int, int]]) -> None:
+        read_back = document["read_back"]
+        self.assertEqual([(found["offset"], found["length"]) for found in read_back["differences"]], ranges)
+        self.assertEqual(read_back["different_bytes"], sum(length for _, length in ranges))
+        self.assertEqual((document["exit_code"], read_back["unread_bytes"], read_back["read_bytes"]), (1, 0, SIZE))
+
+    def test_it_is_said(self) -> None:
+        with self.device(SIZE) as device:
+            plain = self.qchain("restore", "check3.qcow2", device)
+            self.assertNotIn("read back", plain.out)
+            self.assertIn("read back", self.qchain("restore", "check3.qcow2", device, "--read-back").out)
+            self.assertIsNone(self.qchain("restore", "check3.qcow2", device, "--json").json["read_back"])
+            document = self.qchain("restore", "check3.qcow2", device, "--read-back", "--json").json
+        self.assertEqual(document["read_back"], {"read_bytes": SIZE, "different_bytes": 0, "unread_bytes": 0, "differences": [], "unread": []})
+        self.assert_same_bytes("disk", "check3.raw")
+
+    def test_a_file(self) -> None:
+        self.assertIn("read back", self.qchain("restore", "check3.qcow2", "out.raw", "--read-back").out)
+        self.assert_same_bytes("out.raw", "check3.raw")
+        self.assertLess(self.path("out.raw").stat().st_blocks * 512, 3 * M, "a sparse file")
+
+    def test_without_manifests_the_chain_is_read_again(self) -> None:
+        self.forget_manifests()
+        with self.device(SIZE) as device:
+            self.qchain("restore", "check3.qcow2", device, "--read-back", expect=4)
+            self.qchain("restore", "check3.qcow2", device, "--read-back", "--no-verify")
+        self.assert_same_bytes("disk", "check3.raw")
+
+    def test_a_larger_device(self) -> None:
+        with self.device(SIZE + M) as device:
+            self.qchain("restore", "check3.qcow2", device, "--read-back")
+            self.qchain("restore", "check3.qcow2", device, "--read-back", "--no-verify")
+
+    def assert_found_what_is_wrong(self, document: dict[str, Any]) -> None:
+        """Every block of `disk` that is wrong is named, and no other."""
+        disk, reference = self.path("disk").read_bytes(), self.path("check3.raw").read_bytes()
+        wrong = {at for at in range(0, SIZE, 64 * K) if disk[at:at + 64 * K] != reference[at:at + 64 * K]}
+        self.assertTrue(wrong)
+        self.assertEqual({at for found in document["read_back"]["differences"]
+                          for at in range(found["offset"], found["offset"] + found["length"], 64 * K)}, wrong)
+
+    def test_a_write_that_is_dropped(self) -> None:
+        drop = "if [ $4 -ge 1048576 ] && [ $4 -lt 1310720 ]; then cat >/dev/null; else dd of={} seek=$4 conv=notrunc oflag=seek_bytes; fi"
+        with self.scripted(SIZE, pwrite=drop.format(self.path("disk"))) as live:
+            self.qchain("restore", "check3.qcow2", live.uri)
+            done = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", expect=1)
+            self.assertIn("guest [0x1", done.out)
+            self.assertNotIn("restored from", done.out)
+            self.assert_says(done, live.uri, "not what was written", "not complete")
+            document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
+        self.assert_found_what_is_wrong(document)
+
+    def test_a_write_that_is_altered(self) -> None:
+        alter = "dd of={0} seek=$4 conv=notrunc oflag=seek_bytes status=none; printf x | dd of={0} seek=3200000 bs=1 conv=notrunc status=none"
+        with self.scripted(SIZE, pwrite=alter.format(self.path("disk"))) as live:
+            document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
+            self.assert_found(document, [(3200000 // (64 * K) * 64 * K, 64 * K)])
+            # Against the chain itself, the sector is named.
+            document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--no-verify", "--json", expect=1).json
+            self.assert_found(document, [(3200000 // 512 * 512, 512)])
+
+    def test_zeros_that_are_dropped(self) -> None:
+        """The server says that it wrote them, and even that they are there."""
+        with self.scripted(SIZE, can_zero="true", zero="true", can_extents="true", extents="echo $4 $3 hole,zero") as live:
+            document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
+        self.assert_found_what_is_wrong(document)
+
+    def test_what_cannot_be_read_again(self) -> None:
+        refuse = "if [ $4 -le 2097152 ] && [ $(($4 + $3)) -gt 2097152 ]; then echo EIO bad >&2; exit 1; fi; "
+        read = f"dd if={self.path('disk')} skip=$4 count=$3 iflag=count_bytes,skip_bytes status=none"
+        with self.scripted(SIZE, pread=refuse + read) as live:
+            done = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=3)
+        self.assertEqual([(part["offset"], part["length"]) for part in done.json["read_back"]["unread"]], [(2 * M, 64 * K)])
+        self.assert_says(done, "not read back", "not complete")
+
+    def test_a_server_that_is_gone_by_then(self) -> None:
+        with self.scripted(SIZE, pread="rm -rf $tmpdir; kill -9 $PPID") as live:
+            done = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", expect=3)
+            self.assert_says(done, live.uri, "not complete")
+
+    def test_a_device_is_read_past_its_cache(self) -> None:
+        """The page cache of the device has what was written; what is beneath it has not."""
+        with self.device(SIZE) as device, self.spoiling("disk", SIZE - 1000):
+            document = self.qchain("restore", "check3.qcow2", device, "--read-back", "--json", expect=1).json
+        self.assert_found(document, [(SIZE - 64 * K, 64 * K)])
+
+    def test_a_file_that_is_spoilt_is_not_made(self) -> None:
+        with self.spoiling("out.raw.partial", SIZE - 1000):
+            done = self.qchain("restore", "check3.qcow2", "out.raw", "--read-back", expect=1)
+        self.assertIn(f"[{SIZE - 64 * K:#x}, {SIZE:#x})", done.out)
+        self.assertEqual(list(self.folder.glob("out*")), [])
 
 
 if __name__ == "__main__":

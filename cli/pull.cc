@@ -6,12 +6,10 @@
 
 #include <algorithm>
 #include <bit>
-#include <charconv>
-#include <cstdlib>
-#include <ctime>
 #include <filesystem>
 #include <memory>
 
+#include "cli/new_layer.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/nbd_export.h"
@@ -158,19 +156,6 @@ void tell_where_parent_is(const std::string& backing_name, Console& console) {
       "with --backing-root");
 }
 
-// The time that the layer records; SOURCE_DATE_EPOCH makes it reproducible.
-std::string recorded_time() {
-  const char* const epoch = std::getenv("SOURCE_DATE_EPOCH");
-  if (epoch == nullptr) return iso_time(std::time(nullptr));
-  const std::string text = epoch;
-  std::int64_t seconds = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
-  if (error != std::errc() || end != text.data() + text.size() || seconds < 0) {
-    usage(fmt::format("SOURCE_DATE_EPOCH: \"{}\" is no number of seconds", escaped(text)));
-  }
-  return iso_time(seconds);
-}
-
 Identity identity_for(const PullOptions& o, const Chain* parent, std::uint64_t length) {
   Identity identity;
   identity.overlay = parent != nullptr;
@@ -244,24 +229,6 @@ std::unique_ptr<LayerManifest> begin_manifest(const PullOptions& o, const Chain*
   header.since = identity.since;
   return std::make_unique<LayerManifest>(
       o.output, header, parent != nullptr ? parent->top().true_length() : 0, std::move(beneath.digests));
-}
-
-// The manifest first, so that an image under its name always has one. An image without one must not be taken
-// for what another's says.
-void publish(Publication& image, LayerManifest* manifest) {
-  if (manifest == nullptr) {
-    image.publish();
-    unlink(manifest_path(image.path()).c_str());
-    return;
-  }
-  manifest->publish();
-  try {
-    image.publish();
-  } catch (...) {
-    if (!image.is_published()) manifest->retract();
-    throw;
-  }
-  manifest->settle();
 }
 
 Outcome pull_layer(const PullOptions& o, Console& console) {

@@ -11,6 +11,7 @@
 #include <memory>
 #include <thread>
 
+#include "cli/flat_layer.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/interrupt.h"
@@ -80,6 +81,7 @@ struct Job {
   RestoreProof proof;
   std::uint64_t unknown_bytes = 0;  // no manifest tells what they should be
   CopyResult copied;
+  std::string layer_id;  // of the layer that was written; empty: none was
   std::optional<ReadBack> read_back;
 
   bool is_verified() const { return proof.digests && unknown_bytes == 0; }
@@ -114,6 +116,20 @@ void to_file(Job& job) {
     read_again(job, written);
   }
   if (job.read_back_outcome() == Outcome::Done) publication.publish();
+}
+
+void to_layer(Job& job) {
+  Progress progress(job.console.progress_style(), "restore", job.chain.top().true_length());
+  FlatLayerOptions options;
+  options.existing = job.o.force ? Existing::Replace : Existing::Refuse;
+  options.digests = job.proof.digests.get();
+  options.expected_root = job.proof.root;
+  options.workers = job.o.nbd.workers();
+  options.progress = progress.updater();
+  const FlatLayer flat = write_flat_layer(job.chain, job.o.destination, options);
+  job.unknown_bytes = flat.unknown_bytes;
+  job.copied = {flat.written.data_bytes, job.chain.top().true_length() - flat.written.data_bytes};
+  job.layer_id = flat.id;
 }
 
 // How much of a device or export is written: the disk, with the zeros that fill its last sector as far as
@@ -254,7 +270,9 @@ Outcome report(const Job& job, bool to_file) {
     job.console.print(fmt::format("{}: restored from {}, {}, {} of data; {}{}\n", escaped(o.destination),
                                   escaped(o.image), human_size(job.chain.size()),
                                   human_size(job.copied.data_bytes), proof,
-                                  job.read_back ? "; read back, and equal" : ""));
+                                  job.read_back           ? "; read back, and equal"
+                                  : !job.layer_id.empty() ? "; layer " + job.layer_id
+                                                          : ""));
   }
   Json fields;
   fields["image"] = escaped(o.image);
@@ -266,6 +284,8 @@ Outcome report(const Job& job, bool to_file) {
   fields["unknown_bytes"] = job.proof.digests ? Json(job.unknown_bytes) : Json(nullptr);
   fields["root"] = job.proof.root.empty() ? Json(nullptr) : Json(job.proof.root);
   fields["proof"] = proof;
+  fields["format"] = job.layer_id.empty() ? "raw" : "qcow2";
+  fields["layer_id"] = job.layer_id.empty() ? Json(nullptr) : Json(job.layer_id);
   fields["read_back"] = job.read_back ? to_json(*job.read_back) : Json(nullptr);
   job.console.document(outcome, fields);
   return outcome;
@@ -278,9 +298,12 @@ std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& word
       "restore", "IMAGE DEST [options]",
       "Writes out the disk that a chain describes, at the point in time of IMAGE: to a raw "
       "file, which\nbecomes sparse, or onto a block device or an NBD export, whose old content "
-      "never shows\nthrough. Every block is held against its stored digest before it is written.");
+      "never shows\nthrough; or, with --format qcow2, as one full layer. Every block is held against its "
+      "stored digest\nbefore it is written.");
   line.add_positional("IMAGE");
   line.add_positional("DEST");
+  line.add()("format", po::value<std::string>()->value_name("FORMAT"),
+             "raw (default), or qcow2: one full layer, with a manifest");
   line.add()("no-verify", "do not look at the manifests, and exit with 0 all the same");
   line.add()("trust-key", po::value<std::vector<std::string>>()->value_name("FILE"),
              "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");
@@ -293,12 +316,16 @@ std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& word
   o.nbd = line.nbd();
   o.image = line.required("IMAGE");
   o.destination = line.required("DEST");
+  o.format = image_format_named(line.text("format", "raw"), "--format");
   o.no_verify = line.has("no-verify");
   o.trust_keys = line.texts("trust-key");
   o.read_back = line.has("read-back");
   o.force = line.has("force");
   if (o.no_verify && !o.trust_keys.empty()) {
     throw Error(Outcome::Usage, "--trust-key is about manifests, and --no-verify does not look at them");
+  }
+  if (o.read_back && o.format == ImageFormat::Qcow2) {
+    throw Error(Outcome::Usage, "--read-back is for raw targets: qchain verify proves a layer");
   }
   return o;
 }
@@ -310,8 +337,15 @@ Outcome restore(const RestoreOptions& o, Console& console) {
   if (destination.exists && chain->contains(destination.identity)) {
     throw Error(Outcome::Usage, fmt::format("{}: is a layer of the chain that is restored", o.destination));
   }
-  Job job{o, *chain, console, prepare_proof(o, *chain), 0, {}, {}};
-  const auto write = is_export ? to_export : destination.is_device ? to_device : to_file;
+  const bool as_layer = o.format == ImageFormat::Qcow2;
+  if (as_layer && (is_export || destination.is_device)) {
+    throw Error(Outcome::Usage, fmt::format("{}: --format qcow2 is for files", o.destination));
+  }
+  Job job{o, *chain, console, prepare_proof(o, *chain), 0, {}, {}, {}};
+  const auto write = as_layer                ? to_layer
+                     : is_export             ? to_export
+                     : destination.is_device ? to_device
+                                             : to_file;
   write(job);
   return report(job, write == to_file);
 }

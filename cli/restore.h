@@ -16,6 +16,7 @@ struct RestoreOptions {
   NbdOptions nbd;
   std::string image;
   std::string destination;
+  ImageFormat format = ImageFormat::Raw;
   bool no_verify = false;
   std::vector<std::string> trust_keys;  ///< Paths.
   bool read_back = false;

@@ -14,6 +14,9 @@ from export import Export
 
 SIZE = 4 * M
 LAYERS = ["check3.qcow2", "check2.qcow2", "check1.qcow2"]
+WRITES = [["write -P 1 0 2M", "write -P 2 3M 64k"],
+          ["write -P 3 1M 128k", "write -z 0 64k"],
+          ["write -P 4 1088k 128k", "write -P 5 64k 4k", f"write -P 6 {SIZE - 512} 512"]]
 
 
 class ChainTest(Case):
@@ -37,8 +40,7 @@ class ChainTest(Case):
 
     def _pull_the_layers(self) -> None:
         with Export.start(self.folder, SIZE) as export:
-            for number, writes in enumerate((["write -P 1 0 2M", "write -P 2 3M 64k"], ["write -P 3 1M 128k", "write -z 0 64k"],
-                                             ["write -P 4 1088k 128k", "write -P 5 64k 4k", f"write -P 6 {SIZE - 512} 512"]), 1):
+            for number, writes in enumerate(WRITES, 1):
                 export.io(*writes)
                 uri = export.backup(f"check{number}", f"check{number - 1}" if number > 1 else None)
                 export.reference(self.path(f"check{number}.raw"))

@@ -11,8 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from chain import LAYERS, SIZE, ChainTest
+from chain import LAYERS, SIZE, WRITES, ChainTest
 from harness import K, M, Argument, Server, nbdkit, patch, qemu_nbd
+
+from export import Export
 
 
 class RestoreTest(ChainTest):
@@ -264,6 +266,78 @@ class ToAnExport(RestoreTest):
 
     def rot_check1(self) -> None:
         self.run_tool("qemu-io", "-f", "qcow2", "-c", "write -P 9 3M 512", "check1.qcow2")
+
+
+class AsALayer(RestoreTest):
+    """--format qcow2: one full layer that is as good as a pulled one."""
+
+    def restore(self, *options: Argument, image: str = "check3.qcow2", expect: int = 0) -> dict[str, Any]:
+        return self.qchain("restore", image, "flat.qcow2", "--format", "qcow2", "--json", *options, expect=expect).json
+
+    def test_any_point_of_the_chain(self) -> None:
+        for number in (1, 2, 3):
+            with self.subTest(number=number):
+                document = self.restore("--force", image=f"check{number}.qcow2")
+                self.assertEqual((document["format"], document["verified"]), ("qcow2", True))
+                self.assert_sound("flat.qcow2")
+                self.assert_holds("flat.qcow2", f"check{number}.raw")
+                with self.live(f"check{number}.raw") as uri:
+                    proven = self.qchain("verify", "flat.qcow2", "--against", uri, "--json").json
+                self.assertEqual(proven["root"], document["root"])
+                (layer,) = proven["layers"]
+                self.assertEqual((layer["layer_id"], layer["checkpoint"]), (document["layer_id"], f"check{number}"))
+        self.qchain("verify", "flat.qcow2")
+        self.assertLess(self.path("flat.qcow2").stat().st_size, 3 * M, "zeros are left out")
+
+    def test_the_next_increment_can_stand_on_it(self) -> None:
+        self.restore()
+        with Export.start(self.folder, SIZE) as export:
+            export.io(*(write for writes in WRITES for write in writes))
+            export.backup("check3")
+            export.end()
+            export.io("write -P 8 2M 64k")
+            uri = export.backup("check4", "check3")
+            export.reference(self.path("check4.raw"))
+            self.qchain("pull", uri, "-o", "check4.qcow2", "--parent", "flat.qcow2", "--since", "check3", "--checkpoint", "check4")
+            export.end()
+        self.assert_holds("check4.qcow2", "check4.raw")
+        self.qchain("verify", "check4.qcow2")
+
+    def test_a_disk_of_any_size(self) -> None:
+        for size in (1, 512, 65537, M + 77):
+            with self.subTest(size=size):
+                self.path("odd.raw").write_bytes(os.urandom(size))
+                with nbdkit(self.folder, "file", self.path("odd.raw")) as live:
+                    self.qchain("pull", live.uri, "-o", "odd.qcow2", "--force")
+                    self.restore("--force", image="odd.qcow2")
+                    self.qchain("verify", "flat.qcow2", "--against", live.uri)
+
+    def test_without_manifests(self) -> None:
+        self.forget_manifests()
+        self.assertFalse(self.restore(expect=4)["verified"])
+        self.qchain("verify", "flat.qcow2")
+        self.restore("--no-verify", "--force")
+        self.assert_holds("flat.qcow2", "check3.raw")
+
+    def test_one_that_exists(self) -> None:
+        self.path("flat.qcow2").write_bytes(b"mine")
+        self.refuses(2, "restore", "check3.qcow2", "flat.qcow2", "--format", "qcow2", says=["--force"])
+        self.restore("--force")
+        self.qchain("verify", "flat.qcow2")
+
+    def test_a_chain_with_rot(self) -> None:
+        """Also where data has become zeros, which a full layer leaves out."""
+        for change in ("write -P 9 3M 512", "write -z 3M 64k"):
+            with self.subTest(change=change):
+                self.run_tool("qemu-io", "-f", "qcow2", "-c", change, "check1.qcow2")
+                self.refuses(1, "restore", "check3.qcow2", "flat.qcow2", "--format", "qcow2", says=["check1.qcow2", "[0x300000, "])
+
+    def test_where_it_cannot_be(self) -> None:
+        with self.device(SIZE) as device, nbdkit(self.folder, "memory", SIZE) as live:
+            for target in (device, live.uri):
+                self.refuses(2, "restore", "check3.qcow2", target, "--format", "qcow2", says=["files"])
+        self.refuses(2, "restore", "check3.qcow2", "flat.qcow2", "--format", "qcow2", "--read-back", says=["verify"])
+        self.refuses(2, "restore", "check3.qcow2", "flat.qcow2", "--format", "vmdk", says=["vmdk"])
 
 
 class ReadBack(RestoreTest):

@@ -1,0 +1,34 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+
+#include "extent/publication.h"
+#include "qcow2/chain.h"
+#include "qcow2/layer_writer.h"
+#include "verify/chain_digests.h"
+
+namespace qchain {
+
+struct FlatLayerOptions {
+  Existing existing = Existing::Refuse;
+  ChainDigests* digests = nullptr;  ///< What is read is held against them; nullptr: against nothing.
+  std::string expected_root;        ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
+  unsigned workers = 1;
+  std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
+};
+
+struct FlatLayer {
+  std::string id;
+  std::string root;                 ///< The digest of the disk, "sha256:HEX".
+  std::uint64_t unknown_bytes = 0;  ///< Of which the digests do not tell what they should be.
+  WrittenLayer written;
+};
+
+/// Writes the disk that a chain describes as one full layer, with an identity and a manifest of its own; it
+/// is at the checkpoint of the chain's top. Throws Error: Mismatch where what is read is not what was
+/// recorded.
+FlatLayer write_flat_layer(Chain& chain, const std::string& path, const FlatLayerOptions& options);
+
+}  // namespace qchain

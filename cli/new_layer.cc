@@ -1,0 +1,45 @@
+#include "cli/new_layer.h"
+
+#include <fmt/format.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <ctime>
+
+#include "cli/text.h"
+
+namespace qchain {
+
+std::string recorded_time() {
+  const char* const epoch = std::getenv("SOURCE_DATE_EPOCH");
+  if (epoch == nullptr) return iso_time(std::time(nullptr));
+  const std::string text = epoch;
+  std::int64_t seconds = 0;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
+  if (error != std::errc() || end != text.data() + text.size() || seconds < 0) {
+    throw Error(Outcome::Usage,
+                fmt::format("SOURCE_DATE_EPOCH: \"{}\" is no number of seconds", escaped(text)));
+  }
+  return iso_time(seconds);
+}
+
+// The manifest first, so that an image under its name always has one. An image without one must not be taken
+// for what another's says.
+void publish(Publication& image, LayerManifest* manifest) {
+  if (manifest == nullptr) {
+    image.publish();
+    unlink(manifest_path(image.path()).c_str());
+    return;
+  }
+  manifest->publish();
+  try {
+    image.publish();
+  } catch (...) {
+    if (!image.is_published()) manifest->retract();
+    throw;
+  }
+  manifest->settle();
+}
+
+}  // namespace qchain

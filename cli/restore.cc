@@ -3,6 +3,7 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -47,6 +48,8 @@ Destination look_at(const std::string& path) {
 struct RestoreProof {
   std::unique_ptr<ChainDigests> digests;
   std::string root;  // empty: unknown
+  bool root_follows =
+      false;  // from the digests of all layers: nothing else binds the ones beneath to the top
 };
 
 // Nothing is written before the manifests themselves are known to be good.
@@ -58,6 +61,7 @@ RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain) {
   for (const std::string& path : o.trust_keys) options.trusted.emplace_back(path);
   const std::vector<LayerDrill> layers = drill(chain, options);
   for (const LayerDrill& layer : layers) {
+    if (layer.failure.outcome != Outcome::Done) throw Error(layer.failure.outcome, layer.failure.message);
     const ManifestVerdict& verdict = layer.manifest;
     if (verdict.outcome != Outcome::Done && verdict.outcome != Outcome::Incomplete) {
       throw Error(verdict.outcome,
@@ -70,6 +74,7 @@ RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain) {
   if (!proof.digests) return proof;
   const ManifestSummary& top = *layers.front().manifest.summary;
   if (top.root) proof.root = named(top.header.algorithm, *top.root);
+  proof.root_follows = layers.front().manifest.root_follows;
   return proof;
 }
 
@@ -84,7 +89,7 @@ struct Job {
   std::string layer_id;  // of the layer that was written; empty: none was
   std::optional<ReadBack> read_back;
 
-  bool is_verified() const { return proof.digests && unknown_bytes == 0; }
+  bool is_verified() const { return proof.digests && unknown_bytes == 0 && proof.root_follows; }
   Outcome read_back_outcome() const { return read_back ? read_back->outcome() : Outcome::Done; }
 };
 
@@ -115,7 +120,9 @@ void to_file(Job& job) {
     UncachedFile written(publication.file().path());
     read_again(job, written);
   }
-  if (job.read_back_outcome() == Outcome::Done) publication.publish();
+  if (job.read_back_outcome() != Outcome::Done) return;
+  publication.publish();
+  unlink(manifest_path(job.o.destination).c_str());  // of a file that was replaced
 }
 
 void to_layer(Job& job) {
@@ -204,8 +211,11 @@ void to_export(Job& job) {
 std::string proof_in_words(const Job& job) {
   if (job.o.no_verify) return "not verified, as asked";
   if (!job.proof.digests) return "not verified: the chain has no manifest";
-  if (job.is_verified()) {
-    return "every block verified; digest " + (job.proof.root.empty() ? "unknown" : job.proof.root);
+  if (job.is_verified()) return "every block verified; digest " + job.proof.root;
+  if (job.unknown_bytes == 0) {
+    return "every block held against a digest, but the digest of the whole disk is unknown; qchain verify "
+           "--seal "
+           "finds it out";
   }
   return fmt::format("{} of it not verified: no manifest tells what it should be",
                      human_size(job.unknown_bytes));
@@ -334,8 +344,11 @@ Outcome restore(const RestoreOptions& o, Console& console) {
   const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
   const bool is_export = is_nbd_uri(o.destination);
   const Destination destination = is_export ? Destination() : look_at(o.destination);
-  if (destination.exists && chain->contains(destination.identity)) {
-    throw Error(Outcome::Usage, fmt::format("{}: is a layer of the chain that is restored", o.destination));
+  for (const char* const suffix : {"", ".partial", ".manifest", ".manifest.partial"}) {
+    const Destination written = is_export ? Destination() : look_at(o.destination + suffix);
+    if (!written.exists || !chain->contains(written.identity)) continue;
+    throw Error(Outcome::Usage,
+                fmt::format("{}{}: is a layer of the chain that is restored", o.destination, suffix));
   }
   const bool as_layer = o.format == ImageFormat::Qcow2;
   if (as_layer && (is_export || destination.is_device)) {

@@ -100,6 +100,9 @@ class Decoder {
       corrupt(fmt::format("compression type {} at offset 104 does not fit incompatible feature bit 3",
                           h.compression_type));
     }
+    if ((h.autoclear_features & kAutoclearRawData) != 0 && !h.has_incompatible(kIncompatibleDataFile)) {
+      corrupt("autoclear feature bit 1 (raw external data) without an external data file");
+    }
     const Geometry geometry = h.geometry();
     if (h.l1_entries > kMaxL1Bytes / sizeof(std::uint64_t)) {
       corrupt(fmt::format("an L1 table of {} entries at offset 36 is larger than {} bytes", h.l1_entries,

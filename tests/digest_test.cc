@@ -23,8 +23,7 @@ Digest naive(Algorithm algorithm, std::span<const std::byte> bytes) {
   Hasher inner(algorithm);
   Bytes outer;
   for (std::size_t at = 0; at < bytes.size(); at += kDigestBlock) {
-    const Digest block =
-        inner.of(bytes.subspan(at, std::min<std::size_t>(kDigestBlock, bytes.size() - at)));
+    const Digest block = inner.of(bytes.subspan(at, std::min<std::size_t>(kDigestBlock, bytes.size() - at)));
     outer.insert(outer.end(), block.bytes().begin(), block.bytes().end());
   }
   for (unsigned i = 0; i < 8; ++i) {
@@ -43,8 +42,8 @@ class DigestTest : public RandomTest {
   // A disk as random_disk() makes them, or one that is mostly zeros.
   Disk any_disk() {
     const std::uint64_t size = random.between(0, 4 * kMiB);
-    Disk disk = random_disk(random, size, random.one_of<std::uint64_t>({512, 5000, 65536, kMiB}),
-                            Position::Bottom);
+    Disk disk =
+        random_disk(random, size, random.one_of<std::uint64_t>({512, 5000, 65536, kMiB}), Position::Bottom);
     return disk;
   }
 
@@ -63,8 +62,7 @@ TEST_F(DigestTest, VectorsOfBlkhash) {
   } vectors[] = {
       {{}, "af5570f5a1810b7af78caf4bc70a660f0df51e42baf91d4de5b2328de0e83dfc"},
       {hello, "337355feb53a5309d5aba92796223c2c84ffab930e706c01fef573a2722545e6"},
-      {Bytes(65536, std::byte{'A'}),
-       "2e3a5f57d5e726ee5de62db1a85ff816f4fa6ea4627807d9a51bdc4c883e165e"},
+      {Bytes(65536, std::byte{'A'}), "2e3a5f57d5e726ee5de62db1a85ff816f4fa6ea4627807d9a51bdc4c883e165e"},
       {Bytes(65536), "8ab067ab7939a3d4f40cbb118956c07c06aeae2d075d6e0a2ebbb94bd42832af"},
       {Bytes(32768), "842d185f0ff348b0d689e184bddc47f69a19032a6934c89b879479f1e86f9d56"},
       {hello_goodbye, "61b8f3a8cea76e16eeff7ce27f1b7711c1f1e437f5038cec17773772a4bded28"},
@@ -85,8 +83,7 @@ TEST_F(DigestTest, VectorsOfBlkhash) {
 TEST_F(DigestTest, AnyDiskIsTheNaiveDigest) {
   for (int round = 0; round < 24; ++round) {
     const Disk disk = any_disk();
-    MemoryDevice device(disk.bytes, disk.extents,
-                        random.one_of<std::uint64_t>({700, 65536, 1 << 30}));
+    MemoryDevice device(disk.bytes, disk.extents, random.one_of<std::uint64_t>({700, 65536, 1 << 30}));
     DigestOptions options;
     options.algorithm = kAll[random.below(std::size(kAll))];
     options.workers = random.bits(1, 4);
@@ -95,8 +92,7 @@ TEST_F(DigestTest, AnyDiskIsTheNaiveDigest) {
       EXPECT_GT(bytes, done);
       done = bytes;
     };
-    const std::uint64_t length =
-        random.chance(60) ? disk.bytes.size() : random.between(0, disk.bytes.size());
+    const std::uint64_t length = random.chance(60) ? disk.bytes.size() : random.between(0, disk.bytes.size());
     const Digest digest = digest_of(device, length, options);
     ASSERT_EQ(digest, naive(options.algorithm, std::span(disk.bytes).first(length)));
     ASSERT_EQ(digest.bytes().size(), digest_size(options.algorithm));
@@ -128,8 +124,7 @@ TEST_F(DigestTest, ZerosAreBlocksOfZeros) {
     const Digest zero_block = hasher.of(Bytes(kDigestBlock));
     const Digest other = hasher.of(bytes_of("other"));
     const auto add_zero_blocks = [&](std::uint64_t length) {
-      for (; length >= kDigestBlock; length -= kDigestBlock)
-        by_blocks.add_block(zero_block, kDigestBlock);
+      for (; length >= kDigestBlock; length -= kDigestBlock) by_blocks.add_block(zero_block, kDigestBlock);
       if (length > 0) by_blocks.add_block(hasher.of(Bytes(length)), length);
     };
     for (std::uint64_t i = random.below(4); i > 0; --i) {

@@ -206,8 +206,7 @@ TEST_P(EngineTest, AnInterruptStopsAll) {
       int signal_;
     };
     try {
-      run_workers([&, number = signal] { return std::make_unique<Interrupting>(work, number); },
-                  GetParam());
+      run_workers([&, number = signal] { return std::make_unique<Interrupting>(work, number); }, GetParam());
       ADD_FAILURE() << "nothing was thrown";
     } catch (const Error& error) {
       EXPECT_EQ(error.outcome(), outcome);

@@ -130,8 +130,7 @@ TEST_F(EntryTest, ACompressedStreamFitsWhatItsDescriptorSays) {
     const Geometry geometry = any_geometry(random.chance(50));
     L2Entry entry;
     entry.storage = Storage::Compressed;
-    entry.host =
-        HostOffset(random.below(std::uint64_t{1} << std::min(48U, 70 - geometry.cluster_bits())));
+    entry.host = HostOffset(random.below(std::uint64_t{1} << std::min(48U, 70 - geometry.cluster_bits())));
     entry.compressed_bytes = random.between(1, geometry.cluster_size() - 1);
     const RawL2Entry raw = encode_l2(entry, geometry);
     const L2Entry read = decode_l2(raw.entry, raw.bitmap, geometry, 3, false);
@@ -177,8 +176,7 @@ TEST_F(EntryTest, CompressedOffsetsFrom56BitsOnAreComplainedAbout) {
   for (unsigned cluster_bits = kMinClusterBits; cluster_bits <= kMaxClusterBits; ++cluster_bits) {
     const Geometry geometry(cluster_bits, false, kDiskSize);
     for (unsigned bit = 0; bit < 70 - cluster_bits; ++bit) {
-      const L2Entry entry =
-          decode_l2(kCompressedFlag | std::uint64_t{1} << bit, 0, geometry, 3, false);
+      const L2Entry entry = decode_l2(kCompressedFlag | std::uint64_t{1} << bit, 0, geometry, 3, false);
       ASSERT_EQ(complaint_about(entry, geometry) != "", bit >= 56) << cluster_bits << ' ' << bit;
     }
   }

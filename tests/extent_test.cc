@@ -80,8 +80,7 @@ class ExtentTest : public RandomTest {
     Extents cut;
     for (const Extent& extent : model.merged()) {
       for (GuestRange rest = extent.range; !rest.empty();) {
-        const std::uint64_t length =
-            random.chance(50) ? rest.length() : random.between(1, rest.length());
+        const std::uint64_t length = random.chance(50) ? rest.length() : random.between(1, rest.length());
         cut.push_back({{rest.begin, rest.begin + length}, extent.kind});
         rest.begin = cut.back().range.end;
       }
@@ -120,8 +119,7 @@ TEST_F(ExtentTest, NormaliseIsIdempotent) {
 TEST_F(ExtentTest, NormaliseNeverUncoversTheParent) {
   for (int round = 0; round < 1000; ++round) {
     const Model model = any_model(0);
-    const Extents stored =
-        collect(normalise(any_stream_of(model), random.between(1, 70), Position::Overlay));
+    const Extents stored = collect(normalise(any_stream_of(model), random.between(1, 70), Position::Overlay));
     for (const Extent& extent : stored) {
       for (std::uint64_t at = extent.range.begin.bytes(); at < extent.range.end.bytes(); ++at) {
         if (extent.kind == Kind::Inherit) {
@@ -161,8 +159,7 @@ TEST_F(ExtentTest, ClipAsksForNothingBehindTheRange) {
     at += 10;
     return Extent{guest_range(at - 10, 10), Kind::Data};
   };
-  EXPECT_EQ(collect(clip(endless, guest_range(5, 90))),
-            (Extents{{guest_range(5, 90), Kind::Data}}));
+  EXPECT_EQ(collect(clip(endless, guest_range(5, 90))), (Extents{{guest_range(5, 90), Kind::Data}}));
 }
 
 TEST_F(ExtentTest, ZipCombinesEveryByte) {

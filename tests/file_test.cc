@@ -64,8 +64,7 @@ TEST_F(FileTest, WritesAreWhatIsRead) {
                                    std::uint64_t{1} << 63, ~std::uint64_t{0}}) {
     EXPECT_EQ(file.read_at_most(HostOffset(past), some), 0U) << past;
   }
-  EXPECT_EQ(outcome_of([&] { file.read(HostOffset(model.size() - 100), some); }),
-            Outcome::Mismatch);
+  EXPECT_EQ(outcome_of([&] { file.read(HostOffset(model.size() - 100), some); }), Outcome::Mismatch);
 }
 
 TEST_F(FileTest, WrittenZerosAreZerosWhateverWasThere) {
@@ -96,8 +95,7 @@ TEST_F(FileTest, AppendWritesThroughAPipe) {
     writing.append(bytes);
   }
   Bytes got(bytes.size() + 1);
-  EXPECT_EQ(::read(reading.descriptor(), got.data(), got.size()),
-            static_cast<ssize_t>(bytes.size()));
+  EXPECT_EQ(::read(reading.descriptor(), got.data(), got.size()), static_cast<ssize_t>(bytes.size()));
   got.resize(bytes.size());
   EXPECT_EQ(got, bytes);
 }
@@ -124,9 +122,7 @@ TEST_F(FileTest, IdentityIsTheFilesWhateverItsName) {
   write_file(folder / "b", any_bytes(1));
   std::filesystem::create_hard_link(folder / "a", folder / "c");
   std::filesystem::create_symlink("a", folder / "d");
-  const auto identity = [&](const char* name) {
-    return File::open_to_read(folder / name).identity();
-  };
+  const auto identity = [&](const char* name) { return File::open_to_read(folder / name).identity(); };
   EXPECT_EQ(identity("a"), identity("c"));
   EXPECT_EQ(identity("a"), identity("d"));
   EXPECT_NE(identity("a"), identity("b"));
@@ -163,8 +159,7 @@ TEST_F(FileTest, HolesOfARawFileAreZeros) {
   for (const Extent& extent : extents) {
     if (extent.kind == Kind::Data) continue;
     EXPECT_EQ(extent.kind, Kind::Zero);
-    EXPECT_TRUE(
-        is_zero(std::span(model).subspan(extent.range.begin.bytes(), extent.range.length())));
+    EXPECT_TRUE(is_zero(std::span(model).subspan(extent.range.begin.bytes(), extent.range.length())));
     zero += extent.range.length();
   }
   EXPECT_GT(zero, kSize / 2) << "the holes are found";
@@ -187,9 +182,8 @@ TEST_F(FileTest, IsZeroLooksAtEveryByte) {
       ASSERT_TRUE(is_zero(bytes)) << begin << ' ' << length;
       if (length == 0) continue;
       // The borders of what is compared at a time, and one place more.
-      for (const std::size_t at :
-           {std::size_t{0}, std::size_t{15}, std::size_t{16}, std::size_t{17}, std::size_t{63},
-            std::size_t{64}, length - 1, length / 2}) {
+      for (const std::size_t at : {std::size_t{0}, std::size_t{15}, std::size_t{16}, std::size_t{17},
+                                   std::size_t{63}, std::size_t{64}, length - 1, length / 2}) {
         if (at >= length) continue;
         bytes[at] = static_cast<std::byte>(1 << (at % 8));
         ASSERT_FALSE(is_zero(bytes)) << begin << ' ' << length << ' ' << at;

@@ -32,12 +32,14 @@ class HeaderTest : public RandomTest {
     if (random.chance(30)) h.incompatible_features |= kIncompatibleExtendedL2;
     if (random.chance(30)) h.incompatible_features |= kIncompatibleDirty | kIncompatibleCorrupt;
     if (random.chance(20)) h.incompatible_features |= random.word() << 8;
+    if (random.chance(20)) h.incompatible_features |= kIncompatibleDataFile;
     if (random.chance(30)) {
       h.incompatible_features |= kIncompatibleCompression;
       h.compression_type = static_cast<std::uint8_t>(random.between(1, 255));
     }
     h.compatible_features = random.any_size();
     h.autoclear_features = random.any_size();
+    if (!h.has_incompatible(kIncompatibleDataFile)) h.autoclear_features &= ~kAutoclearRawData;
     h.crypt_method = static_cast<std::uint32_t>(random.below(4));
     h.l1_entries = h.geometry().l1_entries() + random.below(100);
     h.l1_table = any_table(h);
@@ -154,6 +156,14 @@ TEST_F(HeaderLimitTest, EachLimitRefuses) {
   EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_clusters = 0xFFFFFFFF; }, kFileSize), kCorrupt);
   EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_offset = 0x10008; }), kCorrupt);
   EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_offset = 0x40000; }), kCorrupt);
+  // Raw external data, in an image that has no data file.
+  EXPECT_EQ(with([](V3& h) { h.autoclear_features = kAutoclearBitmaps | 0x100; }), kFine);
+  EXPECT_EQ(with([](V3& h) { h.autoclear_features = kAutoclearRawData; }), kCorrupt);
+  EXPECT_EQ(with([](V3& h) {
+              h.autoclear_features = kAutoclearRawData;
+              h.incompatible_features = kIncompatibleDataFile;
+            }),
+            kFine);
   // Snapshots.
   EXPECT_EQ(with([](V3& h) { h.v2.snapshot_count = 65536; }), kFine);
   EXPECT_EQ(with([](V3& h) { h.v2.snapshot_count = 65537; }), kCorrupt);

@@ -17,8 +17,7 @@ class IdentityTest : public RandomTest {
   std::string any_text(std::size_t most) {
     std::string text;
     for (std::uint64_t length = random.below(most); length > 0; --length) {
-      text +=
-          random.one_of<std::string>({"a", "Z", "-", "\"", "\\", "\n", "\x01", "\xC3\xA4", "/"});
+      text += random.one_of<std::string>({"a", "Z", "-", "\"", "\\", "\n", "\x01", "\xC3\xA4", "/"});
     }
     return text;
   }

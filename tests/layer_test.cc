@@ -19,9 +19,8 @@ class LayerTest : public RandomTest {
     LayerOptions options;
     options.position = random.one_of({Position::Bottom, Position::Overlay});
     options.extended_l2 = random.chance(30);
-    options.cluster_bits = options.extended_l2
-                               ? random.one_of<unsigned>({14, 15, 16, 16, 18, 21})
-                               : random.one_of<unsigned>({12, 12, 13, 14, 16, 16, 17, 21});
+    options.cluster_bits = options.extended_l2 ? random.one_of<unsigned>({14, 15, 16, 16, 18, 21})
+                                               : random.one_of<unsigned>({12, 12, 13, 14, 16, 16, 17, 21});
     if (random.chance(40)) {
       options.compression =
           parse_compression(random.one_of<std::string>({"zlib", "zstd", "zlib:1", "zstd:1"}));
@@ -68,8 +67,7 @@ class LayerTest : public RandomTest {
   void thin_out(Bytes& bytes) {
     for (std::size_t at = 0; at < bytes.size(); at += 4096) {
       if (random.chance(30)) continue;
-      for (std::byte& byte :
-           std::span(bytes).subspan(at, std::min<std::size_t>(4096, bytes.size() - at))) {
+      for (std::byte& byte : std::span(bytes).subspan(at, std::min<std::size_t>(4096, bytes.size() - at))) {
         byte &= std::byte{0x11};
       }
     }
@@ -89,18 +87,16 @@ TEST_F(LayerTest, TheLaw) {
         {512, geometry.unit() / 2 + 512, geometry.unit(), 3 * geometry.unit(), 777});
     Disk disk = random_disk(random, size, std::max(grain, size / 200), options.position);
     if (options.compression) thin_out(disk.bytes);
-    SCOPED_TRACE(testing::Message()
-                 << "round " << round << ", size " << size << ", cluster bits "
-                 << options.cluster_bits << (options.extended_l2 ? ", extended" : "")
-                 << (options.compression ? ", compressed" : "")
-                 << (options.position == Position::Overlay ? ", overlay" : ", bottom"));
+    SCOPED_TRACE(testing::Message() << "round " << round << ", size " << size << ", cluster bits "
+                                    << options.cluster_bits << (options.extended_l2 ? ", extended" : "")
+                                    << (options.compression ? ", compressed" : "")
+                                    << (options.position == Position::Overlay ? ", overlay" : ", bottom"));
     std::string backing;
     if (options.position == Position::Overlay) {
       backing = "parent.raw";
       write_file(folder / backing, parent_of(disk));
     }
-    MemoryDevice device(disk.bytes, disk.extents,
-                        random.one_of<std::uint64_t>({1000, 100000, 1 << 30}));
+    MemoryDevice device(disk.bytes, disk.extents, random.one_of<std::uint64_t>({1000, 100000, 1 << 30}));
     std::vector<std::uint64_t> progress;
     options.progress = [&](std::uint64_t done) { progress.push_back(done); };
     const std::string path = folder / "layer.qcow2";
@@ -150,8 +146,7 @@ TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
   LayerOptions options;
   options.position = Position::Overlay;
   options.cluster_bits = 12;
-  const WrittenLayer written =
-      write_image(device, folder / "layer.qcow2", options, "parent.raw", "raw");
+  const WrittenLayer written = write_image(device, folder / "layer.qcow2", options, "parent.raw", "raw");
   EXPECT_EQ(written.data_bytes, size % 4096);
   EXPECT_EQ(written.inherited_bytes, size / 4096 * 4096);
   expected.resize(align_up(size, kSectorSize));
@@ -187,8 +182,7 @@ TEST_F(LayerTest, AMapperAnswersTheSameInAnyOrder) {
       at = random.chance(80) ? at : random.below(device.size());
       if (at >= device.size()) at = 0;
       const std::uint64_t longest = random.chance(90) ? 100000 : device.size();
-      const GuestRange range =
-          guest_range(at, random.between(1, std::min(longest, device.size() - at)));
+      const GuestRange range = guest_range(at, random.between(1, std::min(longest, device.size() - at)));
       std::vector<Mapping> mappings;
       const GuestOffset end = mapper.map(range, random.between(1, 200), mappings);
       Extents got;
@@ -246,12 +240,10 @@ TEST_F(LayerTest, ADiskWithoutBytesIsALayer) {
 
 // The header is the last thing written: what a crash leaves is no image.
 TEST_F(LayerTest, WithoutItsHeaderItIsNoImage) {
-  MemoryDevice device(Bytes(1 << 20, std::byte{1}), {{guest_range(0, 1 << 20), Kind::Data}},
-                      1 << 20);
+  MemoryDevice device(Bytes(1 << 20, std::byte{1}), {{guest_range(0, 1 << 20), Kind::Data}}, 1 << 20);
   const File file = create_file(folder / "layer.qcow2");
   const WrittenLayer written = write_layer(device, file, {});
-  EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }),
-            Outcome::Mismatch);
+  EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }), Outcome::Mismatch);
   write_header(file, written.header);
   EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }), Outcome::Done);
 }
@@ -270,10 +262,9 @@ TEST_F(LayerTest, QemuWritesToALayerWithoutHarm) {
     std::vector<std::string> command{"qemu-io", "-f", "qcow2"};
     for (int i = 0; i < 10; ++i) {
       const std::uint64_t at = align_down(random.below(size), 512);
-      const std::uint64_t length =
-          512 * random.between(1, std::min<std::uint64_t>((size - at) / 512, 300));
-      command.insert(command.end(), {"-c", "write -P " + std::to_string(i + 1) + ' ' +
-                                               std::to_string(at) + ' ' + std::to_string(length)});
+      const std::uint64_t length = 512 * random.between(1, std::min<std::uint64_t>((size - at) / 512, 300));
+      command.insert(command.end(), {"-c", "write -P " + std::to_string(i + 1) + ' ' + std::to_string(at) +
+                                               ' ' + std::to_string(length)});
       std::ranges::fill(std::span(disk.bytes).subspan(at, length), static_cast<std::byte>(i + 1));
     }
     command.push_back(path);
@@ -301,8 +292,7 @@ TEST_F(LayerTest, AReadErrorLeavesNoImage) {
   LayerOptions options;
   options.workers = 3;
   EXPECT_EQ(outcome_of([&] { write_image(device, folder / "layer.qcow2", options); }), Outcome::Io);
-  EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }),
-            Outcome::Mismatch);
+  EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }), Outcome::Mismatch);
 }
 
 class CompressionTest : public LayerTest {};
@@ -342,8 +332,7 @@ TEST_F(CompressionTest, StreamsSurviveAndAreSmaller) {
 
 TEST_F(CompressionTest, DamageIsSeenOrHarmless) {
   for (int round = 0; round < 400; ++round) {
-    const CompressionChoice choice =
-        *parse_compression(random.one_of<std::string>({"zlib", "zstd"}));
+    const CompressionChoice choice = *parse_compression(random.one_of<std::string>({"zlib", "zstd"}));
     Bytes cluster(4096);
     random.fill(cluster);
     for (std::byte& byte : cluster) byte &= std::byte{0x13};
@@ -389,12 +378,47 @@ TEST_F(CompressionTest, NoiseIsNotCompressed) {
   }
 }
 
+// Noise stays plain, in the middle of what shrinks; and the bytes of the layer do not tell how many threads
+// there were.
+TEST_F(CompressionTest, WhatDoesNotShrinkStaysPlainWhateverTheThreads) {
+  constexpr std::uint64_t kCluster = 65536;
+  constexpr std::uint64_t kClusters = 72;  // several pieces of work
+  for (const char* const name : {"zlib:1", "zlib", "zstd", "zstd:9"}) {
+    Bytes bytes(kClusters * kCluster);
+    random.fill(bytes);
+    std::vector<Storage> expected;
+    for (std::uint64_t i = 0; i < kClusters; ++i) {
+      const bool noise = random.chance(30);
+      expected.push_back(noise ? Storage::Plain : Storage::Compressed);
+      if (noise) continue;
+      for (std::byte& byte : std::span(bytes).subspan(i * kCluster, kCluster)) byte &= std::byte{0x11};
+    }
+    MemoryDevice device(bytes, {{guest_range(0, bytes.size()), Kind::Data}}, bytes.size());
+    LayerOptions options;
+    options.compression = parse_compression(name);
+    Bytes first;
+    for (const unsigned workers : {1, 2, 5}) {
+      options.workers = workers;
+      write_image(device, folder / "layer.qcow2", options);
+      const Bytes written = read_file(folder / "layer.qcow2");
+      if (first.empty()) first = written;
+      ASSERT_EQ(first_difference(written, first), "") << name << ", " << workers << " threads";
+    }
+    std::vector<Storage> stored;
+    for (const Mapping& mapping : whole_map(*Chain::open(folder / "layer.qcow2", ImageFormat::Qcow2, {}))) {
+      stored.insert(stored.end(), mapping.range.length() / kCluster, mapping.storage);
+    }
+    EXPECT_EQ(stored, expected) << name;
+    EXPECT_EQ(first_difference(content_by_qemu(folder / "layer.qcow2"), bytes), "");
+  }
+}
+
 TEST_F(CompressionTest, ChoicesAreParsed) {
   EXPECT_FALSE(parse_compression("none"));
   EXPECT_EQ(parse_compression("zlib:3")->level, 3);
   EXPECT_EQ(parse_compression("zstd:19")->type, Compression::Zstd);
-  for (const char* const bad : {"", "gzip", "zlib:", "zlib:0", "zlib:10", "zlib:-1", "zstd:99",
-                                "zstd:1x", "zlib:1:1", "none:1"}) {
+  for (const char* const bad :
+       {"", "gzip", "zlib:", "zlib:0", "zlib:10", "zlib:-1", "zstd:99", "zstd:1x", "zlib:1:1", "none:1"}) {
     EXPECT_EQ(outcome_of([&] { parse_compression(bad); }), Outcome::Usage) << bad;
   }
 }

@@ -21,8 +21,8 @@ TEST_F(PieceTest, PiecesAreTheStreamWithinTheLimits) {
     const GuestOffset begin(random.chance(50) ? 0 : random.below(40));
     for (GuestOffset at = begin; random.chance(95);) {
       const std::uint64_t longest = random.one_of<std::uint64_t>({2, 10, 200});
-      extents.push_back({{at, at + random.between(1, longest)},
-                         random.one_of({Kind::Inherit, Kind::Zero, Kind::Data})});
+      extents.push_back(
+          {{at, at + random.between(1, longest)}, random.one_of({Kind::Inherit, Kind::Zero, Kind::Data})});
       at = extents.back().range.end;
     }
     const GuestOffset end = extents.empty() ? begin : extents.back().range.end;
@@ -65,8 +65,7 @@ TEST_F(PieceTest, DataPaddedToTheBoundaryFitsTheLimit) {
     const std::uint64_t size = random.between(1, 300);
     Extents extents;
     for (GuestOffset at(0); at < GuestOffset(size);) {
-      const GuestOffset next =
-          std::min(GuestOffset(size), at + limits.boundary * random.between(1, 4));
+      const GuestOffset next = std::min(GuestOffset(size), at + limits.boundary * random.between(1, 4));
       extents.push_back({{at, next}, random.one_of({Kind::Zero, Kind::Data})});
       at = next;
     }

@@ -23,12 +23,12 @@ class Layout {
   void add(std::vector<FinishedTable> tables) {
     for (FinishedTable& table : tables) {
       for (std::uint64_t at = 0; at < table.bytes.size(); at += cluster_size()) {
-        const bool fresh = clusters_
-                               .emplace(table.at.bytes() + at,
-                                        Bytes(table.bytes.begin() + static_cast<std::ptrdiff_t>(at),
-                                              table.bytes.begin() +
-                                                  static_cast<std::ptrdiff_t>(at + cluster_size())))
-                               .second;
+        const bool fresh =
+            clusters_
+                .emplace(table.at.bytes() + at,
+                         Bytes(table.bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                               table.bytes.begin() + static_cast<std::ptrdiff_t>(at + cluster_size())))
+                .second;
         if (!fresh) ADD_FAILURE() << "two tables at " << table.at.bytes() + at;
       }
     }
@@ -64,8 +64,7 @@ class Layout {
 
   std::uint64_t stored_refcount(std::uint64_t cluster, const std::vector<std::uint64_t>& blocks) {
     const std::uint64_t per_block = cluster_size() / 2;
-    const std::uint64_t block =
-        cluster / per_block < blocks.size() ? blocks[cluster / per_block] : 0;
+    const std::uint64_t block = cluster / per_block < blocks.size() ? blocks[cluster / per_block] : 0;
     if (block == 0) return 0;
     return decode_struct<Be16>(at(block).data() + cluster % per_block * 2);
   }
@@ -119,8 +118,7 @@ class Layout {
       case Storage::Compressed: {
         if (entry.copied) complain("COPIED on a compressed cluster:", index);
         const std::uint64_t last = entry.host.bytes() + entry.compressed_bytes - 1;
-        for (std::uint64_t c = entry.host.bytes() / cluster_size(); c <= last / cluster_size();
-             ++c) {
+        for (std::uint64_t c = entry.host.bytes() / cluster_size(); c <= last / cluster_size(); ++c) {
           if (c >= references_.size()) return complain("past the end of the file: stream", index);
           // Streams share clusters with streams alone.
           if (references_[c] != 0 && !streams_.contains(c)) complain("a stream over cluster", c);
@@ -141,8 +139,8 @@ class Layout {
       }
     }
     // Nothing is counted behind the end of the file: the rest of the last blocks.
-    for (std::uint64_t c = references_.size();
-         c < std::min(covered, references_.size() + cluster_size()); ++c) {
+    for (std::uint64_t c = references_.size(); c < std::min(covered, references_.size() + cluster_size());
+         ++c) {
       if (stored_refcount(c, blocks) != 0) complain("a refcount behind the end for cluster", c);
     }
   }

@@ -21,8 +21,7 @@ namespace qchain::tests {
 inline std::uint64_t seed() {
   static const std::uint64_t value = [] {
     const char* const given = std::getenv("QCHAIN_SEED");
-    const std::uint64_t chosen =
-        given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device{}();
+    const std::uint64_t chosen = given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device{}();
     std::printf("QCHAIN_SEED=%llu\n", static_cast<unsigned long long>(chosen));
     std::fflush(stdout);
     return chosen;
@@ -39,9 +38,7 @@ class Random {
     return std::uniform_int_distribution<std::uint64_t>(least, most)(engine_);
   }
   std::uint64_t below(std::uint64_t limit) { return between(0, limit - 1); }
-  unsigned bits(unsigned least, unsigned most) {
-    return static_cast<unsigned>(between(least, most));
-  }
+  unsigned bits(unsigned least, unsigned most) { return static_cast<unsigned>(between(least, most)); }
   bool chance(unsigned percent) { return below(100) < percent; }
   std::uint64_t word() { return engine_(); }
   /// A value whose number of bits is random too, so that small ones and huge ones are as likely.

@@ -47,8 +47,7 @@ Finished run(const std::vector<std::string>& command) {
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDOUT_FILENO);
   posix_spawn_file_actions_adddup2(&actions, ends[1], STDERR_FILENO);
   pid_t child = 0;
-  const int error =
-      posix_spawnp(&child, arguments.front(), &actions, nullptr, arguments.data(), environ);
+  const int error = posix_spawnp(&child, arguments.front(), &actions, nullptr, arguments.data(), environ);
   posix_spawn_file_actions_destroy(&actions);
   close(ends[1]);
   const File output(ends[0], command.front());
@@ -111,15 +110,32 @@ Bytes content_of(BlockDevice& device) {
   return bytes;
 }
 
+std::vector<Mapping> whole_map(const Chain& chain) {
+  std::vector<Mapping> all;
+  for (GuestRange rest = guest_range(0, chain.size()); !rest.empty();) {
+    const std::vector<Mapping> answer = chain.map(rest);
+    for (const Mapping& mapping : answer) {
+      EXPECT_FALSE(mapping.range.empty());
+      EXPECT_EQ(mapping.range.begin, rest.begin);
+      rest.begin = mapping.range.end;
+      all.push_back(mapping);
+    }
+    if (answer.empty()) {
+      ADD_FAILURE() << "no answer for " << to_string(rest);
+      break;
+    }
+  }
+  return all;
+}
+
 std::string first_difference(const Bytes& a, const Bytes& b) {
   if (a.size() != b.size()) {
     return std::to_string(a.size()) + " bytes against " + std::to_string(b.size());
   }
   const auto [at, other] = std::ranges::mismatch(a, b);
   if (at == a.end()) return {};
-  return "byte " + std::to_string(at - a.begin()) + " is " +
-         std::to_string(std::to_integer<int>(*at)) + " against " +
-         std::to_string(std::to_integer<int>(*other));
+  return "byte " + std::to_string(at - a.begin()) + " is " + std::to_string(std::to_integer<int>(*at)) +
+         " against " + std::to_string(std::to_integer<int>(*other));
 }
 
 Outcome outcome_of(const std::function<void()>& action) {
@@ -188,10 +204,9 @@ Extents stored_by_law(const Disk& disk, std::uint64_t unit, Position position) {
     if (position == Position::Overlay && cluster.end.bytes() == size && size % kSectorSize != 0) {
       has[static_cast<int>(Kind::Data)] = true;
     }
-    const bool zeros =
-        std::all_of(disk.bytes.begin() + static_cast<std::ptrdiff_t>(at),
-                    disk.bytes.begin() + static_cast<std::ptrdiff_t>(cluster.end.bytes()),
-                    [](std::byte byte) { return byte == std::byte{0}; });
+    const bool zeros = std::all_of(disk.bytes.begin() + static_cast<std::ptrdiff_t>(at),
+                                   disk.bytes.begin() + static_cast<std::ptrdiff_t>(cluster.end.bytes()),
+                                   [](std::byte byte) { return byte == std::byte{0}; });
     const bool data = has[static_cast<int>(Kind::Data)];
     const bool zero = has[static_cast<int>(Kind::Zero)];
     const bool inherit = has[static_cast<int>(Kind::Inherit)];

@@ -15,6 +15,7 @@
 #include "extent/error.h"
 #include "extent/file.h"
 #include "extent/memory_device.h"
+#include "qcow2/chain.h"
 #include "qcow2/layer_writer.h"
 #include "tests/random.h"
 
@@ -57,6 +58,8 @@ void write_file(const std::string& path, const Bytes& bytes);
 Bytes content_by_qemu(const std::string& image);
 /// What the device says it is, read at once.
 Bytes content_of(BlockDevice& device);
+/// The whole of map(), asked for from each answer's end on.
+std::vector<Mapping> whole_map(const Chain& chain);
 /// Where two contents differ first, in words; empty where they do not.
 std::string first_difference(const Bytes& a, const Bytes& b);
 
@@ -82,7 +85,6 @@ Extents stored_by_law(const Disk& disk, std::uint64_t unit, Position position);
 
 /// Writes `device` as a complete image. `backing` is empty for none.
 WrittenLayer write_image(BlockDevice& device, const std::string& path, const LayerOptions& options,
-                         const std::string& backing = {},
-                         const std::string& backing_format = "qcow2");
+                         const std::string& backing = {}, const std::string& backing_format = "qcow2");
 
 }  // namespace qchain::tests

@@ -68,9 +68,9 @@ TEST_F(ThreadsTest, EveryJobIsTheSameForAnyNumberOfThreads) {
       copy.workers = workers;
       copy_raw(*chain, guest_range(0, kSize), raw, TargetContent::Zeros, copy);
     }
-    EXPECT_EQ(first_difference(read_file(folder / "raw1"),
-                               read_file(folder / "raw" + std::to_string(kWorkers))),
-              "");
+    EXPECT_EQ(
+        first_difference(read_file(folder / "raw1"), read_file(folder / "raw" + std::to_string(kWorkers))),
+        "");
   }
 }
 

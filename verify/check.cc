@@ -64,7 +64,7 @@ class Locator {
   std::uint64_t longest_ = 0;
 };
 
-// Counts what a walk sees, as far as it is in the file.
+// Counts what a walk sees.
 class Counter {
  public:
   Counter(const Image& image, ReferenceCount& count)
@@ -74,9 +74,10 @@ class Counter {
 
   void see(const Reference& reference) {
     const std::uint64_t begin = reference.host.bytes();
-    const std::uint64_t last = (begin + reference.length - 1) >> bits_;
-    count_.add(begin >> bits_, std::min(last, file_clusters_ - 1), reference.structure, reference.references,
-               reference.copied);
+    std::uint64_t last = (begin + reference.length - 1) >> bits_;
+    // What a compressed stream claims past the end of the file counts: it is freed with the rest.
+    if (reference.structure != Structure::Compressed) last = std::min(last, file_clusters_ - 1);
+    count_.add(begin >> bits_, last, reference.structure, reference.references, reference.copied);
   }
 
  private:
@@ -115,11 +116,8 @@ void note_header(const Image& image, std::vector<std::string>& notes) {
         "it was not closed after writing: its refcounts are out of date until QEMU opens "
         "it for writing");
   }
-  if ((header.autoclear_features & kAutoclearRawData) != 0 &&
-      (!header.has_incompatible(kIncompatibleDataFile) || !header.backing_name.empty())) {
-    notes.emplace_back(
-        "autoclear bit 1 (raw external data) makes no sense here: it wants an external data "
-        "file and no backing file");
+  if ((header.autoclear_features & kAutoclearRawData) != 0 && !header.backing_name.empty()) {
+    notes.emplace_back("autoclear bit 1 (raw external data) makes no sense here: it wants no backing file");
   }
 }
 

@@ -96,6 +96,10 @@ void EntryJudge::judge_compressed(const L2Entry& entry, const EntryPlace& place)
     find(Flaw::PastEnd, place, kL2, "its compressed stream is past the end of the file");
     return;
   }
+  if (entry.compressed_bytes >= file - entry.host.bytes() + geometry_.cluster_size()) {
+    find(Flaw::PastEnd, place, kL2, "its compressed stream claims a cluster or more past the end of the file",
+         {});
+  }
   // The length is rounded up to sectors, and QEMU does not pad the last stream of a file.
   const bool may_be_cut = entry.compressed_bytes > file - entry.host.bytes();
   if (!can_decode_ || (payloads_ == Payloads::Doubtful && !may_be_cut)) return;

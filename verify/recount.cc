@@ -195,7 +195,7 @@ void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse 
     return fmt::format("refcount {}, {}{} references{}{}", refcount, use.count_is_exact() ? "" : "at least ",
                        references, references != 0 ? ": " : "", use.users());
   };
-  if (cluster >= file_clusters_) {
+  if (cluster >= file_clusters_ && references == 0) {
     if (refcount == 0) return;
     find(dirty_ ? Flaw::RefcountStale : Flaw::RefcountPastEnd, Severity::Leak, cluster, at,
          fmt::format("refcount {} for a cluster past the end of the file", refcount));

@@ -107,7 +107,7 @@ void make_random_image(Random& random, const Shape& shape, const std::string& pa
 }
 
 QemuVerdict check_by_qemu(const std::string& path) {
-  const Finished done = run({"qemu-img", "check", "-q", "-f", "qcow2", path});
+  const Finished done = run({"timeout", "20", "qemu-img", "check", "-q", "-f", "qcow2", path});
   switch (done.status) {
     case 0:
       return QemuVerdict::Clean;
@@ -150,6 +150,23 @@ QemuVerdict verdict_of(const CheckReport& report) {
   }
 }
 
+bool is_missed(QemuVerdict by_qemu, const CheckReport& by_us) {
+  const QemuVerdict ours = verdict_of(by_us);
+  if (by_qemu == QemuVerdict::Clean) return false;
+  if (ours == QemuVerdict::Clean) return true;
+  return by_qemu != QemuVerdict::Leaks && ours == QemuVerdict::Leaks &&
+         count(by_us, Flaw::RefcountStale) == 0;
+}
+
+bool is_damage_that_qemu_misses(const CheckReport& report) {
+  if (report.layers.empty()) return false;
+  for (const Finding& finding : report.layers.at(0).findings.kept()) {
+    const bool shared = finding.flaw == Flaw::Overlap && finding.what.ends_with("data and compressed data");
+    if (!shared && finding.flaw != Flaw::MarkedCorrupt) return false;
+  }
+  return true;
+}
+
 std::string words_of(const CheckReport& report) {
   std::string words;
   for (const Survey::Problem& problem : report.problems) words += problem.message + '\n';
@@ -180,9 +197,13 @@ std::uint64_t Patient::number(std::uint64_t offset, unsigned bytes) const {
 void Patient::put(std::uint64_t offset, std::uint64_t value, unsigned bytes) {
   Bytes raw(bytes);
   for (unsigned i = 0; i < bytes; ++i) raw[i] = static_cast<std::byte>(value >> (8 * (bytes - 1 - i)));
+  put(offset, raw);
+}
+
+void Patient::put(std::uint64_t offset, const Bytes& bytes) {
   File file(open(path_.c_str(), O_RDWR | O_CLOEXEC), path_);
-  file.write(HostOffset(offset), raw);
-  wounds_.emplace_back(offset, bytes);
+  file.write(HostOffset(offset), bytes);
+  wounds_.emplace_back(offset, bytes.size());
 }
 
 void Patient::flip(std::uint64_t offset, unsigned bit) {

@@ -190,6 +190,30 @@ TEST_F(TrapTest, ARefcountIsTooLowOnASharedCompressedCluster) {
   EXPECT_EQ(found.guest, guest_range(0, 2 * kCluster));
 }
 
+// A stream may be given more sectors than it needs; but what it is given counts, also past the end of the
+// file.
+TEST_F(TrapTest, ACompressedStreamClaimsAClusterPastTheEndOfTheFile) {
+  Patient image(make({"write -c -P 1 0 64k"}));
+  const Anatomy anatomy(image);
+  constexpr std::uint64_t kSectors = std::uint64_t{1} << 54;
+  image.put(anatomy.l2.at(0).at, anatomy.l2.at(0).raw + 128 * kSectors);
+  EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Corrupt);
+  EXPECT_EQ(count(check_by_us(image.path()), Flaw::PastEnd), 1U);
+
+  // Less than a cluster: QEMU minds the refcount alone.
+  image.put(anatomy.l2.at(0).at, anatomy.l2.at(0).raw + 127 * kSectors);
+  image.truncate(image.size() + 20000);
+  EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Clean) << "all of it is in the cluster";
+  expect_sound(check_by_us(image.path(), Payloads::All));
+  image.put(anatomy.l2.at(0).at, anatomy.l2.at(0).raw + 128 * kSectors);
+  EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Corrupt);
+  const Finding found = expect_only(check_by_us(image.path()), Flaw::RefcountLow, Severity::DataLoss);
+  EXPECT_EQ(found.guest, guest_range(0, kCluster));
+  image.put(anatomy.refcount_at(align_up(image.size(), kCluster)), 1, 2);
+  EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Clean);
+  expect_sound(check_by_us(image.path(), Payloads::All));
+}
+
 TEST_F(TrapTest, StructuresOverlapAndTheRefcountFits) {
   Patient image(make({"write -P 1 0 64k"}));
   const Anatomy anatomy(image);

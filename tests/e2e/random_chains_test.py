@@ -14,7 +14,7 @@ import unittest
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import blkhash
 from harness import K, M, Case, sha256
@@ -49,13 +49,17 @@ class Point:
         return [self] + (self.parent.chain if self.parent else [])
 
 
+# The file, and the offset in it; no offset where the data is compressed, and nothing at all where there are zeros.
+Source: TypeAlias = tuple[str, int | None] | None
+
+
 @dataclass(frozen=True)
 class Piece:
-    """A range of the disk that one layer supplies; `source` is None where it reads as zeros."""
+    """A range of the disk that one layer supplies."""
 
     start: int
     end: int
-    source: tuple[str, int] | None  # the file, and the offset in it
+    source: Source
 
 
 class Disk:
@@ -209,11 +213,15 @@ class RandomChain:
         if point.format == "raw":
             return ["--format", "raw"]
         options = ["--checkpoint", point.checkpoint]
-        if self.rng.random() < 0.8:
+        if self.rng.random() < 0.3:
+            options += ["--extended-l2", "--cluster-size", self.rng.choice(LAYER_CLUSTERS[2:])]
+        elif self.rng.random() < 0.8:
             options += ["--cluster-size", self.rng.choice(LAYER_CLUSTERS)]
         if self.rng.random() < 0.1:
             point.manifest = False
             options += ["--digest", "none"]
+        if self.rng.random() < 0.5:
+            options += ["--compress", self.rng.choice(["zlib", "zlib:1", "zstd", "zstd:9"])]
         if point.parent:
             options += ["--parent", str(point.parent.image), "--since", point.parent.checkpoint]
             if point.parent.format == "raw":
@@ -273,7 +281,7 @@ class RandomChain:
         if point.format == "raw":
             return
         info = self._qchain("chaininfo", point.image, "--map", "--json").json
-        cluster = info["layers"][0]["cluster_size"]
+        cluster = info["layers"][0]["cluster_size"] // (32 if "extended L2" in info["layers"][0]["features"] else 1)
         held = [m for m in info["map"] if m["layer"] == 0 and m["kind"] != "inherit"]
         content = point.reference.read_bytes()
         for mapping in (m for m in held if m["kind"] == "data"):
@@ -334,10 +342,10 @@ class RandomChain:
         info = self._qchain("chaininfo", point.image, "--map", "--json").json
         files = [str(p.image) for p in point.chain]
         self.test.assertEqual([str((self.folder / layer["file"]).resolve()) for layer in info["layers"]], files)
-        ours = ((m["start"], m["length"], (files[m["layer"]], m["host_offset"]) if m["kind"] == "data" else None)
-                for m in info["map"])
+        ours = ((m["start"], m["length"], (files[m["layer"]], None if m.get("compressed") else m["host_offset"])
+                 if m["kind"] == "data" else None) for m in info["map"])
         extents = json.loads(self.test.run_tool("qemu-img", "map", "--output=json", "-f", "qcow2", point.image))
-        qemu = ((e["start"], e["length"], (files[e["depth"]], e["offset"]) if e["data"] else None) for e in extents)
+        qemu = ((e["start"], e["length"], (files[e["depth"]], e.get("offset")) if e["data"] else None) for e in extents)
         self.test.assertEqual(list(merged(ours)), list(merged(qemu)), f"the map of {point.image}")
 
     def _qchain(self, *argv: str | Path, env: dict[str, str] | None = None) -> Any:
@@ -369,7 +377,7 @@ class Meanwhile:
             self.error = error
 
 
-def merged(extents: Iterator[tuple[int, int, tuple[str, int] | None]]) -> Iterator[Piece]:
+def merged(extents: Iterator[tuple[int, int, Source]]) -> Iterator[Piece]:
     """Extents in order as the fewest pieces that say the same."""
     last: Piece | None = None
     for start, length, source in extents:
@@ -387,6 +395,8 @@ def merged(extents: Iterator[tuple[int, int, tuple[str, int] | None]]) -> Iterat
 def _continues(one: Piece, other: Piece) -> bool:
     if one.source is None or other.source is None:
         return one.source is other.source
+    if one.source[1] is None or other.source[1] is None:
+        return one.source == other.source
     return one.source[0] == other.source[0] and one.source[1] + one.end - one.start == other.source[1]
 
 

@@ -4,8 +4,8 @@
 #include <fmt/format.h>
 
 #include <array>
+#include <bit>
 #include <charconv>
-#include <nlohmann/json.hpp>
 #include <string_view>
 
 #include "extent/error.h"
@@ -17,20 +17,21 @@ namespace {
 
 constexpr std::string_view kSuffixes = "KMGTPE";
 
-// The length of the UTF-8 sequence at the beginning of `text`; 0 where there is no valid one.
+// The length of the UTF-8 sequence at the beginning of `text`, which is not empty; 0 where there is no
+// valid one.
 std::size_t utf8_length(std::string_view text) {
-  constexpr std::size_t kLongest = 4;
-  for (std::size_t length = 1; length <= kLongest && length <= text.size(); ++length) {
-    const std::string candidate(text.substr(0, length));
-    // The JSON library validates UTF-8 strictly; a sequence that it takes is one.
-    try {
-      (void)nlohmann::json(candidate).dump();
-      return length;
-    } catch (const nlohmann::json::exception&) {
-      continue;
-    }
+  const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
+  const auto length = static_cast<std::size_t>(std::countl_one(byte(0)));
+  if (length == 0) return 1;
+  if (length < 2 || length > 4 || length > text.size()) return 0;
+  std::uint32_t point = byte(0) & (0x7FU >> length);
+  for (std::size_t i = 1; i < length; ++i) {
+    if ((byte(i) & 0xC0) != 0x80) return 0;
+    point = point << 6 | (byte(i) & 0x3F);
   }
-  return 0;
+  constexpr std::array<std::uint32_t, 5> kLeast{0, 0, 0x80, 0x800, 0x10000};
+  const bool surrogate = point >= 0xD800 && point <= 0xDFFF;
+  return point < kLeast[length] || surrogate || point > 0x10FFFF ? 0 : length;
 }
 
 }  // namespace

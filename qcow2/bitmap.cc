@@ -21,6 +21,7 @@ constexpr std::uint64_t kMaxBitmapBytes = std::uint64_t{512} << 20;
 constexpr unsigned kMinGranularityBits = 9;
 constexpr unsigned kMaxGranularityBits = 31;
 constexpr std::size_t kMaxNameLength = 1023;
+static_assert(kMaxNameLength < TableReader::kMaxText);
 
 constexpr unsigned kDirtyTracking = 1;  // the one type that there is
 constexpr std::uint64_t kEntryAlignment = 8;
@@ -183,7 +184,7 @@ std::string complaint_about(const Bitmap& bitmap, const Image& image) {
                        kMinGranularityBits, kMaxGranularityBits);
   }
   if (bitmap.name.size() > kMaxNameLength) {
-    return fmt::format("a name of {} bytes; at most {}", bitmap.name.size(), kMaxNameLength);
+    return fmt::format("a name of more than {} bytes", kMaxNameLength);
   }
   if (bitmap.table == HostOffset(0) || geometry.offset_in_cluster(bitmap.table.bytes()) != 0) {
     return fmt::format("a table at {:#x}, which is not a cluster's beginning", bitmap.table.bytes());

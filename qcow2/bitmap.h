@@ -34,7 +34,7 @@ struct Bitmap {
   static constexpr std::uint32_t kAutomatic = 2;  // QEMU goes on recording when it opens the image
 
   HostOffset at;     ///< Of the entry.
-  std::string name;  ///< Any bytes; escape it on output.
+  std::string name;  ///< Any bytes, the first 1024 of them; escape it on output.
   HostOffset table;
   std::uint64_t table_entries = 0;
   std::uint32_t flags = 0;

@@ -16,7 +16,7 @@ namespace qchain {
 struct Snapshot {
   HostOffset at;  ///< Of its entry in the table.
   std::string id;
-  std::string name;  ///< Any bytes, as the id; escape them on output.
+  std::string name;  ///< Any bytes, as the id; escape them on output. The first 1024 of each.
   HostOffset l1_table;
   std::uint64_t l1_entries = 0;
   std::uint32_t seconds = 0;  ///< When it was taken, since 1970.

@@ -25,7 +25,7 @@ std::span<const std::byte> TableReader::take(std::size_t count) {
 bool TableReader::take_text(std::size_t count, std::string& text) {
   const std::span<const std::byte> bytes = take(count);
   if (bytes.size() < count) return false;
-  text.assign(reinterpret_cast<const char*>(bytes.data()), count);
+  text.assign(reinterpret_cast<const char*>(bytes.data()), std::min(count, kMaxText));
   return true;
 }
 

@@ -26,12 +26,14 @@ class TableReader {
   /// The next `count` bytes, at most kMaxBytes; valid until the next call. Fewer, and nothing is
   /// consumed, where the table or the file ends before. Throws Error (Io).
   std::span<const std::byte> take(std::size_t count);
-  /// The same as text.
+  /// The same as text, of which no more than kMaxText bytes are kept; false where there are fewer than
+  /// `count`.
   bool take_text(std::size_t count, std::string& text);
   /// Passes over `count` bytes, wherever that leads; false where it leads past the table's end.
   bool skip(std::uint64_t count);
 
   static constexpr std::size_t kMaxBytes = std::size_t{64} << 10;
+  static constexpr std::size_t kMaxText = 1024;  // QEMU's names are shorter
 
  private:
   const File& file_;

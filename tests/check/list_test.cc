@@ -66,6 +66,30 @@ TEST_F(ListTest, ASnapshotTableThatEndsEarly) {
   EXPECT_EQ(list.snapshots.front().name, "one");
 }
 
+TEST_F(ListTest, NamesOfAnyLengthAreKeptInPart) {
+  // A thousand names of 64 KiB would not fit in the memory that there is.
+  const std::string path = create("1M");
+  for (const char* name : {"one", "two"}) must({"qemu-img", "snapshot", "-c", name, path});
+  must({"qemu-img", "bitmap", "-f", "qcow2", "--add", path, "b"});
+  Patient image(path);
+  const std::uint64_t table = Anatomy(image).snapshot_table, directory = Anatomy(image).bitmap_directory;
+  image.truncate(1 << 20);
+  image.put(table + 14, 60000, 2);      // takes the second snapshot in
+  image.put(directory + 18, 60000, 2);  // and this one ends behind the directory
+  image.put(60, 1, 4);
+  const SnapshotList snapshots = read_snapshots(open(path), 10);
+  EXPECT_EQ(snapshots.problem, "");
+  EXPECT_EQ(snapshots.snapshots.at(0).name.size(), 1024U);
+  EXPECT_TRUE(snapshots.snapshots.at(0).name.starts_with("one"));
+  for (std::uint64_t at = 0; at < 4096; at += 8) {
+    if (image.word(at) == directory) image.put(at - 8, align_up(24 + 60000, 8));
+  }
+  const BitmapList bitmaps = read_bitmaps(open(path), 10);
+  EXPECT_EQ(bitmaps.problem, "");
+  EXPECT_EQ(bitmaps.bitmaps.at(0).bitmap.name.size(), 1024U);
+  EXPECT_EQ(bitmaps.bitmaps.at(0).unusable, "a name of more than 1023 bytes");
+}
+
 TEST_F(ListTest, BitmapsWithTheirDirtyBytes) {
   constexpr std::uint64_t kDisk = (3 << 20) + 1536;
   const std::string path = create(std::to_string(kDisk));

@@ -1,31 +1,65 @@
-// The header decoder takes any bytes: it throws Error, or what it decoded can be encoded and decoded
-// again without a change.
+// The decoders of the header, its extensions, and the identity of a layer take any bytes: they throw
+// Error, or what they decoded can be encoded and decoded again without a change.
 
+#include <algorithm>
 #include <cstdlib>
+#include <string>
 
 #include "extent/error.h"
+#include "qcow2/bitmap.h"
 #include "qcow2/header.h"
+#include "qcow2/identity.h"
 
 using namespace qchain;
 
-extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  const std::span bytes(reinterpret_cast<const std::byte*>(data), size);
+namespace {
+
+void try_identity(const std::string& json) {
+  Identity identity;
+  try {
+    identity = decode_identity(json, "fuzz");
+  } catch (const Error&) {
+    return;
+  }
+  (void)misfit(identity, true, identity);
+  std::string encoded;
+  try {
+    encoded = encode_identity(identity);
+  } catch (const Error&) {
+    return;  // escaped anew, it no longer fits in 1 KiB
+  }
+  if (!(decode_identity(encoded, "fuzz") == identity)) std::abort();
+}
+
+void try_header(std::span<const std::byte> bytes) {
   const std::uint64_t file_size = std::uint64_t{1} << 40;
   Header header;
   try {
-    header = decode_header(bytes.first(std::min(size, header_bytes(bytes))), file_size, "fuzz");
+    header = decode_header(bytes.first(std::min(bytes.size(), header_bytes(bytes))), file_size, "fuzz");
   } catch (const Error&) {
-    return 0;
+    return;
   }
   (void)header.features();
   (void)header.unsupported();
-  if (header.version != 3) return 0;  // only version 3 is written
+  (void)bitmap_directory(header);
+  if (header.identity) try_identity(*header.identity);
+  if (header.version != 3) return;  // only version 3 is written
   std::vector<std::byte> encoded;
   try {
     encoded = encode_header(header);
   } catch (const Error&) {
-    return 0;  // padded anew, it no longer fits in a cluster
+    return;  // padded anew, it no longer fits in a cluster
   }
   if (!(decode_header(encoded, file_size, "fuzz") == header)) std::abort();
+}
+
+}  // namespace
+
+extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
+  if (size > 0 && data[0] == '{') {
+    try_identity({reinterpret_cast<const char*>(data), size});
+  } else {
+    try_header(std::as_bytes(std::span(data, size)));
+  }
   return 0;
 }

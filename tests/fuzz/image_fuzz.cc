@@ -1,5 +1,5 @@
-// A whole image: opened as the top of a chain, listed, mapped, read. Whatever the bytes, the answer is an
-// Error or a disk, and what the map calls a range is what the ranges say together.
+// A whole image: opened as the top of a chain, checked, listed, mapped, read. Whatever the bytes, the
+// answer is an Error or a disk; the map has no gaps, and what the check calls sound can be read.
 
 #include <fcntl.h>
 #include <unistd.h>
@@ -10,7 +10,11 @@
 #include <string>
 
 #include "extent/error.h"
+#include "extent/zero.h"
+#include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
+#include "qcow2/snapshot.h"
+#include "verify/check.h"
 
 using namespace qchain;
 
@@ -18,52 +22,88 @@ namespace {
 
 constexpr std::uint64_t kMaxWalk = std::uint64_t{1} << 40;  // of the disk; it may claim more
 constexpr std::size_t kMaxAnswers = 64;
+constexpr std::size_t kMaxListed = 1000;  // as chaininfo has it
+constexpr std::size_t kNeighbour = std::size_t{20} << 10;
 
-// A file of its own in a folder of its own, so that no backing name leads anywhere.
-const std::string& scratch() {
-  static const std::string path = [] {
-    std::string folder = (std::filesystem::temp_directory_path() / "image_fuzz_XXXXXX").string();
-    if (mkdtemp(folder.data()) == nullptr) std::abort();
-    return folder + "/image.qcow2";
-  }();
-  return path;
+void require(bool holds) {
+  if (!holds) std::abort();
 }
 
-void fill(const std::uint8_t* data, std::size_t size) {
-  const int descriptor = open(scratch().c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
-  const File file(descriptor, scratch());
-  file.write(HostOffset(0), std::as_bytes(std::span(data, size)));
+void put(const std::string& path, std::span<const std::byte> bytes) {
+  const File file(open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), path);
+  file.write(HostOffset(0), bytes);
+}
+
+// A folder of its own, with an image that is empty yet, a raw backing file and an external data file. No
+// other name leads anywhere.
+class Scratch {
+ public:
+  Scratch() {
+    if (mkdtemp(folder_.data()) == nullptr) std::abort();
+    std::vector<std::byte> bytes(kNeighbour);
+    for (std::size_t i = 0; i < bytes.size(); ++i) bytes[i] = static_cast<std::byte>(i % 251 + 1);
+    put(folder_ + "/base.raw", bytes);
+    put(folder_ + "/data.raw", bytes);
+  }
+  ~Scratch() { std::filesystem::remove_all(folder_); }
+  std::string image() const { return folder_ + "/image.qcow2"; }
+
+ private:
+  std::string folder_ = (std::filesystem::temp_directory_path() / "image_fuzz_XXXXXX").string();
+};
+
+Outcome check(const Survey& survey) {
+  const CheckReport report = check_chain(survey, Payloads::All);
+  for (const LayerCheck& layer : report.layers) {
+    for (const Finding& finding : layer.findings.kept()) (void)describe(finding);
+  }
+  return report.outcome(false);
+}
+
+void list(const Image& image) {
+  (void)read_snapshots(image, kMaxListed);
+  for (const BitmapInfo& info : read_bitmaps(image, kMaxListed).bitmaps) {
+    require(info.dirty_bytes <= image.header().virtual_size);
+  }
 }
 
 void walk(Chain& chain) {
   const std::unique_ptr<Reader> reader = chain.open_reader();
-  std::vector<std::byte> bytes(std::size_t{64} << 10);
+  std::vector<std::byte> buffer(std::size_t{64} << 10);
   GuestOffset at(0);
   const GuestOffset end(std::min(chain.size(), kMaxWalk));
   for (std::size_t i = 0; at < end && i < kMaxAnswers; ++i) {
     const std::vector<Mapping> mappings = chain.map({at, end});
     for (const Mapping& mapping : mappings) {
-      if (mapping.range.begin != at || mapping.range.empty()) std::abort();
+      require(mapping.range.begin == at && !mapping.range.empty());
       at = mapping.range.end;
     }
-    const std::uint64_t length = std::min<std::uint64_t>(bytes.size(), mappings.front().range.length());
-    const ReadRequest request{mappings.front().range.begin, std::span(bytes).first(length)};
+    const Mapping& first = mappings.front();
+    const std::span<std::byte> bytes =
+        std::span(buffer).first(std::min<std::uint64_t>(buffer.size(), first.range.length()));
+    const ReadRequest request{first.range.begin, bytes};
     reader->read(std::span(&request, 1));
+    require(first.kind == Kind::Data || is_zero(bytes));
   }
 }
 
 }  // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const std::uint8_t* data, std::size_t size) {
-  fill(data, size);
-  const Survey survey = qchain::survey(scratch(), ImageFormat::Qcow2, {});
+  static const Scratch scratch;
+  put(scratch.image(), std::as_bytes(std::span(data, size)));
+  OpenOptions options;
+  options.allow_data_file = size % 2 == 0;
+  const Survey survey = qchain::survey(scratch.image(), ImageFormat::Qcow2, options);
+  const bool sound = check(survey) == Outcome::Done;
   try {
-    for (const Layer& layer : survey.layers) (void)usage_of(layer);
+    for (const Layer& layer : survey.layers) {
+      if (layer.image() != nullptr) list(*layer.image());
+      (void)usage_of(layer);
+    }
+    walk(*Chain::open(scratch.image(), ImageFormat::Qcow2, options));
   } catch (const Error&) {
-  }
-  try {
-    walk(*Chain::open(scratch(), ImageFormat::Qcow2, {}));
-  } catch (const Error&) {
+    require(!sound);
   }
   return 0;
 }

@@ -1,0 +1,70 @@
+// Texts as they are printed: whatever an image or a server says, a terminal and a document are safe from it.
+#include "cli/text.h"
+
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <nlohmann/json.hpp>
+
+#include "tests/random.h"
+
+namespace qchain::tests {
+namespace {
+
+class TextTest : public RandomTest {
+ protected:
+  static std::string in_json(const std::string& text) { return nlohmann::json(text).dump(); }
+  // The JSON library is strict about UTF-8.
+  static bool is_utf8(const std::string& text) {
+    try {
+      return !in_json(text).empty();
+    } catch (const nlohmann::json::exception&) {
+      return false;
+    }
+  }
+};
+
+TEST_F(TextTest, EscapedIsUtf8WithoutControls) {
+  for (int round = 0; round < 20000; ++round) {
+    std::string text(random.below(12), '\0');
+    // Mostly of the bytes that sequences begin with, go on with, and break off at.
+    for (char& byte : text) {
+      byte = static_cast<char>(
+          random.chance(30) ? random.bits(0, 255)
+                            : random.one_of<unsigned>({0x20, 0x41, 0x7F, 0x80, 0x9F, 0xA0, 0xBF, 0xC0, 0xC2,
+                                                       0xE0, 0xE2, 0xED, 0xEF, 0xF0, 0xF4, 0xF5}));
+    }
+    const std::string shown = escaped(text);
+    EXPECT_TRUE(is_utf8(shown)) << shown;
+    for (const char byte : shown) EXPECT_FALSE(static_cast<unsigned char>(byte) < 0x20 || byte == 0x7F);
+    EXPECT_EQ(shown.find("\xC2\x9B"), std::string::npos);  // a control sequence in one character
+    if (shown == text) continue;
+    bool controls = !is_utf8(text);
+    for (std::size_t i = 0; i < text.size(); ++i) {
+      const auto byte = static_cast<unsigned char>(text[i]);
+      controls = controls || byte < 0x20 || byte == 0x7F ||
+                 (byte == 0xC2 && static_cast<unsigned char>(text[i + 1]) < 0xA0);
+    }
+    EXPECT_TRUE(controls) << "changed without need: " << shown;
+  }
+}
+
+TEST_F(TextTest, EscapedLeavesWordsOfAllScriptsAlone) {
+  for (const std::string text :
+       {"", "plain", "три", "日本", "\U0001F4BE", "~\u00a0\uD7FF\uE000\uFFFF\U0010FFFF"}) {
+    EXPECT_EQ(escaped(text), text);
+  }
+  EXPECT_EQ(escaped("a\nb\x1b[1m"), "a\\x0ab\\x1b[1m");
+  EXPECT_EQ(escaped("\xED\xA0\x80"), "\\xed\\xa0\\x80");  // a surrogate
+}
+
+TEST_F(TextTest, EscapedIsQuickWithAnyBytes) {
+  // An image can have a thousand names of 64 KiB.
+  const auto begin = std::chrono::steady_clock::now();
+  const std::string name(1 << 20, '\xFF');
+  EXPECT_EQ(escaped(name).size(), 4 * name.size());
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, std::chrono::seconds(3));
+}
+
+}  // namespace
+}  // namespace qchain::tests

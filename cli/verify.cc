@@ -53,7 +53,9 @@ void judge(const VerifyOptions& o) {
   }
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
                  !o.trust_keys.empty())) {
-    usage("--seal writes the missing manifests and proves nothing: verify in a second call");
+    usage(
+        "--seal writes the missing manifests and proves nothing: verify, also with --trust-key, in a second "
+        "call");
   }
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
 }

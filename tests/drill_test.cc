@@ -561,11 +561,19 @@ TEST_F(DrillTest, AManifestOfAnotherDisk) {
     random.fill(bytes);
     other.add(disk_of(bytes, {{guest_range(0, kMiB), Kind::Data}}), {}, Algorithm::Sha256);
   }
+  const Bytes good = read_file(chain.manifest(0));
   fs::copy(other.manifest(0), chain.manifest(0), fs::copy_options::overwrite_existing);
-  const std::vector<LayerDrill> layers = drill(*chain.open(), any_options());
+  std::vector<LayerDrill> layers = drill(*chain.open(), any_options());
   EXPECT_EQ(layers[0].outcome(), Outcome::BadManifest);
   EXPECT_FALSE(layers[0].manifest.problems.empty());
   expect_clean(layers[1]);
+  // Nor is the layer above to blame.
+  write_file(chain.manifest(0), good);
+  fs::copy(other.manifest(1), chain.manifest(1), fs::copy_options::overwrite_existing);
+  layers = drill(*chain.open(), any_options());
+  EXPECT_EQ(layers[1].outcome(), Outcome::BadManifest);
+  EXPECT_EQ(layers[0].outcome(), Outcome::Incomplete);
+  EXPECT_TRUE(layers[0].proof && layers[0].proof->is_clean()) << "its own content is proven all the same";
 }
 
 // A new layer does not fold its root from digests of another disk.

@@ -262,8 +262,19 @@ std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
   for (std::size_t i = layers.size(); i-- > 0;) {
     LayerDrill& layer = layers[i];
     layer.file = chain.layers()[i].path();
+    // Roots follow from good manifests alone.
+    const bool followed = std::ranges::all_of(
+        std::span(layers).subspan(i + 1),
+        [](const LayerDrill& beneath) { return !beneath.manifest.exists || beneath.manifest.belongs; });
     try {
-      layer.manifest = judge_manifest(chain, i, options.trusted);
+      layer.manifest =
+          judge_manifest(chain, i, options.trusted, followed ? Depth::Chain : Depth::ManifestAlone);
+      if (!followed && layer.manifest.belongs) {
+        layer.manifest.outcome = worse(layer.manifest.outcome, Outcome::Incomplete);
+        layer.manifest.problems.push_back(
+            fmt::format("{}: its root cannot be followed to the bottom: a manifest beneath is bad",
+                        manifest_of(chain, i)));
+      }
       const bool usable =
           layer.manifest.belongs && layer.manifest.summary->header.length <= chain.layers()[i].virtual_size();
       if (!options.content || !usable) continue;

@@ -1,13 +1,13 @@
 // Entries of tables and refcounts: decoding is total, loses no bit, and an entry without a complaint is
 // encoded as what it was.
 
-#include <cstdlib>
 #include <cstring>
 #include <span>
 
 #include "qcow2/bitmap.h"
 #include "qcow2/entry.h"
 #include "qcow2/refcount.h"
+#include "tests/fuzz/require.h"
 
 using namespace qchain;
 
@@ -27,10 +27,6 @@ struct Input {
     return {lowest + cluster_bits % (kMaxClusterBits - lowest + 1), extended(), std::uint64_t{1} << 40};
   }
 };
-
-void require(bool holds) {
-  if (!holds) std::abort();
-}
 
 void try_l2(const Input& input) {
   const Geometry geometry = input.geometry();

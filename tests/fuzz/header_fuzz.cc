@@ -2,13 +2,13 @@
 // Error, or what they decoded can be encoded and decoded again without a change.
 
 #include <algorithm>
-#include <cstdlib>
 #include <string>
 
 #include "extent/error.h"
 #include "qcow2/bitmap.h"
 #include "qcow2/header.h"
 #include "qcow2/identity.h"
+#include "tests/fuzz/require.h"
 
 using namespace qchain;
 
@@ -28,7 +28,7 @@ void try_identity(const std::string& json) {
   } catch (const Error&) {
     return;  // escaped anew, it no longer fits in 1 KiB
   }
-  if (!(decode_identity(encoded, "fuzz") == identity)) std::abort();
+  require(decode_identity(encoded, "fuzz") == identity);
 }
 
 void try_header(std::span<const std::byte> bytes) {
@@ -50,7 +50,7 @@ void try_header(std::span<const std::byte> bytes) {
   } catch (const Error&) {
     return;  // padded anew, it no longer fits in a cluster
   }
-  if (!(decode_header(encoded, file_size, "fuzz") == header)) std::abort();
+  require(decode_header(encoded, file_size, "fuzz") == header);
 }
 
 }  // namespace

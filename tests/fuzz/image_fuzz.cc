@@ -14,6 +14,7 @@
 #include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
 #include "qcow2/snapshot.h"
+#include "tests/fuzz/require.h"
 #include "verify/check.h"
 
 using namespace qchain;
@@ -24,10 +25,6 @@ constexpr std::uint64_t kMaxWalk = std::uint64_t{1} << 40;  // of the disk; it m
 constexpr std::size_t kMaxAnswers = 64;
 constexpr std::size_t kMaxListed = 1000;  // as chaininfo has it
 constexpr std::size_t kNeighbour = std::size_t{20} << 10;
-
-void require(bool holds) {
-  if (!holds) std::abort();
-}
 
 void put(const std::string& path, std::span<const std::byte> bytes) {
   const File file(open(path.c_str(), O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600), path);

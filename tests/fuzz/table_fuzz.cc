@@ -5,13 +5,13 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <span>
 #include <vector>
 
 #include "qcow2/bitmap.h"
 #include "qcow2/format.h"
 #include "qcow2/snapshot.h"
+#include "tests/fuzz/require.h"
 
 using namespace qchain;
 
@@ -20,10 +20,6 @@ namespace {
 constexpr std::uint64_t kCluster = 512;
 constexpr std::uint64_t kDisk = std::uint64_t{1} << 20;
 constexpr std::size_t kMost = 1000;
-
-void require(bool holds) {
-  if (!holds) std::abort();
-}
 
 // A header, and behind it the table, which is that of the snapshots and of the bitmaps.
 Image image_of(std::uint16_t count, std::span<const std::byte> table) {

@@ -115,6 +115,10 @@ std::string manifest_text(const ManifestVerdict& verdict) {
   return text;
 }
 
+std::string metadata_text(const Json& layer) {
+  return layer["metadata"]["outcome"] == to_string(Outcome::Done) ? "metadata sound" : "metadata not sound";
+}
+
 std::string content_text(const LayerDrill& layer) {
   if (!layer.proof) return "content not checked";
   const Proof& proof = *layer.proof;
@@ -186,7 +190,7 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
       for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
     }
     text_ += fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(layer.manifest),
-                         content ? content_text(layer) : "metadata sound");
+                         content ? content_text(layer) : metadata_text(layers_[i]));
     if (layer.failure.outcome != Outcome::Done) add(layer.failure.outcome, layer.failure.message);
     layers_[i]["manifest"] = to_json(layer.manifest);
     layers_[i]["content"] = layer.proof ? content_json(layer) : Json(nullptr);

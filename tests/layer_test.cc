@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "extent/zero.h"
 #include "qcow2/chain.h"
 #include "qcow2/compression.h"
 #include "qcow2/layer_writer.h"
@@ -151,6 +152,39 @@ TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
   EXPECT_EQ(written.inherited_bytes, size / 4096 * 4096);
   expected.resize(align_up(size, kSectorSize));
   EXPECT_EQ(first_difference(content_by_qemu(folder / "layer.qcow2"), expected), "");
+}
+
+// Sees everything, and looks at nothing.
+class Bystander : public PieceWatcher {
+ public:
+  void plan(const Piece&, const Extents&) override {}
+  void fetched(std::span<const ReadRequest>) override {}
+};
+
+TEST_F(LayerTest, NothingStaleLiesBehindTheDisksEnd) {
+  // The last cluster is cut, and what is read of it begins a block before it: an observer wants that block.
+  constexpr std::uint64_t kMiB = 1 << 20;
+  constexpr std::uint64_t kBlock = 64 << 10;
+  constexpr std::uint64_t kEnd = 6 * kMiB + kMiB / 2;
+  write_file(folder / "parent.raw", Bytes(6 * kMiB));
+  Bytes bytes(kEnd, std::byte{0xAA});
+  MemoryDevice device(bytes,
+                      {{guest_range(0, 4 * kMiB), Kind::Data},
+                       {guest_range(4 * kMiB, 2 * kMiB), Kind::Inherit},
+                       {guest_range(6 * kMiB, kMiB / 2), Kind::Data}},
+                      kEnd);
+  LayerOptions options;
+  options.position = Position::Overlay;
+  options.cluster_bits = 21;
+  options.observer = LayerObserver{[] { return std::make_unique<Bystander>(); }, kBlock,
+                                   guest_range(6 * kMiB - kBlock, kBlock)};
+  const std::string path = folder / "layer.qcow2";
+  write_image(device, path, options, "parent.raw", "raw");
+  const auto chain = Chain::open(path, ImageFormat::Qcow2, {});
+  const Mapping last = chain->map(guest_range(6 * kMiB, kMiB / 2)).front();
+  Bytes behind(2 * kMiB - kMiB / 2);
+  chain->top().file().read(last.host + kMiB / 2, behind);
+  EXPECT_TRUE(is_zero(behind));
 }
 
 // One Mapper for many questions, short and long, forwards and back: its memory of tables is no

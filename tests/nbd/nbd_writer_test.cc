@@ -162,7 +162,10 @@ TEST_F(NbdWriterTest, SplitsWhatOneRequestCannotHold) {
 
 TEST_F(NbdWriterTest, NeverTrimsAndFlushesAtTheEnd) {
   serve(8 * kMiB, {"--filter=log"}, {"logfile=" + folder / "log"});
-  copy_a_disk(8 * kMiB);
+  NbdWriter writer(target());
+  write(writer, {zeros_at(0, 3 * kMiB), bytes_at(3 * kMiB, disk_bytes(3 * kMiB)), zeros_at(7 * kMiB, kMiB)});
+  writer.sync();
+  expect_content();
   server.reset();
   const Bytes raw = read_file(folder / "log");
   const std::string log(reinterpret_cast<const char*>(raw.data()), raw.size());

@@ -160,11 +160,21 @@ bool is_missed(QemuVerdict by_qemu, const CheckReport& by_us) {
 
 bool is_damage_that_qemu_misses(const CheckReport& report) {
   if (report.layers.empty()) return false;
-  for (const Finding& finding : report.layers.at(0).findings.kept()) {
-    const bool shared = finding.flaw == Flaw::Overlap && finding.what.ends_with("data and compressed data");
-    if (!shared && finding.flaw != Flaw::MarkedCorrupt) return false;
-  }
-  return true;
+  const std::vector<Finding>& findings = report.layers.at(0).findings.kept();
+  const auto is_shared = [](const Finding& finding) {
+    return finding.flaw == Flaw::Overlap && finding.what.ends_with("data and compressed data");
+  };
+  // The streams that were there do not decode any more, where the plain data came last.
+  const auto lies_in_shared = [&](const Finding& stream) {
+    return std::ranges::any_of(findings, [&](const Finding& finding) {
+      return is_shared(finding) && finding.host.begin < stream.host.end &&
+             stream.host.begin < finding.host.end;
+    });
+  };
+  return std::ranges::all_of(findings, [&](const Finding& finding) {
+    return is_shared(finding) || finding.flaw == Flaw::MarkedCorrupt ||
+           (finding.flaw == Flaw::BadStream && lies_in_shared(finding));
+  });
 }
 
 std::string words_of(const CheckReport& report) {

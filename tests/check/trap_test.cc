@@ -289,7 +289,8 @@ TEST_F(TrapTest, WhatCannotBeCheckedIsSaid) {
 
 TEST_F(TrapTest, LuksHeadersAreCounted) {
   const std::string path = folder_ / "luks.qcow2";
-  // QEMU times its hashes to find how many of them take so many milliseconds, and gives up where the clock hardly moved.
+  // QEMU times its hashes to find how many of them take so many milliseconds, and gives up where the clock
+  // hardly moved.
   Finished created;
   for (int milliseconds = 10; milliseconds <= 2560; milliseconds *= 2) {
     created = run({"qemu-img", "create", "-q", "-f", "qcow2", "--object", "secret,id=s,data=x", "-o",

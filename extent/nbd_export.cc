@@ -231,6 +231,18 @@ struct NbdExportState {
     }
   }
 
+  // The server is asked in its blocks. A block that the answer ends in is data, and may have changed.
+  std::vector<ExportStatus> ask_in_blocks(const GuestRange& range) {
+    const std::uint64_t block = witness.minimum_block();
+    const std::uint64_t begin = align_down(range.begin.bytes(), block);
+    const std::uint64_t end = std::min(align_up(range.end.bytes(), block), witness.size());
+    std::vector<ExportStatus> answer = clipped(ask(guest_range(begin, end - begin)), range);
+    if (answer.empty()) {
+      answer.push_back({{range.begin, std::min(range.end, GuestOffset(begin + block))}, false, true});
+    }
+    return answer;
+  }
+
   const NbdTarget target;
   std::optional<Choice> choice;
   NbdConnection witness;
@@ -352,27 +364,21 @@ bool NbdExport::has_allocation() const { return contains(state_->choice->context
 std::vector<ExportStatus> NbdExport::status(const GuestRange& range) {
   if (state_->choice->contexts.empty()) return {{range, false, true}};
   const std::lock_guard lock(state_->witness_in_use);
-  // The server is asked in its blocks.
-  const std::uint64_t block = state_->witness.minimum_block();
-  const std::uint64_t begin = align_down(range.begin.bytes(), block);
-  const std::uint64_t end = std::min(align_up(range.end.bytes(), block), size());
-  const GuestRange asked = guest_range(begin, std::min(end - begin, state_->status_length));
-  const std::vector<ExportStatus> first = state_->ask(asked);
+  const GuestRange asked = guest_range(range.begin.bytes(), std::min(range.length(), state_->status_length));
+  const std::vector<ExportStatus> first = state_->ask_in_blocks(asked);
   // A fragmented disk is asked about in smaller pieces, so that the server does not say what is dropped here.
-  const std::uint64_t answered = first.back().range.end - asked.begin;
+  const std::uint64_t answered = first.back().range.end - range.begin;
   state_->status_length = std::clamp(align_down(2 * answered, kMaxBlock), kMinStatusLength, kMaxStatusLength);
-  if (std::ranges::none_of(first, [](const ExportStatus& status) { return status.zero; })) {
-    return clipped(first, range);
-  }
+  if (std::ranges::none_of(first, [](const ExportStatus& status) { return status.zero; })) return first;
   // A zero is believed when it is said twice. The server looks for the block in its scratch file and
   // then at the live disk; between the two looks the guest may have zeroed it. By the second answer
   // the old data is in the scratch file.
   std::vector<ExportStatus> second;
-  for (GuestRange rest{asked.begin, first.back().range.end}; !rest.empty();) {
-    std::ranges::copy(state_->ask(rest), std::back_inserter(second));
+  for (GuestRange rest{range.begin, first.back().range.end}; !rest.empty();) {
+    std::ranges::copy(state_->ask_in_blocks(rest), std::back_inserter(second));
     rest.begin = second.back().range.end;
   }
-  return clipped(agreed(first, second), range);
+  return agreed(first, second);
 }
 
 Extents NbdExport::extents(const GuestRange& range) {

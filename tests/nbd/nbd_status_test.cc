@@ -55,6 +55,23 @@ TEST_F(NbdStatus, CutsTheContextsAtEachOthersBorders) {
                           piece(4596, 5096, false, true)));
 }
 
+// As servers of files that end anywhere do: the answer is no longer than what is known already.
+TEST_F(NbdStatus, GoesOnWhereAnAnswerEndsInsideASector) {
+  server.on_status = [](Wire& wire, const Request& request) {
+    const bool first = request.offset < 1000;
+    const auto length = static_cast<std::uint32_t>(first ? 1000 - request.offset : request.length);
+    wire.status(request, kBase, {{length, first ? 0 : kZero}}, Last::No);
+    wire.status(request, kBitmap, {{length, first ? kDirty : 0}}, Last::Yes);
+  };
+  NbdExport live(target_of(server.uri()), kByBitmap);
+  EXPECT_THAT(live.status(guest_range(0, kMiB)), ElementsAre(piece(0, 1000, false, true)));
+  EXPECT_THAT(live.status(guest_range(1000, 5000)), ElementsAre(piece(1000, 1024, false, true)));
+  EXPECT_THAT(live.status(guest_range(1024, 5000)), ElementsAre(piece(1024, 6024, true, false)));
+  const Extents all = collect(extents_of(live));
+  EXPECT_THAT(all, ElementsAre(Extent{guest_range(0, 1024), Kind::Data},
+                               Extent{{GuestOffset(1024), GuestOffset(kMiB)}, Kind::Inherit}));
+}
+
 TEST_F(NbdStatus, TakesOnlyTheZeroBitForZeros) {
   answer_with({{kMiB, ~kZero}}, {{kMiB, kDirty}});
   EXPECT_THAT(status(guest_range(0, kMiB)), ElementsAre(piece(0, kMiB, false, true)));

@@ -72,6 +72,7 @@ FlatLayer write_flat_layer(Chain& chain, const std::string& path, const FlatLaye
   const Algorithm algorithm =
       options.digests != nullptr ? options.digests->top().algorithm : Algorithm::Sha256;
   Publication publication(path, options.existing);
+  publication.bypass_cache();
   LayerManifest manifest(path, manifest_header(identity, algorithm), 0, nullptr);
   LayerOptions layer;
   layer.workers = options.workers;

@@ -246,6 +246,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
     tell_where_parent_is(backing_name, console);
   }
   Publication publication(o.output, o.force ? Existing::Replace : Existing::Refuse);
+  publication.bypass_cache();
   NbdExport live(o.nbd.target(o.uri), changes_for(o));
   tell_about(o, live, console);
 
@@ -339,7 +340,7 @@ GuestRange range_of(const PullOptions& o, std::uint64_t size) {
 Outcome pull_raw(const PullOptions& o, Console& console) {
   const bool to_pipe = o.output == "-";
   std::optional<Publication> publication;
-  if (!to_pipe) publication.emplace(o.output, o.force ? Existing::Replace : Existing::Refuse);
+  if (!to_pipe) publication.emplace(o.output, o.force ? Existing::Replace : Existing::Refuse).bypass_cache();
   NbdExport live(o.nbd.target(o.uri), {});
   tell_about(o, live, console);
   const GuestRange range = range_of(o, live.size());

@@ -112,6 +112,7 @@ void read_again(Job& job, BlockDevice& target) {
 
 void to_file(Job& job) {
   Publication publication(job.o.destination, job.o.force ? Existing::Replace : Existing::Refuse);
+  publication.bypass_cache();
   const std::uint64_t length = job.chain.top().true_length();
   publication.file().resize(length);
   FileTarget target(publication.file(), TargetContent::Zeros);
@@ -167,7 +168,8 @@ void to_device(Job& job) {
   // O_EXCL refuses a device that is mounted or otherwise in use.
   const int descriptor = open(job.o.destination.c_str(), O_RDWR | O_EXCL | O_CLOEXEC);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", job.o.destination), errno);
-  const File device(descriptor, job.o.destination);
+  File device(descriptor, job.o.destination);
+  device.bypass_cache();
   const std::uint64_t length = written_length(job, device.size());
   overwrite(job, [&] {
     FileTarget target(device, TargetContent::Unknown);

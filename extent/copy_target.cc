@@ -4,7 +4,54 @@
 #include <array>
 #include <cstdint>
 
+#include "extent/background_writes.h"
+
 namespace qchain {
+
+namespace {
+
+// Of a target that does everything at once.
+class PlainWriter : public TargetWriter {
+ public:
+  explicit PlainWriter(CopyTarget& target) : target_(target) {}
+
+  void start(std::span<const WriteRequest> batch) override { target_.write(batch); }
+  void wait() override {}
+
+ private:
+  CopyTarget& target_;
+};
+
+}  // namespace
+
+class FileWriter : public TargetWriter {
+ public:
+  explicit FileWriter(const FileTarget& target) : target_(target), writes_(target.file_) {}
+
+  void start(std::span<const WriteRequest> batch) override {
+    WriteList list;
+    for (const WriteRequest& request : batch) {
+      if (request.bytes.empty()) {
+        target_.write_zeros(request.range);
+      } else {
+        list.add(HostOffset(request.range.begin.bytes()), request.bytes);
+      }
+    }
+    writes_.start(list.take());
+  }
+  void wait() override { writes_.wait(); }
+
+ private:
+  const FileTarget& target_;
+  BackgroundWrites writes_;
+};
+
+std::unique_ptr<TargetWriter> CopyTarget::open_writer() { return std::make_unique<PlainWriter>(*this); }
+
+std::unique_ptr<TargetWriter> FileTarget::open_writer() {
+  if (is_stream()) return CopyTarget::open_writer();
+  return std::make_unique<FileWriter>(*this);
+}
 
 void FileTarget::write(std::span<const WriteRequest> batch) {
   for (const WriteRequest& request : batch) {

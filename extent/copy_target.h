@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstddef>
+#include <memory>
 #include <span>
 
 #include "extent/file.h"
@@ -15,6 +16,17 @@ struct WriteRequest {
   std::span<const std::byte> bytes;  ///< range.length() of them; empty: zeros.
 };
 
+/// Writes of one thread to a target.
+class TargetWriter {
+ public:
+  virtual ~TargetWriter() = default;
+  /// Begins to write a batch, as CopyTarget::write() would, after a wait() for the one before. Its bytes stay
+  /// where they are until the next wait(). Throws Error (Io).
+  virtual void start(std::span<const WriteRequest> batch) = 0;
+  /// Until all that was started is written. Throws Error (Io).
+  virtual void wait() = 0;
+};
+
 class CopyTarget {
  public:
   virtual ~CopyTarget() = default;
@@ -22,6 +34,8 @@ class CopyTarget {
   /// Writes a batch; its requests do not overlap. Threads may call this at the same time, for ranges that are
   /// not in one block of 64 KiB. Throws Error (Io), naming what could not be written.
   virtual void write(std::span<const WriteRequest> batch) = 0;
+  /// For a thread that has other things to do while its bytes are written.
+  virtual std::unique_ptr<TargetWriter> open_writer();
   /// Makes durable what was written. Throws Error (Io).
   virtual void sync() = 0;
   /// Whether it takes bytes only in the order of the disk, from one thread at a time.
@@ -41,10 +55,12 @@ class FileTarget : public CopyTarget {
   FileTarget(const File& file, TargetContent content) : file_(file), content_(content) {}
 
   void write(std::span<const WriteRequest> batch) override;
+  std::unique_ptr<TargetWriter> open_writer() override;
   void sync() override { file_.sync(); }
   bool is_stream() const override { return content_ == TargetContent::Stream; }
 
  private:
+  friend class FileWriter;
   void write_zeros(const GuestRange& range) const;
 
   const File& file_;

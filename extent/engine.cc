@@ -25,6 +25,7 @@ class Engine {
         if (!settle(worker, ticket)) return;
         worker.store();
       }
+      worker.finish();
     } catch (...) {
       fail(std::current_exception());
     }

@@ -23,6 +23,8 @@ class Worker {
   virtual void fetch() = 0;
   virtual void settle() = 0;
   virtual void store() {}
+  /// After this worker's last piece: waits for what store() has left under way.
+  virtual void finish() {}
 };
 
 /// Makes a worker; nullptr where the resources for a further one cannot be had. Called side by side.

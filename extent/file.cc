@@ -17,6 +17,7 @@
 #include <vector>
 
 #include "extent/error.h"
+#include "extent/page_buffer.h"
 
 namespace qchain {
 
@@ -33,15 +34,19 @@ struct stat stat_of(const File& file) {
 }  // namespace
 
 File::File(File&& other) noexcept
-    : descriptor_(std::exchange(other.descriptor_, -1)), path_(std::move(other.path_)) {}
+    : descriptor_(std::exchange(other.descriptor_, -1)),
+      direct_(std::exchange(other.direct_, -1)),
+      path_(std::move(other.path_)) {}
 
 File& File::operator=(File&& other) noexcept {
   std::swap(descriptor_, other.descriptor_);
+  std::swap(direct_, other.direct_);
   std::swap(path_, other.path_);
   return *this;
 }
 
 File::~File() {
+  if (direct_ >= 0) close(direct_);
   if (descriptor_ >= 0) close(descriptor_);
 }
 
@@ -117,8 +122,16 @@ void File::write(HostOffset offset, std::span<iovec> parts) const {
       parts = parts.subspan(1);
       continue;
     }
-    const int count = static_cast<int>(std::min(parts.size(), kMaxParts));
-    const ssize_t n = pwritev(descriptor_, parts.data(), count, static_cast<off_t>(offset.bytes()));
+    const std::span<iovec> some = parts.first(std::min(parts.size(), kMaxParts));
+    const auto write_by = [&](int descriptor) {
+      return pwritev(descriptor, some.data(), static_cast<int>(some.size()),
+                     static_cast<off_t>(offset.bytes()));
+    };
+    ssize_t n = -1;
+    errno = EINVAL;
+    if (const int direct = descriptor_past_cache(offset, some); direct >= 0) n = write_by(direct);
+    // The file system may want more than whole pages.
+    if (n < 0 && errno == EINVAL) n = write_by(descriptor_);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) {
       throw system_error(fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes()), errno);
@@ -149,6 +162,20 @@ void File::resize(std::uint64_t bytes) const {
   if (ftruncate(descriptor_, static_cast<off_t>(bytes)) != 0) {
     throw system_error(fmt::format("{}: cannot resize to {} bytes", path_, bytes), errno);
   }
+}
+
+void File::bypass_cache() {
+  if (direct_ >= 0) return;
+  // By its descriptor: the name may be another file's by now.
+  direct_ = open(fmt::format("/proc/self/fd/{}", descriptor_).c_str(), O_WRONLY | O_DIRECT | O_CLOEXEC);
+}
+
+int File::descriptor_past_cache(HostOffset offset, std::span<const iovec> parts) const {
+  const bool whole =
+      offset.bytes() % kPage == 0 && std::ranges::all_of(parts, [](const iovec& part) {
+        return reinterpret_cast<std::uintptr_t>(part.iov_base) % kPage == 0 && part.iov_len % kPage == 0;
+      });
+  return whole ? direct_ : -1;
 }
 
 void File::write_zeros(HostOffset offset, std::uint64_t length) const {

@@ -52,12 +52,19 @@ class File {
   /// Writes at the current position: for pipes.
   void append(std::span<const std::byte> bytes) const;
   void resize(std::uint64_t bytes) const;
+  /// From now on, write() goes past the page cache where whole pages are written from whole pages, as far as
+  /// the file system knows how. For what is written once, and much of it: it saves a copy and the pages, and
+  /// sync() finds nothing left to wait for.
+  void bypass_cache();
+  /// A descriptor that writes `parts` past the page cache; -1: there is none, or they are not whole pages.
+  int descriptor_past_cache(HostOffset offset, std::span<const iovec> parts) const;
   /// Makes [offset, offset + length) read as zeros, by the fastest way that the target has.
   void write_zeros(HostOffset offset, std::uint64_t length) const;
   void sync() const;
 
  private:
   int descriptor_;
+  int direct_ = -1;  // the same file, opened for I/O past the page cache
   std::string path_;
 };
 

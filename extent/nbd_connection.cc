@@ -110,6 +110,7 @@ NbdConnection::NbdConnection(const NbdTarget& target)
     : target_(target), handle_(nbd_create()), request_size_(target.request_size) {
   if (!handle_) throw Error(Outcome::Io, fmt::format("{}: {}", target.uri, last_error()));
   set_up_tls();
+  nbd_set_pread_initialize(handle_.get(), false);  // coverage is looked at here
   nbd_set_opt_mode(handle_.get(), true);
   if (nbd_aio_connect_uri(handle_.get(), target_.uri.c_str()) != 0) {
     throw Error(Outcome::Io, fmt::format("{}: cannot connect: {}", target_.uri, last_error()));

@@ -25,6 +25,8 @@ class Publication {
 
   const File& file() const noexcept { return file_; }
   bool is_published() const noexcept { return published_; }
+  /// For large files: see File.
+  void bypass_cache() { file_.bypass_cache(); }
   /// The name that it will have.
   const std::string& path() const noexcept { return path_; }
 

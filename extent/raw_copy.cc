@@ -1,10 +1,13 @@
 #include "extent/raw_copy.h"
 
 #include <algorithm>
+#include <array>
+#include <memory>
 #include <utility>
 #include <vector>
 
 #include "extent/engine.h"
+#include "extent/page_buffer.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
 
@@ -28,10 +31,18 @@ struct Copy {
   }
 };
 
+// The bytes of a piece, from when they come until they are written.
+struct Cargo {
+  explicit Cargo(CopyTarget& target) : buffer(PieceLimits{}.data), writer(target.open_writer()) {}
+
+  PageBuffer buffer;
+  std::unique_ptr<TargetWriter> writer;  // goes first
+};
+
 class CopyWorker : public Worker {
  public:
-  CopyWorker(Copy& copy, std::unique_ptr<Reader> reader)
-      : copy_(copy), reader_(std::move(reader)), buffer_(PieceLimits{}.data) {
+  CopyWorker(Copy& copy, std::unique_ptr<Reader> reader) : copy_(copy), reader_(std::move(reader)) {
+    for (std::unique_ptr<Cargo>& cargo : cargos_) cargo = std::make_unique<Cargo>(copy.target);
     if (copy.options.make_watcher) watcher_ = copy.options.make_watcher();
   }
 
@@ -42,8 +53,10 @@ class CopyWorker : public Worker {
   }
 
   void fetch() override {
+    std::swap(cargos_[0], cargos_[1]);
+    cargo().writer->wait();
     std::vector<ReadRequest> batch;
-    std::span<std::byte> free(buffer_);
+    std::span<std::byte> free(cargo().buffer);
     for (const Extent& run : piece_.runs) {
       if (run.kind != Kind::Data) continue;
       batch.push_back({run.range.begin, free.first(run.range.length())});
@@ -58,16 +71,22 @@ class CopyWorker : public Worker {
     for (const WriteRequest& part : parts_) {
       (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) += part.range.length();
     }
-    if (copy_.target.is_stream()) copy_.target.write(parts_);
+    if (copy_.target.is_stream()) cargo().writer->start(parts_);
     if (watcher_) watcher_->settle();
     copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
   }
 
   void store() override {
-    if (!copy_.target.is_stream()) copy_.target.write(parts_);
+    if (!copy_.target.is_stream()) cargo().writer->start(parts_);
+  }
+
+  void finish() override {
+    for (const std::unique_ptr<Cargo>& cargo : cargos_) cargo->writer->wait();
   }
 
  private:
+  Cargo& cargo() { return *cargos_[0]; }
+
   // Runs of blocks that are all zeros, and the bytes between them.
   void split_zeros(std::span<const ReadRequest> batch) {
     parts_.clear();
@@ -104,7 +123,7 @@ class CopyWorker : public Worker {
   Copy& copy_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::byte> buffer_;
+  std::array<std::unique_ptr<Cargo>, 2> cargos_;  // this piece's, and the last one's, which may be under way
   Piece piece_;
   std::vector<WriteRequest> parts_;
 };

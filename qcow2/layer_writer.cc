@@ -1,12 +1,13 @@
 #include "qcow2/layer_writer.h"
 
-#include <sys/uio.h>
-
 #include <algorithm>
+#include <array>
 #include <utility>
 #include <vector>
 
+#include "extent/background_writes.h"
 #include "extent/engine.h"
+#include "extent/page_buffer.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
 #include "qcow2/format.h"
@@ -53,37 +54,7 @@ struct Job {
   LayerPieces pieces;
   Placement placement;
   WrittenLayer written;
-};
-
-// Writes gathered so that neighbours in the file become one system call.
-class WriteList {
- public:
-  void clear() { runs_.clear(); }
-
-  void add(HostOffset at, std::span<const std::byte> bytes) {
-    if (runs_.empty() || runs_.back().end != at) runs_.push_back({at, at, {}});
-    Run& run = runs_.back();
-    run.end = run.end + bytes.size();
-    std::byte* const data = const_cast<std::byte*>(bytes.data());  // pwritev only reads it
-    if (!run.parts.empty() &&
-        static_cast<std::byte*>(run.parts.back().iov_base) + run.parts.back().iov_len == data) {
-      run.parts.back().iov_len += bytes.size();
-    } else {
-      run.parts.push_back({data, bytes.size()});
-    }
-  }
-
-  void write_to(const File& file) {
-    for (Run& run : runs_) file.write(run.begin, run.parts);
-  }
-
- private:
-  struct Run {
-    HostOffset begin;
-    HostOffset end;
-    std::vector<iovec> parts;
-  };
-  std::vector<Run> runs_;
+  std::uint64_t room = 0;  // length of the file
 };
 
 // What one cluster of a piece, or a run of zero clusters, becomes.
@@ -104,10 +75,21 @@ struct ClusterPart {
   std::span<const std::byte> bytes;
 };
 
+// Where the bytes of a piece are, from when they come until they are written.
+struct Cargo {
+  Cargo(const File& file, std::uint64_t capacity) : buffer(capacity), writes(file) {}
+
+  PageBuffer buffer;
+  std::vector<std::byte> streams;
+  std::vector<FinishedTable> tables;
+  BackgroundWrites writes;  // goes first
+};
+
 class LayerWorker : public Worker {
  public:
-  LayerWorker(Job& job, std::unique_ptr<Reader> reader)
-      : job_(job), reader_(std::move(reader)), buffer_(job.limits.data + job.geometry.unit()) {
+  LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
+    const std::uint64_t capacity = job.limits.data + job.geometry.unit();
+    for (std::unique_ptr<Cargo>& cargo : cargos_) cargo = std::make_unique<Cargo>(job.file, capacity);
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
   }
@@ -119,11 +101,13 @@ class LayerWorker : public Worker {
   }
 
   void fetch() override {
+    std::swap(cargos_[0], cargos_[1]);
+    cargo().writes.wait();
     const std::vector<ReadRequest> fetched = read();
     if (watcher_) watcher_->fetched(fetched);
     plans_.clear();
     parts_.clear();
-    streams_.clear();
+    cargo().streams.clear();
     usage_ = {};
     auto data = fetched.begin();
     for (const Extent& stored : stored_) {
@@ -145,30 +129,42 @@ class LayerWorker : public Worker {
   }
 
   void settle() override {
-    writes_.clear();
     for (const ClusterPlan& plan : plans_) place(plan);
-    tables_ = job_.placement.take_finished();
-    for (const FinishedTable& table : tables_) writes_.add(table.at, table.bytes);
+    cargo().tables = job_.placement.take_finished();
+    for (const FinishedTable& table : cargo().tables) writes_.add(table.at, table.bytes);
     WrittenLayer& total = job_.written;
     total.data_bytes += usage_.data_bytes;
     total.zero_bytes += usage_.zero_bytes;
     total.inherited_bytes += usage_.inherited_bytes;
     total.compressed_clusters += usage_.compressed_clusters;
     total.read_bytes += piece_.data_bytes;
+    make_room();
     if (watcher_) watcher_->settle();
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
-  void store() override { writes_.write_to(job_.file); }
+  void store() override { cargo().writes.start(writes_.take()); }
+
+  void finish() override {
+    for (const std::unique_ptr<Cargo>& cargo : cargos_) cargo->writes.wait();
+  }
 
  private:
   const Geometry& geometry() const { return job_.geometry; }
+  // The file is longer than what is written to it: writes that make it longer wait for each other.
+  void make_room() {
+    constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
+    if (job_.placement.file_bytes() <= job_.room) return;
+    job_.room = align_up(job_.placement.file_bytes(), kStep) + kStep;
+    job_.file.resize(job_.room);
+  }
+  Cargo& cargo() { return *cargos_[0]; }
 
   // Reads the piece's data, one request a run. Only the disk's last unit can be cut short; zeros follow
   // it in the buffer.
   std::vector<ReadRequest> read() {
     std::vector<ReadRequest> batch;
-    std::span<std::byte> free(buffer_);
+    std::span<std::byte> free(cargo().buffer);
     for (const Extent& run : piece_.runs) {
       if (run.kind != Kind::Data) continue;
       const std::uint64_t length = run.range.length();
@@ -248,8 +244,8 @@ class LayerWorker : public Worker {
   void compress() {
     for (ClusterPlan& plan : plans_) {
       if (plan.data != geometry().all_units()) continue;
-      plan.stream_begin = streams_.size();
-      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, streams_);
+      plan.stream_begin = cargo().streams.size();
+      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, cargo().streams);
       if (plan.stream_length != 0) ++usage_.compressed_clusters;
     }
   }
@@ -257,7 +253,7 @@ class LayerWorker : public Worker {
   void place(const ClusterPlan& plan) {
     if (plan.stream_length != 0) {
       const HostOffset at = job_.placement.place_compressed(plan.index, plan.stream_length);
-      writes_.add(at, std::span(streams_).subspan(plan.stream_begin, plan.stream_length));
+      writes_.add(at, std::span(cargo().streams).subspan(plan.stream_begin, plan.stream_length));
       return;
     }
     if (plan.data == 0) {
@@ -275,14 +271,12 @@ class LayerWorker : public Worker {
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
   std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::byte> buffer_;
-  Piece piece_;                     // what is read, block by block
-  Extents stored_;                  // what of it is stored, unit by unit
-  std::vector<ClusterPlan> plans_;  // in guest order
+  std::array<std::unique_ptr<Cargo>, 2> cargos_;  // this piece's, and the last one's, which may be under way
+  Piece piece_;                                   // what is read, block by block
+  Extents stored_;                                // what of it is stored, unit by unit
+  std::vector<ClusterPlan> plans_;                // in guest order
   std::vector<ClusterPart> parts_;
-  std::vector<std::byte> streams_;
   WrittenLayer usage_;  // of this piece
-  std::vector<FinishedTable> tables_;
   WriteList writes_;
 };
 

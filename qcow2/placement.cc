@@ -41,7 +41,7 @@ HostOffset Placement::allocate(std::uint64_t clusters) {
 }
 
 unsigned Placement::count(std::uint64_t cluster, unsigned references) {
-  std::vector<std::byte>& block = open_blocks_[cluster / refcounts_per_block_];
+  PageBuffer& block = open_blocks_[cluster / refcounts_per_block_];
   block.resize(geometry_.cluster_size());
   std::byte* const at = block.data() + cluster % refcounts_per_block_ * kRefcountBytes;
   const unsigned before = decode_struct<Be16>(at);
@@ -78,7 +78,7 @@ void Placement::place_full_blocks() {
       stream_at_ < stream_end_ ? (stream_end_ - 1) / geometry_.cluster_size() : kNone;
   while (!open_blocks_.empty() &&
          std::min(next_, open_cluster) / refcounts_per_block_ > open_blocks_.begin()->first) {
-    std::vector<std::byte> block = std::move(open_blocks_.begin()->second);
+    PageBuffer block = std::move(open_blocks_.begin()->second);
     open_blocks_.erase(open_blocks_.begin());
     const std::uint64_t cluster = next_++;
     count(cluster, 1);
@@ -171,8 +171,8 @@ std::uint64_t Placement::refcount_table_clusters() const {
 
 namespace {
 
-std::vector<std::byte> table_bytes(std::uint64_t clusters, const Geometry& geometry) {
-  return std::vector<std::byte>(clusters * geometry.cluster_size());
+PageBuffer table_bytes(std::uint64_t clusters, const Geometry& geometry) {
+  return PageBuffer(clusters * geometry.cluster_size());
 }
 
 }  // namespace

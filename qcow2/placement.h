@@ -14,6 +14,7 @@
 #include <map>
 #include <vector>
 
+#include "extent/page_buffer.h"
 #include "qcow2/entry.h"
 #include "qcow2/geometry.h"
 #include "qcow2/header.h"
@@ -23,7 +24,7 @@ namespace qchain {
 /// Whole clusters of metadata, ready to be written.
 struct FinishedTable {
   HostOffset at;
-  std::vector<std::byte> bytes;
+  PageBuffer bytes;
 };
 
 class Placement {
@@ -70,14 +71,14 @@ class Placement {
   std::uint64_t next_ = 0;  // the first host cluster that is free
   std::vector<std::uint64_t> l1_;
   std::uint64_t l1_index_ = kNone;  // of the L2 table in l2_
-  std::vector<std::byte> l2_;
+  PageBuffer l2_;
   std::vector<HostOffset> refcount_blocks_;  // those that have been placed
   // The end of the last compressed stream, and where the room for the next one ends: in the middle of a
   // host cluster, or equal.
   std::uint64_t stream_at_ = 0;
   std::uint64_t stream_end_ = 0;
   // By index: those that are not placed yet. One, or two for a moment.
-  std::map<std::uint64_t, std::vector<std::byte>> open_blocks_;
+  std::map<std::uint64_t, PageBuffer> open_blocks_;
   std::vector<FinishedTable> finished_;
 };
 

@@ -1,0 +1,156 @@
+#include "extent/background_writes.h"
+
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <linux/magic.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/vfs.h>
+#include <unistd.h>
+
+#include <csignal>
+#include <cstring>
+
+#include "extent/page_buffer.h"
+#include "tests/random.h"
+#include "tests/support.h"
+
+namespace qchain::tests {
+namespace {
+
+using ::testing::HasSubstr;
+
+class BackgroundWritesTest : public RandomTest {
+ protected:
+  File create(const std::string& name) {
+    const std::string path = folder / name;
+    return {open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC, 0600), path};
+  }
+
+  // Bytes that begin at a page, or do not.
+  std::span<std::byte> bytes(std::size_t length, bool at_page) {
+    buffers.emplace_back(length + kPage);
+    const std::span<std::byte> bytes = std::span(buffers.back()).subspan(at_page ? 0 : 8, length);
+    random.fill(bytes);
+    return bytes;
+  }
+
+  Folder folder;
+  std::vector<PageBuffer> buffers;
+};
+
+iovec part_of(std::span<std::byte> bytes) { return {bytes.data(), bytes.size()}; }
+
+TEST_F(BackgroundWritesTest, WriteWhatWritesWrite) {
+  for (const bool past_cache : {false, true}) {
+    File file = create(past_cache ? "past" : "through");
+    if (past_cache) file.bypass_cache();
+    BackgroundWrites background(file);
+    Bytes expected;
+    for (int round = 0; round < 10; ++round) {
+      std::vector<FileWrite> writes;
+      std::uint64_t at = expected.size();
+      const std::uint64_t count = random.between(0, 100);  // more than are under way at a time
+      for (std::uint64_t i = 0; i < count; ++i) {
+        const bool whole = random.chance(80);
+        if (random.chance(30)) at += random.between(1, 3) * (whole ? kPage : 100);
+        FileWrite write{HostOffset(at), {}};
+        for (std::uint64_t parts = random.chance(3) ? 1500 : random.between(1, 4); parts > 0; --parts) {
+          const std::span<std::byte> part = bytes(
+              whole ? random.between(1, 2) * kPage : random.between(1, 9999), whole || random.chance(50));
+          write.parts.push_back(part_of(part));
+          expected.resize(at);
+          expected.insert(expected.end(), part.begin(), part.end());
+          at += part.size();
+        }
+        writes.push_back(std::move(write));
+        if (random.chance(50)) at = align_up(at, kPage);
+      }
+      background.start(std::move(writes));
+      background.wait();
+      buffers.clear();
+    }
+    ASSERT_EQ(first_difference(read_file(file.path()), expected), "");
+  }
+}
+
+// Where the file system can do that.
+TEST_F(BackgroundWritesTest, LeaveThePageCacheAlone) {
+  File file = create("disk");
+  file.bypass_cache();
+  const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
+  const iovec whole = part_of(data);
+  struct statfs system {};
+  ASSERT_EQ(fstatfs(file.descriptor(), &system), 0);
+  if (system.f_type == TMPFS_MAGIC || file.descriptor_past_cache(HostOffset(0), std::span(&whole, 1)) < 0) {
+    GTEST_LOG_(INFO) << folder / "disk"
+                     << " is on a file system that is a cache, or has no direct I/O";
+    return;
+  }
+  BackgroundWrites background(file);
+  background.start({{HostOffset(0), {whole}}});
+  background.wait();
+  void* const mapped = mmap(nullptr, data.size(), PROT_READ, MAP_SHARED, file.descriptor(), 0);
+  ASSERT_NE(mapped, MAP_FAILED);
+  std::vector<unsigned char> cached(data.size() / kPage);
+  ASSERT_EQ(mincore(mapped, data.size(), cached.data()), 0);
+  munmap(mapped, data.size());
+  EXPECT_THAT(cached, testing::Each(0));
+}
+
+TEST_F(BackgroundWritesTest, OnlyWholePagesGoPastTheCache) {
+  File file = create("disk");
+  const std::span<std::byte> data = bytes(2 * kPage, true);
+  const auto descriptor = [&](std::uint64_t at, std::span<std::byte> part) {
+    const iovec one = part_of(part);
+    return file.descriptor_past_cache(HostOffset(at), std::span(&one, 1));
+  };
+  EXPECT_EQ(descriptor(0, data), -1) << "was not asked to";
+  file.bypass_cache();
+  EXPECT_EQ(descriptor(512, data), -1);
+  EXPECT_EQ(descriptor(0, data.subspan(512)), -1);
+  EXPECT_EQ(descriptor(0, data.first(kPage + 512)), -1);
+}
+
+class SizeLimit {
+ public:
+  explicit SizeLimit(rlim_t bytes) {
+    before_handler_ = std::signal(SIGXFSZ, SIG_IGN);
+    getrlimit(RLIMIT_FSIZE, &before_);
+    const rlimit limit{bytes, before_.rlim_max};
+    setrlimit(RLIMIT_FSIZE, &limit);
+  }
+  ~SizeLimit() {
+    setrlimit(RLIMIT_FSIZE, &before_);
+    std::signal(SIGXFSZ, before_handler_);
+  }
+
+ private:
+  rlimit before_{};
+  void (*before_handler_)(int);
+};
+
+// The failure is told by wait(), at the latest, with the first byte that could not be written.
+TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
+  constexpr std::size_t kLimit = std::size_t{16} << 10;
+  for (const bool past_cache : {false, true}) {
+    File file = create(past_cache ? "past" : "through");
+    if (past_cache) file.bypass_cache();
+    const std::span<std::byte> data = bytes(std::size_t{64} << 10, true);
+    const SizeLimit limit(kLimit);
+    BackgroundWrites background(file);
+    try {
+      background.start({{HostOffset(0), {part_of(data)}}});
+      background.wait();
+      FAIL() << "wrote more than the limit";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.outcome(), Outcome::Io);
+      EXPECT_THAT(error.what(), HasSubstr("offset 0x4000"));
+      EXPECT_THAT(error.what(), HasSubstr("File too large"));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace qchain::tests

@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cstring>
+#include <span>
 #include <utility>
 
 #include "extent/error.h"
@@ -97,6 +99,21 @@ std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index
   return decode_struct<Be64>(window.bytes.data() + (index - window.first) * kWord);
 }
 
+// How often the word at `index`, which the window holds, is there in a row: at least once.
+std::uint64_t Mapper::repeats(const Window& window, std::uint64_t index) {
+  constexpr std::size_t kWord = sizeof(std::uint64_t);
+  constexpr std::size_t kStride = 64 * kWord;
+  const std::span<const std::byte> words = std::span(window.bytes).subspan((index - window.first) * kWord);
+  std::size_t end = kWord;  // of what is known to be alike
+  const auto next_are_alike = [&](std::size_t length) {
+    return length <= words.size() - end &&
+           std::memcmp(words.data() + end, words.data() + end - kWord, length) == 0;
+  };
+  while (next_are_alike(kStride)) end += kStride;
+  while (next_are_alike(kWord)) end += kWord;
+  return end / kWord;
+}
+
 HostOffset Mapper::l2_table(std::uint64_t l1_index) {
   const Header& header = image_.header();
   const L1Entry entry = decode_l1(word(l1_, header.l1_table, l1_index, 0, header.l1_entries));
@@ -174,8 +191,16 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
       const std::uint64_t bitmap = geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
       const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, data_file);
       judge(entry, cluster);
-      const GuestRange part = intersect({at, covered.end}, {cluster, cluster + geometry.cluster_size()});
-      map_cluster(entry, cluster, part, mappings);
+      // Most of a large disk is nothing.
+      const bool nothing = entry.storage == Storage::None && !geometry.extended_l2();
+      const std::uint64_t clusters = nothing ? repeats(l2_, index) : 1;
+      const GuestRange part =
+          intersect({at, covered.end}, {cluster, cluster + clusters * geometry.cluster_size()});
+      if (nothing) {
+        append(mappings, {part, entry.kind(0), Storage::None, {}, 0, 0});
+      } else {
+        map_cluster(entry, cluster, part, mappings);
+      }
       at = part.end;
     }
   }

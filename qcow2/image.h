@@ -85,6 +85,7 @@ class Mapper {
 
   std::uint64_t word(Window& window, HostOffset table, std::uint64_t index, std::uint64_t wanted,
                      std::uint64_t table_words);
+  static std::uint64_t repeats(const Window& window, std::uint64_t index);
   HostOffset l2_table(std::uint64_t l1_index);
   void map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
                    std::vector<Mapping>& mappings) const;

@@ -47,6 +47,18 @@ class LesserServers(Case):
     def test_of_the_old_protocol(self) -> None:
         self.check("--oldstyle", "file", self.disk)
 
+    def test_of_a_file_that_ends_inside_a_sector(self) -> None:
+        """The server's word on the first 300,001 bytes ends with them; what follows is its own zeros."""
+        os.truncate(self.disk, 300_001)
+        with self.path("longer.raw").open("wb") as file:
+            file.write(self.disk.read_bytes())
+            file.truncate(2 * M)
+        with nbdkit(self.folder, "--filter=truncate", "file", self.disk, "truncate=2M") as live:
+            self.qchain("pull", live.uri, "-o", "full.qcow2")
+            self.assert_sound("full.qcow2")
+            self.assert_holds("full.qcow2", "longer.raw")
+            self.qchain("verify", "full.qcow2", "--against", live.uri)
+
     def test_for_one_client(self) -> None:
         self.check("--filter=limit", "file", self.disk, "limit=1")
 

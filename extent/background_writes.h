@@ -51,6 +51,7 @@ class BackgroundWrites {
   /// How many writes are under way at a time.
   static constexpr int kDepth = 32;
 
+  void write_at_once(FileWrite& write);
   bool has_context();
   void submit();
   void submit_some();

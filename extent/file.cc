@@ -195,6 +195,12 @@ void File::write_zeros(HostOffset offset, std::uint64_t length) const {
   }
 }
 
+void File::begin_sync(HostOffset offset, std::uint64_t length) const {
+  // Only a hint: where it is not known, sync() does it all.
+  sync_file_range(descriptor_, static_cast<off_t>(offset.bytes()), static_cast<off_t>(length),
+                  SYNC_FILE_RANGE_WRITE);
+}
+
 void File::sync() const {
   if (fsync(descriptor_) != 0 && errno != EINVAL) {
     throw system_error(fmt::format("{}: cannot make what was written durable", path_), errno);

@@ -60,6 +60,8 @@ class File {
   int descriptor_past_cache(HostOffset offset, std::span<const iovec> parts) const;
   /// Makes [offset, offset + length) read as zeros, by the fastest way that the target has.
   void write_zeros(HostOffset offset, std::uint64_t length) const;
+  /// Lets the system begin with what sync() has to wait for.
+  void begin_sync(HostOffset offset, std::uint64_t length) const;
   void sync() const;
 
  private:

@@ -117,50 +117,6 @@ class Surveyor {
   bool follow_ = false;
 };
 
-class ChainReader : public Reader {
- public:
-  ChainReader(const Chain& chain, std::size_t first) : chain_(chain), first_(first) {}
-
-  void read(std::span<const ReadRequest> batch) override {
-    for (const ReadRequest& request : batch) {
-      for (GuestRange rest = request.range(); !rest.empty();) {
-        for (const Mapping& mapping : chain_.map(rest, first_)) {
-          fill(mapping, request.into.subspan(mapping.range.begin - request.begin, mapping.range.length()));
-          rest.begin = mapping.range.end;
-        }
-      }
-    }
-  }
-
- private:
-  void fill(const Mapping& mapping, std::span<std::byte> into) {
-    if (mapping.kind != Kind::Data) {
-      std::memset(into.data(), 0, into.size());
-      return;
-    }
-    const Layer& layer = chain_.layers()[mapping.layer];
-    if (mapping.storage == Storage::Plain) {
-      // A raw file's last sector may be cut short; the rest of it reads as zeros.
-      const std::size_t held =
-          layer.image() != nullptr
-              ? into.size()
-              : std::min<std::uint64_t>(into.size(), layer.true_length() - mapping.host.bytes());
-      layer.data().read(mapping.host, into.first(held));
-      std::memset(into.data() + held, 0, into.size() - held);
-      return;
-    }
-    const Geometry& geometry = layer.image()->geometry();
-    cluster_.resize(geometry.cluster_size());
-    layer.image()->read_compressed(mapping, cluster_);
-    const std::uint64_t within = geometry.offset_in_cluster(mapping.range.begin.bytes());
-    std::memcpy(into.data(), cluster_.data() + within, into.size());
-  }
-
-  const Chain& chain_;
-  const std::size_t first_;
-  std::vector<std::byte> cluster_;
-};
-
 Mapping raw_mapping(const Extent& extent) {
   const bool data = extent.kind == Kind::Data;
   return {extent.range,
@@ -199,6 +155,126 @@ class LayerMapper {
  private:
   const Layer& layer_;
   std::optional<Mapper> mapper_;
+};
+
+}  // namespace
+
+// A way through the mapping of a chain, from one layer down: remembers the tables that it read last.
+class ChainMapper {
+ public:
+  ChainMapper(const std::vector<Layer>& layers, std::size_t first) : layers_(layers), first_(first) {
+    const std::size_t remembered = std::min(layers.size(), first + kMaxRemembered);
+    for (std::size_t layer = first; layer < remembered; ++layer) mappers_.emplace_back(layers[layer]);
+  }
+
+  /// See Chain::map().
+  std::vector<Mapping> map(const GuestRange& range) {
+    std::vector<Mapping> found;
+    std::vector<GuestRange> wanted{range};
+    GuestOffset end = range.end;
+    for (std::size_t layer = first_; layer < layers_.size() && !wanted.empty(); ++layer) {
+      std::vector<GuestRange> below;
+      end = map_layer(layer, wanted, end, found, below);
+      wanted = std::move(below);
+    }
+    for (const GuestRange& nowhere : wanted) {
+      found.push_back({nowhere, Kind::Inherit, Storage::None, {}, 0, layers_.size() - 1});
+    }
+    std::ranges::sort(found, {}, [](const Mapping& mapping) { return mapping.range.begin; });
+    std::vector<Mapping> merged;
+    for (Mapping& mapping : found) {
+      mapping.range = intersect(mapping.range, {range.begin, end});
+      append(merged, mapping);
+    }
+    return merged;
+  }
+
+ private:
+  // Tables of so many layers are kept, at most 64 KiB each: a chain may be hundreds deep.
+  static constexpr std::size_t kMaxRemembered = 16;
+
+  // Maps the `wanted` ranges in one layer. What it has goes to `found`, what it leaves to the layers below
+  // goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
+  GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,
+                        std::vector<Mapping>& found, std::vector<GuestRange>& below) {
+    std::optional<LayerMapper> passing;
+    const bool remembered = layer - first_ < mappers_.size();
+    LayerMapper& mapper = remembered ? mappers_[layer - first_] : passing.emplace(layers_[layer]);
+    const GuestOffset layer_end(layers_[layer].virtual_size());
+    std::vector<Mapping> mappings;
+    for (const GuestRange& whole : wanted) {
+      const GuestRange range = intersect(whole, {GuestOffset(0), end});
+      const GuestRange inside = intersect(range, {GuestOffset(0), layer_end});
+      if (range.empty()) break;
+      if (!inside.empty()) {
+        mappings.clear();
+        end = std::min(
+            end, mapper.map(inside, kMaxMappings, mappings) == inside.end ? end : mappings.back().range.end);
+        for (Mapping& mapping : mappings) {
+          mapping.layer = layer;
+          if (mapping.kind == Kind::Inherit) {
+            below.push_back(mapping.range);
+          } else {
+            found.push_back(mapping);
+          }
+        }
+      }
+      const GuestRange past = intersect({std::max(range.begin, layer_end), range.end}, {GuestOffset(0), end});
+      if (!past.empty()) found.push_back({past, Kind::Zero, Storage::None, {}, 0, layer});
+      if (found.size() + below.size() >= kMaxMappings) return std::min(end, range.end);
+    }
+    return end;
+  }
+
+  const std::vector<Layer>& layers_;
+  const std::size_t first_;
+  std::vector<LayerMapper> mappers_;
+};
+
+namespace {
+
+class ChainReader : public Reader {
+ public:
+  ChainReader(const Chain& chain, std::size_t first) : chain_(chain), mapper_(chain.layers(), first) {}
+
+  void read(std::span<const ReadRequest> batch) override {
+    for (const ReadRequest& request : batch) {
+      for (GuestRange rest = request.range(); !rest.empty();) {
+        for (const Mapping& mapping : mapper_.map(rest)) {
+          fill(mapping, request.into.subspan(mapping.range.begin - request.begin, mapping.range.length()));
+          rest.begin = mapping.range.end;
+        }
+      }
+    }
+  }
+
+ private:
+  void fill(const Mapping& mapping, std::span<std::byte> into) {
+    if (mapping.kind != Kind::Data) {
+      std::memset(into.data(), 0, into.size());
+      return;
+    }
+    const Layer& layer = chain_.layers()[mapping.layer];
+    if (mapping.storage == Storage::Plain) {
+      // A raw file's last sector may be cut short; the rest of it reads as zeros.
+      const std::size_t held =
+          layer.image() != nullptr
+              ? into.size()
+              : std::min<std::uint64_t>(into.size(), layer.true_length() - mapping.host.bytes());
+      layer.data().read(mapping.host, into.first(held));
+      std::memset(into.data() + held, 0, into.size() - held);
+      return;
+    }
+    const Geometry& geometry = layer.image()->geometry();
+    cluster_.resize(geometry.cluster_size());
+    layer.image()->read_compressed(mapping, cluster_);
+    const std::uint64_t within = geometry.offset_in_cluster(mapping.range.begin.bytes());
+    std::memcpy(into.data(), cluster_.data() + within, into.size());
+  }
+
+  const Chain& chain_;
+  ChainMapper mapper_;
+  std::vector<std::byte> cluster_;
 };
 
 }  // namespace
@@ -279,9 +355,13 @@ bool Chain::contains(const FileIdentity& file) const {
   });
 }
 
+Chain::Chain(std::vector<Layer> layers)
+    : layers_(std::move(layers)), mapper_(std::make_unique<ChainMapper>(layers_, 0)) {}
+Chain::~Chain() = default;
+
 Extents Chain::extents(const GuestRange& range) {
   Extents extents;
-  for (const Mapping& mapping : map(range)) {
+  for (const Mapping& mapping : mapper_->map(range)) {
     qchain::append(extents, {mapping.range, mapping.kind == Kind::Data ? Kind::Data : Kind::Zero});
   }
   return extents;
@@ -315,56 +395,8 @@ ExtentSource Chain::extents_of_layer(std::size_t layer, std::uint64_t length) co
   };
 }
 
-// Maps the `wanted` ranges in one layer. What it has goes to `found`, what it leaves to the layers below
-// goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
-GuestOffset Chain::map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,
-                             std::vector<Mapping>& found, std::vector<GuestRange>& below) const {
-  LayerMapper mapper(layers_[layer]);
-  const GuestOffset layer_end(layers_[layer].virtual_size());
-  std::vector<Mapping> mappings;
-  for (const GuestRange& whole : wanted) {
-    const GuestRange range = intersect(whole, {GuestOffset(0), end});
-    const GuestRange inside = intersect(range, {GuestOffset(0), layer_end});
-    if (range.empty()) break;
-    if (!inside.empty()) {
-      mappings.clear();
-      end = std::min(
-          end, mapper.map(inside, kMaxMappings, mappings) == inside.end ? end : mappings.back().range.end);
-      for (Mapping& mapping : mappings) {
-        mapping.layer = layer;
-        if (mapping.kind == Kind::Inherit) {
-          below.push_back(mapping.range);
-        } else {
-          found.push_back(mapping);
-        }
-      }
-    }
-    const GuestRange past = intersect({std::max(range.begin, layer_end), range.end}, {GuestOffset(0), end});
-    if (!past.empty()) found.push_back({past, Kind::Zero, Storage::None, {}, 0, layer});
-    if (found.size() + below.size() >= kMaxMappings) return std::min(end, range.end);
-  }
-  return end;
-}
-
 std::vector<Mapping> Chain::map(const GuestRange& range, std::size_t first) const {
-  std::vector<Mapping> found;
-  std::vector<GuestRange> wanted{range};
-  GuestOffset end = range.end;
-  for (std::size_t layer = first; layer < layers_.size() && !wanted.empty(); ++layer) {
-    std::vector<GuestRange> below;
-    end = map_layer(layer, wanted, end, found, below);
-    wanted = std::move(below);
-  }
-  for (const GuestRange& nowhere : wanted) {
-    found.push_back({nowhere, Kind::Inherit, Storage::None, {}, 0, layers_.size() - 1});
-  }
-  std::ranges::sort(found, {}, [](const Mapping& mapping) { return mapping.range.begin; });
-  std::vector<Mapping> merged;
-  for (Mapping& mapping : found) {
-    mapping.range = intersect(mapping.range, {range.begin, end});
-    append(merged, mapping);
-  }
-  return merged;
+  return ChainMapper(layers_, first).map(range);
 }
 
 }  // namespace qchain

@@ -67,9 +67,12 @@ struct LayerUsage {
 /// Counts. Throws Error (Mismatch) at an entry that is corrupt.
 LayerUsage usage_of(const Layer& layer);
 
+class ChainMapper;
+
 /// A chain of layers as the one disk that it describes. Only a whole chain becomes one.
 class Chain : public BlockDevice {
  public:
+  ~Chain() override;
   /// Throws Error: the first of survey()'s problems, or what require_readable() says.
   static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const OpenOptions& options);
 
@@ -96,11 +99,10 @@ class Chain : public BlockDevice {
   ExtentSource extents_of_layer(std::size_t layer, std::uint64_t length) const;
 
  private:
-  explicit Chain(std::vector<Layer> layers) : layers_(std::move(layers)) {}
-  GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,
-                        std::vector<Mapping>& found, std::vector<GuestRange>& below) const;
+  explicit Chain(std::vector<Layer> layers);
 
   std::vector<Layer> layers_;
+  std::unique_ptr<ChainMapper> mapper_;  // of extents()
 };
 
 }  // namespace qchain

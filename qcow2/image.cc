@@ -16,6 +16,7 @@ namespace qchain {
 namespace {
 
 constexpr std::size_t kMinWindowBytes = 4096;
+constexpr std::size_t kMaxWindowBytes = std::size_t{64} << 10;
 
 Header read_header(const File& file, std::uint64_t file_size) {
   std::vector<std::byte> bytes(4096);
@@ -81,15 +82,16 @@ void Image::read_compressed(const Mapping& mapping, std::span<std::byte> cluster
   }
 }
 
-// One word of a table, read through the window: at least kMinWindowBytes at a time, more where the
-// caller is going to want more, never past the table's end.
+// One word of a table, read through the window: at least kMinWindowBytes at a time, up to kMaxWindowBytes
+// where the caller is going to want more, never past the table's end.
 std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index, std::uint64_t wanted,
                            std::uint64_t table_words) {
   constexpr std::uint64_t kWord = sizeof(std::uint64_t);
   const std::uint64_t held = window.bytes.size() / kWord;
   if (window.table != table || index < window.first || index - window.first >= held) {
     const std::uint64_t words =
-        std::min(std::max<std::uint64_t>(wanted, kMinWindowBytes / kWord), table_words - index);
+        std::min(std::clamp<std::uint64_t>(wanted, kMinWindowBytes / kWord, kMaxWindowBytes / kWord),
+                 table_words - index);
     window.bytes.resize(words * kWord);
     window.table = HostOffset(0);
     image_.file().read(table + index * kWord, window.bytes);

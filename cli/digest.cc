@@ -17,9 +17,9 @@ namespace {
 
 // The digest of `device`'s first `length` bytes.
 Digest digest_with_progress(const DigestCommandOptions& o, BlockDevice& device, std::uint64_t length,
-                            Console& console) {
+                            unsigned workers, Console& console) {
   Progress progress(console.progress_style(), "digest", length);
-  return digest_of(device, length, {o.algorithm, o.nbd.workers(), progress.updater()});
+  return digest_of(device, length, {o.algorithm, workers, progress.updater()});
 }
 
 void report(const DigestCommandOptions& o, const Digest& value, std::uint64_t length, Console& console) {
@@ -58,14 +58,14 @@ std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>&
 Outcome digest(const DigestCommandOptions& o, Console& console) {
   if (is_nbd_uri(o.source)) {
     NbdExport live(o.nbd.target(o.source), {});
-    const Digest value = digest_with_progress(o, live, live.size(), console);
+    const Digest value = digest_with_progress(o, live, live.size(), o.nbd.workers_for(live), console);
     live.confirm();
     report(o, value, live.size(), console);
     return Outcome::Done;
   }
   const std::unique_ptr<Chain> chain = open_chain(o.source, o.format, o.common, console);
   const std::uint64_t length = chain->top().true_length();
-  report(o, digest_with_progress(o, *chain, length, console), length, console);
+  report(o, digest_with_progress(o, *chain, length, o.nbd.workers(), console), length, console);
   return Outcome::Done;
 }
 

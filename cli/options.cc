@@ -17,7 +17,7 @@ namespace po = boost::program_options;
 
 namespace {
 constexpr unsigned kLineLength = 100;
-constexpr unsigned kMaxConnections = 64;
+constexpr unsigned kMaxConnections = kMaxWorkers;
 constexpr unsigned kMaxRequests = 1024;
 
 unsigned bounded(const po::variables_map& values, const char* name, unsigned max) {
@@ -40,6 +40,10 @@ NbdTarget NbdOptions::target(const std::string& uri) const {
 }
 
 unsigned NbdOptions::workers() const { return connections != 0 ? connections : default_workers(); }
+
+unsigned NbdOptions::workers_for(NbdExport& live) const {
+  return connections != 0 ? connections : live.useful_readers();
+}
 
 ImageFormat image_format_named(const std::string& name, const char* option) {
   if (name == "qcow2") return ImageFormat::Qcow2;
@@ -70,7 +74,8 @@ void CommandLine::add_positional(const char* name, int count) {
 }
 
 void CommandLine::add_nbd() {
-  add()("connections", po::value<unsigned>()->value_name("N"), "NBD connections (default: adaptive)");
+  add()("connections", po::value<unsigned>()->value_name("N"),
+        "NBD connections, 1 to 16 (default: by cores and by how long the server takes to answer)");
   add()("requests", po::value<unsigned>()->value_name("N"),
         "requests in flight on each connection (default: 16)");
   add()("tls-certificates", po::value<std::string>()->value_name("DIR"),

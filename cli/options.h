@@ -10,6 +10,7 @@
 
 #include "cli/progress.h"
 #include "extent/nbd_connection.h"
+#include "extent/nbd_export.h"
 #include "qcow2/chain.h"
 
 namespace qchain {
@@ -30,6 +31,8 @@ struct NbdOptions {
 
   NbdTarget target(const std::string& uri) const;
   unsigned workers() const;
+  /// The same for those that read `live`.
+  unsigned workers_for(NbdExport& live) const;
 };
 
 /// qcow2 or raw. Throws Error (Usage), naming `option`, for another name.

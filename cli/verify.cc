@@ -81,7 +81,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
   }
   if (o.manifest_only) {
     ProofOptions options;
-    options.workers = o.nbd.workers();
+    options.workers = o.nbd.workers_for(export_);
     options.selection = o.selection;
     options.deadline = deadline_of(o);
     options.progress = progress.updater();
@@ -90,7 +90,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
     return export_.confirm();
   }
   CompareOptions options;
-  options.workers = o.nbd.workers();
+  options.workers = o.nbd.workers_for(export_);
   options.progress = progress.updater();
   options.stored = stored.get();
   if (stored) options.algorithm = stored->top().algorithm;

@@ -95,6 +95,6 @@ void run_workers(const WorkerFactory& make_worker, unsigned threads) {
   engine.rethrow();
 }
 
-unsigned default_workers() { return std::max(4U, std::thread::hardware_concurrency()); }
+unsigned default_workers() { return std::clamp(std::thread::hardware_concurrency(), 4U, kMaxWorkers); }
 
 }  // namespace qchain

@@ -35,6 +35,9 @@ using WorkerFactory = std::function<std::unique_ptr<Worker>()>;
 /// here, as is an interrupt.
 void run_workers(const WorkerFactory& make_worker, unsigned threads);
 
+/// More than this are no faster, and their pieces would take memory.
+inline constexpr unsigned kMaxWorkers = 16;
+
 /// How many workers to use where the user does not say: enough to keep every core and one device busy.
 unsigned default_workers();
 

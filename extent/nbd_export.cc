@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "extent/error.h"
+#include "extent/engine.h"
 #include "extent/interrupt.h"
 
 namespace qchain {
@@ -407,6 +408,24 @@ std::unique_ptr<Reader> NbdExport::open_reader() {
 }
 
 std::unique_ptr<Reader> NbdExport::witness_reader() { return std::make_unique<NbdReader>(*state_, nullptr); }
+
+unsigned NbdExport::useful_readers() {
+  // What a reader does with a piece takes about as long: waiting for that long leaves another one's room.
+  constexpr std::chrono::microseconds kWork{1000};
+  constexpr int kProbes = 2;  // the first one may wait for a disk
+  const std::lock_guard lock(state_->witness_in_use);
+  NbdConnection& witness = state_->witness;
+  std::vector<std::byte> sector(std::min(witness.size(), std::max(witness.minimum_block(), kSectorSize)));
+  Clock::duration latency = Clock::duration::max();
+  for (int i = 0; i < kProbes; ++i) {
+    const ReadRequest probe{GuestOffset(0), sector};
+    const Clock::time_point begin = Clock::now();
+    if (!witness.read(std::span(&probe, 1)).empty()) return default_workers();  // its errors are for others
+    latency = std::min(latency, Clock::now() - begin);
+  }
+  const auto waiting = static_cast<std::uint64_t>(latency / kWork);
+  return static_cast<unsigned>(std::min<std::uint64_t>(kMaxWorkers, default_workers() * (1 + waiting)));
+}
 
 void NbdExport::confirm() {
   const Clock::time_point settled = Clock::time_point(state_->last_read.load()) + kEndOfJob;

@@ -51,6 +51,10 @@ class NbdExport : public BlockDevice {
   Extents extents(const GuestRange& range) override;
   std::unique_ptr<Reader> open_reader() override;
 
+  /// How many readers keep the server busy: more of them, up to kMaxWorkers, the longer it takes to answer.
+  /// Reads its first sector to find out. Throws Error.
+  unsigned useful_readers();
+
   /// A reader on the witness connection, beside those of open_reader(): for the few bytes that help to
   /// decide what the extents are.
   std::unique_ptr<Reader> witness_reader();

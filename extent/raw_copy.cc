@@ -1,7 +1,6 @@
 #include "extent/raw_copy.h"
 
 #include <algorithm>
-#include <array>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -17,6 +16,7 @@ namespace {
 
 // The unit in which zeros are looked for and holes are made.
 constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
+constexpr std::uint64_t kMaxCargoBytes = std::uint64_t{32} << 20;  // of all workers
 
 struct Copy {
   BlockDevice& source;
@@ -42,7 +42,9 @@ struct Cargo {
 class CopyWorker : public Worker {
  public:
   CopyWorker(Copy& copy, std::unique_ptr<Reader> reader) : copy_(copy), reader_(std::move(reader)) {
-    for (std::unique_ptr<Cargo>& cargo : cargos_) cargo = std::make_unique<Cargo>(copy.target);
+    // Two, so that the next piece comes while the last one is written, as far as memory goes.
+    const std::size_t count = 2 * PieceLimits{}.data * copy.options.workers <= kMaxCargoBytes ? 2 : 1;
+    for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(copy.target));
     if (copy.options.make_watcher) watcher_ = copy.options.make_watcher();
   }
 
@@ -53,7 +55,7 @@ class CopyWorker : public Worker {
   }
 
   void fetch() override {
-    std::swap(cargos_[0], cargos_[1]);
+    std::swap(cargos_.front(), cargos_.back());
     cargo().writer->wait();
     std::vector<ReadRequest> batch;
     std::span<std::byte> free(cargo().buffer);
@@ -85,7 +87,7 @@ class CopyWorker : public Worker {
   }
 
  private:
-  Cargo& cargo() { return *cargos_[0]; }
+  Cargo& cargo() { return *cargos_.front(); }
 
   // Runs of blocks that are all zeros, and the bytes between them.
   void split_zeros(std::span<const ReadRequest> batch) {
@@ -123,7 +125,7 @@ class CopyWorker : public Worker {
   Copy& copy_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<PieceWatcher> watcher_;
-  std::array<std::unique_ptr<Cargo>, 2> cargos_;  // this piece's, and the last one's, which may be under way
+  std::vector<std::unique_ptr<Cargo>> cargos_;  // this piece's; behind it, those that may be under way
   Piece piece_;
   std::vector<WriteRequest> parts_;
 };

@@ -69,8 +69,8 @@ class ScanWorker : public Worker {
 
 void PieceWatcher::unread(const GuestRange&, const Error&) { throw; }
 
-PieceSource pieces_of(ExtentSource source) {
-  return [planner = PiecePlanner(std::move(source), {})](Piece& piece, Extents& stored) mutable {
+PieceSource pieces_of(ExtentSource source, const PieceLimits& limits) {
+  return [planner = PiecePlanner(std::move(source), limits)](Piece& piece, Extents& stored) mutable {
     if (!planner.next(piece)) return false;
     stored = piece.runs;
     return true;

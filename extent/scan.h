@@ -34,7 +34,7 @@ using WatcherFactory = std::function<std::unique_ptr<PieceWatcher>()>;
 /// Gives the next piece and what of it is stored; false at the end. Called one at a time.
 using PieceSource = std::function<bool(Piece& piece, Extents& stored)>;
 /// The pieces of a stream of extents.
-PieceSource pieces_of(ExtentSource source);
+PieceSource pieces_of(ExtentSource source, const PieceLimits& limits = {});
 
 struct ScanOptions {
   unsigned workers = 1;

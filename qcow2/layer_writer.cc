@@ -1,7 +1,6 @@
 #include "qcow2/layer_writer.h"
 
 #include <algorithm>
-#include <array>
 #include <utility>
 #include <vector>
 
@@ -20,15 +19,29 @@ namespace {
 
 constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
 constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
+constexpr std::uint64_t kMaxCargoBytes = std::uint64_t{32} << 20;     // of all workers
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
+// Pieces are smaller where many workers hold one, and have room for its streams too.
 PieceLimits limits_for(const Geometry& geometry, const LayerOptions& options) {
   PieceLimits limits;
   limits.boundary = std::max(kBoundary, geometry.cluster_size());
   if (options.observer) limits.boundary = std::max(limits.boundary, options.observer->block_size);
-  limits.data = std::max(kPieceBytes, 2 * limits.boundary);
+  const std::uint64_t share = kMaxCargoBytes / options.workers / (options.compression ? 3 : 1);
+  limits.data = std::max(align_down(std::min(kPieceBytes, share), limits.boundary), 2 * limits.boundary);
   limits.empty = kMaxEmptyClusters * geometry.cluster_size();
   return limits;
+}
+
+// How many bytes one piece takes: a unit that it ends in is filled up.
+std::uint64_t capacity_for(const Geometry& geometry, const PieceLimits& limits) {
+  return limits.data + geometry.unit();
+}
+
+// As many as are wanted and as memory has room for.
+unsigned workers_for(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
+  const std::uint64_t one = capacity_for(geometry, limits) * (options.compression ? 2 : 1);
+  return static_cast<unsigned>(std::clamp<std::uint64_t>(kMaxCargoBytes / one, 1, options.workers));
 }
 
 // What the layer stores. In an overlay, a last sector that the disk does not fill is written, or the
@@ -51,6 +64,7 @@ struct Job {
   const File& file;
   const LayerOptions& options;
   const PieceLimits limits;
+  const unsigned workers;
   LayerPieces pieces;
   Placement placement;
   WrittenLayer written;
@@ -88,8 +102,10 @@ struct Cargo {
 class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
-    const std::uint64_t capacity = job.limits.data + job.geometry.unit();
-    for (std::unique_ptr<Cargo>& cargo : cargos_) cargo = std::make_unique<Cargo>(job.file, capacity);
+    const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
+    // Two, so that the next piece comes while the last one is written, as far as memory goes.
+    const std::size_t count = 2 * capacity * job.workers <= kMaxCargoBytes ? 2 : 1;
+    for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.file, capacity));
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
   }
@@ -101,7 +117,7 @@ class LayerWorker : public Worker {
   }
 
   void fetch() override {
-    std::swap(cargos_[0], cargos_[1]);
+    std::swap(cargos_.front(), cargos_.back());
     cargo().writes.wait();
     const std::vector<ReadRequest> fetched = read();
     if (watcher_) watcher_->fetched(fetched);
@@ -158,7 +174,7 @@ class LayerWorker : public Worker {
     job_.room = align_up(job_.placement.file_bytes(), kStep) + kStep;
     job_.file.resize(job_.room);
   }
-  Cargo& cargo() { return *cargos_[0]; }
+  Cargo& cargo() { return *cargos_.front(); }
 
   // Reads the piece's data, one request a run. Only the disk's last unit can be cut short; zeros follow
   // it in the buffer.
@@ -271,10 +287,10 @@ class LayerWorker : public Worker {
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
   std::unique_ptr<PieceWatcher> watcher_;
-  std::array<std::unique_ptr<Cargo>, 2> cargos_;  // this piece's, and the last one's, which may be under way
-  Piece piece_;                                   // what is read, block by block
-  Extents stored_;                                // what of it is stored, unit by unit
-  std::vector<ClusterPlan> plans_;                // in guest order
+  std::vector<std::unique_ptr<Cargo>> cargos_;  // this piece's; behind it, those that may be under way
+  Piece piece_;                                 // what is read, block by block
+  Extents stored_;                              // what of it is stored, unit by unit
+  std::vector<ClusterPlan> plans_;              // in guest order
   std::vector<ClusterPart> parts_;
   WrittenLayer usage_;  // of this piece
   WriteList writes_;
@@ -284,14 +300,16 @@ class LayerWorker : public Worker {
 
 WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptions& options) {
   const Geometry geometry(options.cluster_bits, options.extended_l2, align_up(source.size(), kSectorSize));
+  const PieceLimits limits = limits_for(geometry, options);
   Job job{geometry,
           options.position,
           file,
           options,
-          limits_for(geometry, options),
+          limits,
+          workers_for(geometry, limits, options),
           {stored_kinds(source, geometry, options.position),
            options.observer ? options.observer->block_size : geometry.unit(), options.position,
-           options.observer ? options.observer->also_read : GuestRange{}, limits_for(geometry, options)},
+           options.observer ? options.observer->also_read : GuestRange{}, limits},
           Placement(geometry),
           {}};
   run_workers(
@@ -300,7 +318,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
         if (!reader) return nullptr;
         return std::make_unique<LayerWorker>(job, std::move(reader));
       },
-      options.workers);
+      job.workers);
 
   Header& header = job.written.header;
   header.cluster_bits = options.cluster_bits;

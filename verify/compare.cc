@@ -16,6 +16,14 @@ namespace qchain {
 
 namespace {
 
+// A worker has the bytes of both sides: many workers take half of what others take at a time.
+PieceLimits limits_for(const CompareOptions& options) {
+  constexpr unsigned kMany = 8;
+  PieceLimits limits;
+  if (options.workers > kMany) limits.data /= 2;
+  return limits;
+}
+
 constexpr std::size_t kMaxDifferences = 1000;
 
 struct Job {
@@ -94,8 +102,8 @@ class CompareWorker : public Worker {
         chain_reader_(std::move(chain)),
         hasher_(job.options.algorithm),
         judge_(job.options.algorithm),
-        live_(PieceLimits{}.data),
-        chain_(PieceLimits{}.data) {}
+        live_(limits_for(job.options).data),
+        chain_(limits_for(job.options).data) {}
 
   bool take() override {
     Extents stored;
@@ -367,7 +375,8 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
           chain.top().true_length(),
           live,
           options,
-          until(pieces_of(both_sides(chain, live, options.selection)), options.deadline, stopped_at),
+          until(pieces_of(both_sides(chain, live, options.selection), limits_for(options)), options.deadline,
+                stopped_at),
           DiskDigest(options.algorithm),
           DiskDigest(options.algorithm),
           {}};

@@ -33,7 +33,7 @@ def machine(folder: Path) -> dict[str, str]:
     return {"processor": processor[1] if processor else os.uname().machine,
             "cores": str(os.cpu_count()),
             "memory": f"{int(memory[1]) / _M:.1f} GiB" if memory else "unknown",
-            "kernel": os.uname().release,
+            "kernel": os.uname().release.split("-")[0],
             "file system": _first_line("stat", "-f", "-c", "%T", str(folder))}
 
 

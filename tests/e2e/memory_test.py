@@ -117,6 +117,20 @@ class Memory(Case):
         self.pull_every_other_cluster(8 * G)
         self.assert_fragments(MILLION, "zero")
 
+    def test_as_many_workers_as_there_can_be(self) -> None:
+        """Each has pieces of the disk in memory: over a long line there are many, and clusters of 2 MiB are large."""
+        with nbdkit(self.folder, "--filter=delay", "pattern", "256M", "rdelay=5ms") as server:
+            for options in ([], ["--compress", "zstd"]):
+                for cluster_size in ("2M", "64K"):
+                    self.qchain_in_64_mib("pull", server.uri, "-o", "layer.qcow2", "--force", "--cluster-size", cluster_size,
+                                          *options)
+            self.qchain_in_64_mib("pull", server.uri, "-o", "disk.raw", "--format", "raw")
+            self.qchain_in_64_mib("verify", "layer.qcow2", "--against", server.uri, "--connections", "16")
+            self.qchain_in_64_mib("verify", "layer.qcow2", "--against", server.uri, "--manifest-only", expect=4)
+            self.qchain_in_64_mib("digest", server.uri)
+        self.qchain_in_64_mib("verify", "layer.qcow2", "--connections", "16")
+        self.qchain_in_64_mib("restore", "layer.qcow2", "restored.raw", "--connections", "16")
+
     def test_names_of_snapshots(self) -> None:
         """A thousand of them, of nearly 64 KiB each: as much as a snapshot table can hold, and no letter among them."""
         self.image("layer.qcow2", size=M)

@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "cli/pull.h"
+#include "extent/engine.h"
 #include "extent/nbd_export.h"
 #include "tests/nbd/disk.h"
 #include "tests/nbd/server_process.h"
@@ -239,6 +240,22 @@ TEST_F(Nbdkit, RequestsWaitTogetherForASlowDisk) {
   const Stopwatch stopwatch;
   EXPECT_EQ(read(*reader, 0, 8 * kMiB), content);
   EXPECT_LT(stopwatch.seconds(), 1.6);
+}
+
+TEST_F(Nbdkit, WhatTakesLongIsReadByMore) {
+  serve(disk_bytes(kMiB), {"--filter=delay"}, {"rdelay=10ms"});
+  EXPECT_EQ(NbdExport(target_of(uri()), {}).useful_readers(), kMaxWorkers);
+  serve(disk_bytes(kMiB));
+  const unsigned near = NbdExport(target_of(uri()), {}).useful_readers();
+  EXPECT_GE(near, default_workers());
+  EXPECT_LE(near, kMaxWorkers);
+}
+
+TEST_F(Nbdkit, AFirstSectorThatCannotBeReadIsNoReasonToGiveUp) {
+  serve(disk_bytes(kMiB), {"--filter=error"}, {"error-pread=EIO", "error-pread-rate=100%"});
+  EXPECT_EQ(NbdExport(target_of(uri()), {}).useful_readers(), default_workers());
+  serve({});
+  EXPECT_GE(NbdExport(target_of(uri()), {}).useful_readers(), default_workers());
 }
 
 TEST_F(Nbdkit, ASlowServerIsNotASilentOne) {

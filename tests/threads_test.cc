@@ -63,7 +63,8 @@ TEST_F(ThreadsTest, EveryJobIsTheSameForAnyNumberOfThreads) {
 
     // Restore it.
     for (const unsigned workers : {1U, kWorkers}) {
-      const File raw = create_file(folder / "raw" + std::to_string(workers));
+      File raw = create_file(folder / "raw" + std::to_string(workers));
+      raw.bypass_cache();
       CopyOptions copy;
       copy.workers = workers;
       copy_raw(*chain, guest_range(0, kSize), raw, TargetContent::Zeros, copy);

@@ -58,14 +58,15 @@ std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>&
 Outcome digest(const DigestCommandOptions& o, Console& console) {
   if (is_nbd_uri(o.source)) {
     NbdExport live(o.nbd.target(o.source), {});
-    const Digest value = digest_with_progress(o, live, live.size(), o.nbd.workers_for(live), console);
+    const Digest value =
+        digest_with_progress(o, live, live.size(), o.nbd.workers_for(live, Work::Read), console);
     live.confirm();
     report(o, value, live.size(), console);
     return Outcome::Done;
   }
   const std::unique_ptr<Chain> chain = open_chain(o.source, o.format, o.common, console);
   const std::uint64_t length = chain->top().true_length();
-  report(o, digest_with_progress(o, *chain, length, o.nbd.workers(), console), length, console);
+  report(o, digest_with_progress(o, *chain, length, o.nbd.workers(Work::Read), console), length, console);
   return Outcome::Done;
 }
 

@@ -39,10 +39,13 @@ NbdTarget NbdOptions::target(const std::string& uri) const {
   return target;
 }
 
-unsigned NbdOptions::workers() const { return connections != 0 ? connections : default_workers(); }
+unsigned NbdOptions::workers(Work work) const {
+  if (connections != 0) return connections;
+  return work == Work::Read ? default_workers() : std::min(kMaxWorkers, 2 * default_workers());
+}
 
-unsigned NbdOptions::workers_for(NbdExport& live) const {
-  return connections != 0 ? connections : live.useful_readers();
+unsigned NbdOptions::workers_for(NbdExport& live, Work work) const {
+  return connections != 0 ? connections : std::max(workers(work), live.useful_readers());
 }
 
 ImageFormat image_format_named(const std::string& name, const char* option) {

@@ -22,6 +22,10 @@ struct CommonOptions {
   OpenOptions open;
 };
 
+/// What workers do. Those that write too wait for their writes now and then, so that twice as many are
+/// faster.
+enum class Work { Read, ReadAndWrite };
+
 /// What every command takes that talks to an export.
 struct NbdOptions {
   unsigned connections = 0;  ///< 0: by what cores and server allow.
@@ -30,9 +34,9 @@ struct NbdOptions {
   std::string tls_psk_file;
 
   NbdTarget target(const std::string& uri) const;
-  unsigned workers() const;
+  unsigned workers(Work work) const;
   /// The same for those that read `live`.
-  unsigned workers_for(NbdExport& live) const;
+  unsigned workers_for(NbdExport& live, Work work) const;
 };
 
 /// qcow2 or raw. Throws Error (Usage), naming `option`, for another name.

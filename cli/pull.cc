@@ -270,7 +270,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
     usage(fmt::format("--extended-l2 needs clusters of at least {} bytes; add --cluster-size 64K",
                       1U << kMinExtendedL2ClusterBits));
   }
-  layer.workers = o.nbd.workers_for(live);
+  layer.workers = o.nbd.workers_for(live, Work::ReadAndWrite);
   const std::unique_ptr<LayerManifest> manifest = begin_manifest(o, parent.get(), identity, console);
   if (manifest) layer.observer = manifest->observer();
   Progress progress(console.progress_style(), "pull", source.size());
@@ -346,7 +346,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   const GuestRange range = range_of(o, live.size());
   Progress progress(console.progress_style(), "pull", range.length());
   CopyOptions copy;
-  copy.workers = o.nbd.workers_for(live);
+  copy.workers = o.nbd.workers_for(live, Work::ReadAndWrite);
   copy.progress = progress.updater();
   if (to_pipe) {
     const File out(dup(STDOUT_FILENO), "standard output");

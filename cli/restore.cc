@@ -15,7 +15,6 @@
 #include "cli/flat_layer.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
-#include "extent/engine.h"
 #include "extent/interrupt.h"
 #include "extent/nbd_export.h"
 #include "extent/nbd_writer.h"
@@ -94,15 +93,10 @@ struct Job {
   Outcome read_back_outcome() const { return read_back ? read_back->outcome() : Outcome::Done; }
 };
 
-// Reading, hashing and writing overlap better where there are more of them than for a reading alone.
-unsigned workers_of(const Job& job) {
-  return job.o.nbd.connections != 0 ? job.o.nbd.connections : std::min(kMaxWorkers, 2 * default_workers());
-}
-
 void copy(Job& job, CopyTarget& target, std::uint64_t length) {
   Progress progress(job.console.progress_style(), "restore", length);
   CopyOptions options;
-  options.workers = workers_of(job);
+  options.workers = job.o.nbd.workers(Work::ReadAndWrite);
   options.progress = progress.updater();
   if (job.proof.digests) options.make_watcher = guard(job.chain, *job.proof.digests, job.unknown_bytes);
   job.copied = copy_raw(job.chain, guest_range(0, length), target, options);
@@ -113,7 +107,8 @@ void copy(Job& job, CopyTarget& target, std::uint64_t length) {
 void read_again(Job& job, BlockDevice& target) {
   Progress progress(job.console.progress_style(), "read back", target.size());
   const std::unique_ptr<ChainDigests> digests = job.is_verified() ? digests_from(job.chain, 0) : nullptr;
-  job.read_back = read_back(job.chain, target, digests.get(), workers_of(job), progress.updater());
+  job.read_back =
+      read_back(job.chain, target, digests.get(), job.o.nbd.workers(Work::Read), progress.updater());
 }
 
 void to_file(Job& job) {
@@ -138,7 +133,7 @@ void to_layer(Job& job) {
   options.existing = job.o.force ? Existing::Replace : Existing::Refuse;
   options.digests = job.proof.digests.get();
   options.expected_root = job.proof.root;
-  options.workers = workers_of(job);
+  options.workers = job.o.nbd.workers(Work::ReadAndWrite);
   options.progress = progress.updater();
   const FlatLayer flat = write_flat_layer(job.chain, job.o.destination, options);
   job.unknown_bytes = flat.unknown_bytes;

@@ -81,7 +81,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
   }
   if (o.manifest_only) {
     ProofOptions options;
-    options.workers = o.nbd.workers_for(export_);
+    options.workers = o.nbd.workers_for(export_, Work::Read);
     options.selection = o.selection;
     options.deadline = deadline_of(o);
     options.progress = progress.updater();
@@ -90,7 +90,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
     return export_.confirm();
   }
   CompareOptions options;
-  options.workers = o.nbd.workers_for(export_);
+  options.workers = o.nbd.workers_for(export_, Work::Read);
   options.progress = progress.updater();
   options.stored = stored.get();
   if (stored) options.algorithm = stored->top().algorithm;
@@ -130,7 +130,7 @@ Outcome prove(const VerifyOptions& o, Console& console) {
     const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
     Progress progress(console.progress_style(), "verify", chain->size());
     options.content = o.against.empty();
-    options.proof.workers = o.nbd.workers();
+    options.proof.workers = o.nbd.workers(Work::Read);
     options.proof.selection = o.selection;
     options.proof.deadline = deadline_of(o);
     options.proof.progress = progress.updater();
@@ -166,7 +166,8 @@ Outcome seal(const VerifyOptions& o, Console& console) {
   for (std::size_t i = chain->layers().size(); i-- > 0;) {
     const Layer& layer = chain->layers()[i];
     Progress progress(console.progress_style(), "seal", layer.virtual_size());
-    const Sealed sealed = seal_layer(*chain, i, {o.nbd.workers(), key ? &*key : nullptr, progress.updater()});
+    const Sealed sealed =
+        seal_layer(*chain, i, {o.nbd.workers(Work::Read), key ? &*key : nullptr, progress.updater()});
     const ManifestSummary summary = read_manifest(manifest_of(layer));
     const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
     console.print(fmt::format("{:3} {}: {}; digest {}\n", i, escaped(layer.path()), to_string(sealed), root));

@@ -430,9 +430,12 @@ class ReadBack(RestoreTest):
         self.assert_found(document, [(SIZE - 64 * K, 64 * K)])
 
     def test_a_file_that_is_spoilt_is_not_made(self) -> None:
-        with self.spoiling("out.raw.partial", SIZE - 1000):
+        """In a hole: where restore itself writes past the cache, a writer through it makes the kernel fail the file."""
+        disk = self.path("check3.raw").read_bytes()
+        hole = next(at for at in range(0, SIZE, 64 * K) if not any(disk[at:at + 64 * K]))
+        with self.spoiling("out.raw.partial", hole + 1000):
             done = self.qchain("restore", "check3.qcow2", "out.raw", "--read-back", expect=1)
-        self.assertIn(f"[{SIZE - 64 * K:#x}, {SIZE:#x})", done.out)
+        self.assertIn(f"[{hole:#x}, {hole + 64 * K:#x})", done.out)
         self.assertEqual(list(self.folder.glob("out*")), [])
 
 

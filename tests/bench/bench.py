@@ -54,7 +54,8 @@ def _run_row(bench: Bench, name: str) -> dict[str, Any]:
             "verdicts": [asdict(verdict) for verdict in verdicts]}
 
 
-def _measure(args: argparse.Namespace) -> dict[str, Any]:
+def _measure(args: argparse.Namespace, done: dict[str, Any]) -> dict[str, Any]:
+    """All rows that are asked for; the others as they are in `done`. What is measured is kept row by row."""
     built = Path(__file__).resolve().parents[2] / "build/release/cli/qchain"
     qchain = Path(os.environ.get("QCHAIN_RELEASE") or built).resolve()
     if not os.access(qchain, os.X_OK):
@@ -64,9 +65,12 @@ def _measure(args: argparse.Namespace) -> dict[str, Any]:
         bench = Bench(qchain, Path(folder), args.quick, args.runs)
         document = {"schema": SCHEMA, "version": 1, "settings": {"quick": args.quick, "runs": args.runs},
                     "machine": report.machine(bench.folder), "versions": report.versions(qchain), "rows": []}
+        rows = {row["name"]: row for row in done.get("rows", [])}
         for name in args.only or ROWS:
-            row = _run_row(bench, name)
-            document["rows"].append(row)
+            rows[name] = row = _run_row(bench, name)
+            document["rows"] = [rows[known] for known in ROWS if known in rows]
+            if args.json not in (None, "-"):
+                Path(args.json).write_text(json.dumps(document, indent=1))
             print(report.text_of_row(row) + "\n", file=sys.stderr if args.json == "-" else sys.stdout, flush=True)
     return document
 
@@ -79,7 +83,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-",
                         help="write all that was measured; without FILE to standard output")
     parser.add_argument("--markdown", metavar="FILE", help="write the page of results")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="measure nothing: take what --json wrote earlier")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="take what --json wrote earlier, and measure only the rows of --only anew")
     parser.add_argument("--folder", metavar="DIR",
                         help="where the disks are made (default: the folder for temporary files; tiny ones in memory)")
     parser.add_argument("--list", action="store_true", help="list the rows")
@@ -93,7 +97,9 @@ def main() -> int:
     if args.list:
         print("\n".join(f"{name:<16} {title}" for name, (title, _) in ROWS.items()))
         return 0
-    document = json.loads(Path(args.source).read_text()) if args.source else _measure(args)
+    document = json.loads(Path(args.source).read_text()) if args.source else {}
+    if args.only or not args.source:
+        document = _measure(args, document)
     if args.json == "-":
         json.dump(document, sys.stdout, indent=1)
     elif args.json:

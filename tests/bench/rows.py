@@ -308,7 +308,8 @@ def _scaling(b: Bench) -> Iterator[Verdict]:
         for factor in factors:
             us = f"qchain pull, {name} x {factor}"
             with nbdkit(b.folder, *plugin(factor)) as server:
-                check = b.holds(b / "out", "qcow2", server.uri, "raw")
+                # QEMU compares small fragments slowly, so that it looks at the first size alone.
+                check = b.holds(b / "out", "qcow2", server.uri, "raw") if factor == 1 else None
                 result = b.race(b.contender(us, "pull", server.uri, "-o", b / "out", *options, output="out", check=check))
             first = first or result[us].median
             growth = result[us].median / first

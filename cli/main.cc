@@ -118,7 +118,9 @@ void set_up_process() {
   action.sa_handler = request_interrupt;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
-  std::signal(SIGPIPE, SIG_IGN);  // a broken pipe is an error like any other
+  // A broken pipe, and a file that may not grow any more, are errors like any other.
+  std::signal(SIGPIPE, SIG_IGN);
+  std::signal(SIGXFSZ, SIG_IGN);
   // A chain can have more layers than the soft limit has descriptors.
   rlimit files{};
   if (getrlimit(RLIMIT_NOFILE, &files) == 0) {

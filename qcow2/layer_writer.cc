@@ -1,6 +1,7 @@
 #include "qcow2/layer_writer.h"
 
 #include <algorithm>
+#include <limits>
 #include <utility>
 #include <vector>
 
@@ -172,7 +173,12 @@ class LayerWorker : public Worker {
     constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
     if (job_.placement.file_bytes() <= job_.room) return;
     job_.room = align_up(job_.placement.file_bytes(), kStep) + kStep;
-    job_.file.resize(job_.room);
+    try {
+      job_.file.resize(job_.room);
+    } catch (const Error&) {
+      // Where so long a file is not allowed, a shorter one may be.
+      job_.room = std::numeric_limits<std::uint64_t>::max();
+    }
   }
   Cargo& cargo() { return *cargos_.front(); }
 

@@ -122,6 +122,29 @@ class Faults(Case):
         self.assertIn("No space left", done.stderr)
         self.assertEqual(done.stdout.split(), ["plain.qcow2", sha256(self.path("plain.qcow2"))], done)
 
+    def test_a_limit_of_the_length_of_files(self) -> None:
+        """What the limit has room for is written; of what it has not, nothing is left."""
+        with nbdkit(self.folder, "pattern", "8M") as server:
+            for mebibytes, expect in ((4, 3), (12, 0)):
+                for options in ([], ["--format", "raw"], ["--compress", "zlib:1", "--cluster-size", "4K"]):
+                    with self.subTest(mebibytes=mebibytes, options=options):
+                        if expect != 0 and "--compress" in options:
+                            continue  # it fits
+                        limited = ["bash", "-c", f'ulimit -f {mebibytes * 1024}; exec "$@"', "bash", QCHAIN]
+                        done = subprocess.run([*map(str, limited), "pull", server.uri, "-o", "out", "--force", *options],
+                                              env=environment(), cwd=self.folder, stdin=subprocess.DEVNULL,
+                                              capture_output=True, timeout=60, text=True)
+                        self.assertEqual(done.returncode, expect, done)
+                        if expect != 0:
+                            self.assertIn("File too large", done.stderr)
+                            self.assertEqual(list(self.folder.glob("out*")), [])
+                        elif "raw" in options:
+                            self.assertEqual(self.path("out").stat().st_size, 8 * M)
+                        else:
+                            self.assert_sound("out")
+                        for left in self.folder.glob("out*"):
+                            left.unlink()
+
     # -- interruptions ----------------------------------------------------------------------------------------------
 
     def slow_server(self, size: str = "64M", rate: str = "8M") -> contextlib.AbstractContextManager[Server]:

@@ -32,11 +32,11 @@ BackgroundWrites::~BackgroundWrites() {
 
 void BackgroundWrites::start(std::vector<FileWrite> writes) {
   wait();
-  const auto at_once = std::ranges::partition(writes, [&](const FileWrite& write) {
+  const auto at_once = std::partition(writes.begin(), writes.end(), [&](const FileWrite& write) {
     return file_.descriptor_past_cache(write.offset, write.parts) >= 0 && has_context();
   });
-  for (FileWrite& write : at_once) write_at_once(write);
-  writes.erase(at_once.begin(), at_once.end());
+  for (auto write = at_once; write != writes.end(); ++write) write_at_once(*write);
+  writes.erase(at_once, writes.end());
   writes_ = std::move(writes);
   commands_.resize(writes_.size());
   submitted_ = 0;

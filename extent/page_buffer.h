@@ -21,9 +21,7 @@ struct PageAllocator {
   T* allocate(std::size_t count) {
     return static_cast<T*>(::operator new (count * sizeof(T), std::align_val_t{kPage}));
   }
-  void deallocate(T* memory, std::size_t count) noexcept {
-    ::operator delete (memory, count * sizeof(T), std::align_val_t{kPage});
-  }
+  void deallocate(T* memory, std::size_t) noexcept { ::operator delete (memory, std::align_val_t{kPage}); }
   friend bool operator==(const PageAllocator&, const PageAllocator&) { return true; }
 };
 

@@ -19,7 +19,7 @@ namespace qchain {
 namespace {
 
 constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
-constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
+constexpr std::uint64_t kPieceBytes = std::uint64_t{1} << 20;         // its L2 tables can be as many
 constexpr std::uint64_t kMaxCargoBytes = std::uint64_t{32} << 20;     // of all workers
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
@@ -120,6 +120,7 @@ class LayerWorker : public Worker {
   void fetch() override {
     std::swap(cargos_.front(), cargos_.back());
     cargo().writes.wait();
+    cargo().tables.clear();
     const std::vector<ReadRequest> fetched = read();
     if (watcher_) watcher_->fetched(fetched);
     plans_.clear();

@@ -64,7 +64,8 @@ def markdown(document: dict[str, Any]) -> str:
     """The page of results."""
     settings = document["settings"]
     lines = ["# Results", "",
-             "Written by `tests/bench/bench.py --markdown`; `tests/bench/run` measures anew. Seconds are medians of "
+             "Written by `tests/bench/bench.py --markdown`; `tests/bench/run` measures anew. `LIMITS.md` says what stands in the "
+             "way of the bars that were missed. Seconds are medians of "
              f"{settings['runs']} runs after a warm-up, in which the contenders took turns, with the fastest and the slowest; "
              "memory is the peak of the process in any run; servers are not counted. What is scaled did only that part of the "
              "work. All disks lie on one file system."]

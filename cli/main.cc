@@ -1,6 +1,7 @@
 // qchain: one table of commands, one place where errors end.
 
 #include <fmt/format.h>
+#include <malloc.h>
 #include <sys/resource.h>
 
 #include <algorithm>
@@ -118,6 +119,8 @@ void set_up_process() {
   action.sa_handler = request_interrupt;
   sigaction(SIGINT, &action, nullptr);
   sigaction(SIGTERM, &action, nullptr);
+  // Tables come and go, and what glibc keeps of them for later would be half of our memory.
+  mallopt(M_MMAP_THRESHOLD, 60 << 10);
   // A broken pipe, and a file that may not grow any more, are errors like any other.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);

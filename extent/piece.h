@@ -15,6 +15,9 @@ struct Piece {
   std::uint64_t data_bytes = 0;  ///< Sum of the lengths of the Data runs.
 };
 
+/// What the pieces of all workers that write may take in memory, in bytes, where the pieces can be so small.
+inline constexpr std::uint64_t kMaxPieceMemory = std::uint64_t{32} << 20;
+
 /// What bounds a piece. All in bytes; `boundary` divides `data` and `empty`.
 struct PieceLimits {
   /// Data in one piece.

@@ -16,7 +16,6 @@ namespace {
 
 // The unit in which zeros are looked for and holes are made.
 constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
-constexpr std::uint64_t kMaxCargoBytes = std::uint64_t{32} << 20;  // of all workers
 
 struct Copy {
   BlockDevice& source;
@@ -43,7 +42,7 @@ class CopyWorker : public Worker {
  public:
   CopyWorker(Copy& copy, std::unique_ptr<Reader> reader) : copy_(copy), reader_(std::move(reader)) {
     // Two, so that the next piece comes while the last one is written, as far as memory goes.
-    const std::size_t count = 2 * PieceLimits{}.data * copy.options.workers <= kMaxCargoBytes ? 2 : 1;
+    const std::size_t count = 2 * PieceLimits{}.data * copy.options.workers <= kMaxPieceMemory ? 2 : 1;
     for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(copy.target));
     if (copy.options.make_watcher) watcher_ = copy.options.make_watcher();
   }

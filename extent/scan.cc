@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "extent/engine.h"
-#include "extent/page_buffer.h"
 
 namespace qchain {
 
@@ -60,7 +59,7 @@ class ScanWorker : public Worker {
   const Scan& scan_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<PieceWatcher> watcher_;
-  PageBuffer buffer_;
+  std::vector<std::byte> buffer_;
   Piece piece_;
   Extents stored_;
 };

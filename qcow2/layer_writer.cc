@@ -20,7 +20,6 @@ namespace {
 
 constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
 constexpr std::uint64_t kPieceBytes = std::uint64_t{1} << 20;         // its L2 tables can be as many
-constexpr std::uint64_t kMaxCargoBytes = std::uint64_t{32} << 20;     // of all workers
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
 // Pieces are smaller where many workers hold one, and have room for its streams too.
@@ -28,7 +27,7 @@ PieceLimits limits_for(const Geometry& geometry, const LayerOptions& options) {
   PieceLimits limits;
   limits.boundary = std::max(kBoundary, geometry.cluster_size());
   if (options.observer) limits.boundary = std::max(limits.boundary, options.observer->block_size);
-  const std::uint64_t share = kMaxCargoBytes / options.workers / (options.compression ? 3 : 1);
+  const std::uint64_t share = kMaxPieceMemory / options.workers / (options.compression ? 3 : 1);
   limits.data = std::max(align_down(std::min(kPieceBytes, share), limits.boundary), 2 * limits.boundary);
   limits.empty = kMaxEmptyClusters * geometry.cluster_size();
   return limits;
@@ -42,7 +41,7 @@ std::uint64_t capacity_for(const Geometry& geometry, const PieceLimits& limits) 
 // As many as are wanted and as memory has room for.
 unsigned workers_for(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
   const std::uint64_t one = capacity_for(geometry, limits) * (options.compression ? 2 : 1);
-  return static_cast<unsigned>(std::clamp<std::uint64_t>(kMaxCargoBytes / one, 1, options.workers));
+  return static_cast<unsigned>(std::clamp<std::uint64_t>(kMaxPieceMemory / one, 1, options.workers));
 }
 
 // What the layer stores. In an overlay, a last sector that the disk does not fill is written, or the
@@ -105,7 +104,7 @@ class LayerWorker : public Worker {
   LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
     const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
     // Two, so that the next piece comes while the last one is written, as far as memory goes.
-    const std::size_t count = 2 * capacity * job.workers <= kMaxCargoBytes ? 2 : 1;
+    const std::size_t count = 2 * capacity * job.workers <= kMaxPieceMemory ? 2 : 1;
     for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.file, capacity));
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);

@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "extent/engine.h"
+#include "extent/page_buffer.h"
 
 namespace qchain {
 
@@ -59,7 +60,7 @@ class ScanWorker : public Worker {
   const Scan& scan_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::byte> buffer_;
+  PageBuffer buffer_;  // digests of lines of the cache are faster than of what lies across them
   Piece piece_;
   Extents stored_;
 };

@@ -19,7 +19,7 @@ namespace qchain {
 namespace {
 
 constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
-constexpr std::uint64_t kPieceBytes = std::uint64_t{1} << 20;         // its L2 tables can be as many
+constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
 // Pieces are smaller where many workers hold one, and have room for its streams too.

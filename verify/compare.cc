@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "extent/engine.h"
+#include "extent/page_buffer.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
 #include "verify/block_judge.h"
@@ -176,7 +177,7 @@ class CompareWorker : public Worker {
   }
 
   // Reads the piece's data; past the end of this side there are zeros.
-  void read(Reader& reader, std::vector<std::byte>& buffer, std::uint64_t size) {
+  void read(Reader& reader, PageBuffer& buffer, std::uint64_t size) {
     std::vector<ReadRequest> batch;
     std::span<std::byte> free(buffer);
     for (const Extent& run : piece_.runs) {
@@ -325,8 +326,8 @@ class CompareWorker : public Worker {
   std::unique_ptr<Reader> chain_reader_;
   Hasher hasher_;
   BlockJudge judge_;
-  std::vector<std::byte> live_;
-  std::vector<std::byte> chain_;
+  PageBuffer live_;
+  PageBuffer chain_;
   Piece piece_;
   std::vector<Block> blocks_;       // of the piece's data
   std::vector<Unreadable> unread_;  // of the same

@@ -3,9 +3,14 @@
 #include <libaio.h>
 #include <sys/uio.h>
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <deque>
+#include <exception>
+#include <mutex>
 #include <span>
+#include <thread>
 #include <vector>
 
 #include "extent/file.h"
@@ -30,40 +35,79 @@ class WriteList {
   HostOffset end_{0};  // of the last one
 };
 
+class BackgroundWrites;
+
+/// The writes of any number of threads to one file, past the page cache. It has no more of them under way
+/// than keep a device busy: one that is given many at once is done with all of them at the same time, and
+/// then those who wait for it have to begin anew together, while it has nothing to do.
+class WriteQueue {
+ public:
+  /// The file has to outlive it.
+  explicit WriteQueue(const File& file) : file_(file) {}
+  /// All BackgroundWrites have to be gone.
+  ~WriteQueue();
+  WriteQueue(const WriteQueue&) = delete;
+  WriteQueue& operator=(const WriteQueue&) = delete;
+
+ private:
+  friend class BackgroundWrites;
+
+  struct Command {
+    iocb control{};
+    FileWrite write;
+    std::uint64_t length = 0;
+    BackgroundWrites* owner = nullptr;
+  };
+
+  /// Whichever is reached first; one write of any length is always allowed.
+  static constexpr std::size_t kMaxUnderWay = 64;
+  static constexpr std::uint64_t kMaxBytesUnderWay = std::uint64_t{6} << 20;
+
+  bool is_usable();
+  void add(BackgroundWrites& owner);
+  void wait_for(BackgroundWrites& owner);
+  void submit();
+  void submit_some(std::span<iocb*> some);
+  void collect();
+  void finish(Command& command, std::uint64_t written);
+
+  const File& file_;
+  std::mutex mutex_;  // of all that follows, and of what the owners say of theirs
+  std::condition_variable begun_;
+  bool asked_for_context_ = false;
+  io_context_t context_ = nullptr;  // none: not needed yet, or not to be had
+  std::deque<Command*> waiting_;
+  std::size_t under_way_ = 0;
+  std::uint64_t bytes_under_way_ = 0;
+  bool ending_ = false;
+  std::jthread collector_;
+};
+
 /// Writes of one thread to one file that go on while the thread does something else. Only writes past the
 /// page cache (File::bypass_cache) can; others are done at once.
 class BackgroundWrites {
  public:
-  /// The file has to outlive it.
-  explicit BackgroundWrites(const File& file) : file_(file) {}
+  /// The queue has to outlive it.
+  explicit BackgroundWrites(WriteQueue& queue) : queue_(queue) {}
   /// Waits. What failed is lost.
   ~BackgroundWrites();
   BackgroundWrites(const BackgroundWrites&) = delete;
   BackgroundWrites& operator=(const BackgroundWrites&) = delete;
 
-  /// Begins to write all of `writes`, many with one system call, after a wait() for those before. Their bytes
-  /// stay where they are until the next wait(). Throws Error (Io).
+  /// Begins to write all of `writes`, after a wait() for those before. Their bytes stay where they are until
+  /// the next wait(). Throws Error (Io).
   void start(std::vector<FileWrite> writes);
   /// Until all that was started is written. Throws Error (Io).
   void wait();
 
  private:
-  /// How many writes are under way at a time.
-  static constexpr int kDepth = 32;
+  friend class WriteQueue;
 
-  void write_at_once(FileWrite& write);
-  bool has_context();
-  void submit();
-  void submit_some();
-  void collect();
-  void finish(FileWrite& write, std::uint64_t written);
-
-  const File& file_;
-  io_context_t context_ = nullptr;  // none: not needed yet, or not to be had
-  std::vector<FileWrite> writes_;
-  std::vector<iocb> commands_;  // to the first of writes_
-  std::size_t submitted_ = 0;
-  std::size_t under_way_ = 0;
+  WriteQueue& queue_;
+  std::vector<WriteQueue::Command> commands_;
+  std::size_t unfinished_ = 0;  // of commands_
+  std::exception_ptr error_;    // of the first that failed
+  std::condition_variable finished_;
 };
 
 }  // namespace qchain

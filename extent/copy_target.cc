@@ -4,8 +4,6 @@
 #include <array>
 #include <cstdint>
 
-#include "extent/background_writes.h"
-
 namespace qchain {
 
 namespace {
@@ -26,7 +24,7 @@ class PlainWriter : public TargetWriter {
 
 class FileWriter : public TargetWriter {
  public:
-  explicit FileWriter(const FileTarget& target) : target_(target), writes_(target.file_) {}
+  explicit FileWriter(FileTarget& target) : target_(target), writes_(target.queue_) {}
 
   void start(std::span<const WriteRequest> batch) override {
     WriteList list;

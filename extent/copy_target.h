@@ -5,6 +5,7 @@
 #include <memory>
 #include <span>
 
+#include "extent/background_writes.h"
 #include "extent/file.h"
 #include "extent/range.h"
 
@@ -52,7 +53,7 @@ enum class TargetContent {
 class FileTarget : public CopyTarget {
  public:
   /// The file has to outlive it.
-  FileTarget(const File& file, TargetContent content) : file_(file), content_(content) {}
+  FileTarget(const File& file, TargetContent content) : file_(file), content_(content), queue_(file) {}
 
   void write(std::span<const WriteRequest> batch) override;
   std::unique_ptr<TargetWriter> open_writer() override;
@@ -65,6 +66,7 @@ class FileTarget : public CopyTarget {
 
   const File& file_;
   TargetContent content_;
+  WriteQueue queue_;
 };
 
 }  // namespace qchain

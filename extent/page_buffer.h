@@ -1,6 +1,8 @@
 // Memory that begins at a page, as I/O past the page cache wants it.
 #pragma once
 
+#include <sys/mman.h>
+
 #include <cstddef>
 #include <new>
 #include <vector>
@@ -10,6 +12,11 @@ namespace qchain {
 /// The unit of I/O past the page cache, in bytes: no device in use has larger sectors.
 inline constexpr std::size_t kPage = 4096;
 
+/// Of the processors in use, in bytes. Where it differs, it is only an alignment.
+inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
+
+/// What is large enough asks for huge pages: one of them is one piece to the device, where small pages are
+/// hundreds, scattered over memory. A kernel that has none to give is slower, nothing else.
 template <class T>
 struct PageAllocator {
   using value_type = T;
@@ -19,10 +26,20 @@ struct PageAllocator {
   explicit PageAllocator(const PageAllocator<U>&) noexcept {}
 
   T* allocate(std::size_t count) {
-    return static_cast<T*>(::operator new (count * sizeof(T), std::align_val_t{kPage}));
+    const std::size_t bytes = count * sizeof(T);
+    void* const memory = ::operator new(bytes, alignment_for(bytes));
+    if (bytes >= kHugePage) madvise(memory, bytes - bytes % kHugePage, MADV_HUGEPAGE);
+    return static_cast<T*>(memory);
   }
-  void deallocate(T* memory, std::size_t) noexcept { ::operator delete (memory, std::align_val_t{kPage}); }
+  void deallocate(T* memory, std::size_t count) noexcept {
+    ::operator delete(memory, alignment_for(count * sizeof(T)));
+  }
   friend bool operator==(const PageAllocator&, const PageAllocator&) { return true; }
+
+ private:
+  static constexpr std::align_val_t alignment_for(std::size_t bytes) {
+    return std::align_val_t{bytes >= kHugePage ? kHugePage : kPage};
+  }
 };
 
 using PageBuffer = std::vector<std::byte, PageAllocator<std::byte>>;

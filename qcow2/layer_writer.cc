@@ -67,7 +67,8 @@ struct Job {
   const unsigned workers;
   LayerPieces pieces;
   Placement placement;
-  WrittenLayer written;
+  WriteQueue queue;
+  WrittenLayer written{};
   std::uint64_t room = 0;  // length of the file
 };
 
@@ -91,7 +92,7 @@ struct ClusterPart {
 
 // Where the bytes of a piece are, from when they come until they are written.
 struct Cargo {
-  Cargo(const File& file, std::uint64_t capacity) : buffer(capacity), writes(file) {}
+  Cargo(WriteQueue& queue, std::uint64_t capacity) : buffer(capacity), writes(queue) {}
 
   PageBuffer buffer;
   std::vector<std::byte> streams;
@@ -104,8 +105,8 @@ class LayerWorker : public Worker {
   LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
     const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
     // Two, so that the next piece comes while the last one is written, as far as memory goes.
-    const std::size_t count = 2 * capacity * job.workers <= kMaxPieceMemory ? 2 : 1;
-    for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.file, capacity));
+    const std::size_t count = 2 * job.limits.data * job.workers <= kMaxPieceMemory ? 2 : 1;
+    for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.queue, capacity));
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
   }
@@ -317,7 +318,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
            options.observer ? options.observer->block_size : geometry.unit(), options.position,
            options.observer ? options.observer->also_read : GuestRange{}, limits},
           Placement(geometry),
-          {}};
+          WriteQueue(file)};
   run_workers(
       [&]() -> std::unique_ptr<Worker> {
         std::unique_ptr<Reader> reader = source.open_reader();

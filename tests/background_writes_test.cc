@@ -11,6 +11,7 @@
 
 #include <csignal>
 #include <cstring>
+#include <thread>
 
 #include "extent/page_buffer.h"
 #include "tests/random.h"
@@ -46,7 +47,8 @@ TEST_F(BackgroundWritesTest, WriteWhatWritesWrite) {
   for (const bool past_cache : {false, true}) {
     File file = create(past_cache ? "past" : "through");
     if (past_cache) file.bypass_cache();
-    BackgroundWrites background(file);
+    WriteQueue queue(file);
+    BackgroundWrites background(queue);
     Bytes expected;
     for (int round = 0; round < 10; ++round) {
       std::vector<FileWrite> writes;
@@ -88,7 +90,8 @@ TEST_F(BackgroundWritesTest, LeaveThePageCacheAlone) {
                      << " is on a file system that is a cache, or has no direct I/O";
     return;
   }
-  BackgroundWrites background(file);
+  WriteQueue queue(file);
+  BackgroundWrites background(queue);
   background.start({{HostOffset(0), {whole}}});
   background.wait();
   void* const mapped = mmap(nullptr, data.size(), PROT_READ, MAP_SHARED, file.descriptor(), 0);
@@ -139,7 +142,8 @@ TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
     if (past_cache) file.bypass_cache();
     const std::span<std::byte> data = bytes(std::size_t{64} << 10, true);
     const SizeLimit limit(kLimit);
-    BackgroundWrites background(file);
+    WriteQueue queue(file);
+    BackgroundWrites background(queue);
     try {
       background.start({{HostOffset(0), {part_of(data)}}});
       background.wait();
@@ -150,6 +154,49 @@ TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
       EXPECT_THAT(error.what(), HasSubstr("File too large"));
     }
   }
+}
+
+// Each thread waits for its own writes, and what fails is told to the one whose it was.
+TEST_F(BackgroundWritesTest, ShareAQueue) {
+  constexpr std::size_t kThreads = 8;
+  constexpr std::size_t kWrite = std::size_t{2} << 20;  // more than one of each thread is not under way
+  constexpr std::size_t kRounds = 6;
+  File file = create("disk");
+  file.bypass_cache();
+  WriteQueue queue(file);
+  std::vector<std::span<std::byte>> data;
+  for (std::size_t i = 0; i < kThreads; ++i) data.push_back(bytes(kWrite, true));
+  {
+    std::vector<std::jthread> threads;
+    for (std::size_t thread = 0; thread < kThreads; ++thread) {
+      threads.emplace_back([&, thread] {
+        BackgroundWrites background(queue);
+        for (std::size_t round = 0; round < kRounds; ++round) {
+          const HostOffset at((round * kThreads + thread) * kWrite);
+          data[thread].front() = std::byte(round);
+          background.start({{at, {part_of(data[thread])}}});
+          background.wait();
+        }
+      });
+    }
+  }
+  Bytes expected;
+  for (std::size_t round = 0; round < kRounds; ++round) {
+    for (const std::span<std::byte> part : data) {
+      part.front() = std::byte(round);
+      expected.insert(expected.end(), part.begin(), part.end());
+    }
+  }
+  EXPECT_EQ(first_difference(read_file(file.path()), expected), "");
+
+  const SizeLimit limit(expected.size());
+  BackgroundWrites fails(queue);
+  BackgroundWrites succeeds(queue);
+  fails.start({{HostOffset(expected.size()), {part_of(data[0])}}});
+  succeeds.start({{HostOffset(0), {part_of(data[1])}}});
+  EXPECT_NO_THROW(succeeds.wait());
+  EXPECT_THROW(fails.wait(), Error);
+  EXPECT_NO_THROW(fails.wait()) << "is told once";
 }
 
 }  // namespace

@@ -105,7 +105,7 @@ class LayerWorker : public Worker {
   LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
     const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
     // Two, so that the next piece comes while the last one is written, as far as memory goes.
-    const std::size_t count = 2 * job.limits.data * job.workers <= kMaxPieceMemory ? 2 : 1;
+    const std::size_t count = 2 * capacity * job.workers <= kMaxPieceMemory ? 2 : 1;
     for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.queue, capacity));
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);

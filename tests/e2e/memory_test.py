@@ -85,6 +85,11 @@ class Memory(Case):
         self.look_at("layer.qcow2")
         self.assert_fragments()
 
+    def test_large_clusters(self) -> None:
+        """Where the buffer of a piece has room for one cluster more, and that is much of it."""
+        with nbdkit(self.folder, "sparse-random", "size=1T", "percent=0.1", f"runlength={M}", "seed=1") as server:
+            self.qchain_in_64_mib("pull", server.uri, "-o", "layer.qcow2", "--cluster-size", "1M")
+
     def test_many_fragments_side_by_side(self) -> None:
         with nbdkit(self.folder, *SIDE_BY_SIDE) as server:
             self.qchain_in_64_mib("pull", server.uri, "-o", "layer.qcow2", "--cluster-size", "4K")

@@ -2,7 +2,9 @@
 
 #include <fmt/format.h>
 
+#include <cerrno>
 #include <cstdio>
+#include <utility>
 
 #include "cli/text.h"
 
@@ -12,13 +14,23 @@ namespace {
 
 constexpr int kSchemaVersion = 1;
 
-void write_out(const std::string& text) {
+}  // namespace
+
+void Console::write_out(const std::string& text) {
   if (std::fwrite(text.data(), 1, text.size(), stdout) != text.size() || std::ferror(stdout) != 0) {
-    throw system_error("standard output: cannot write", errno);
+    fail_to_write(errno);
   }
 }
 
-}  // namespace
+void Console::flush() {
+  if (std::fflush(stdout) != 0) fail_to_write(errno);
+}
+
+void Console::fail_to_write(int error_number) {
+  const Error failure = system_error("standard output: cannot write", error_number);
+  if (!result_stands_) throw failure;
+  if (!std::exchange(cannot_write_, true)) warn(failure.what());
+}
 
 void Console::tell(const char* severity, const std::string& message, std::vector<std::string>& list) {
   const std::string safe = escaped(message);

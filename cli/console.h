@@ -29,6 +29,11 @@ class Console {
   void warn(const std::string& message);
   void error(const std::string& message);
 
+  /// What was asked for is done, and stands: from now on, words that cannot be written are a warning.
+  void result_stands() noexcept { result_stands_ = true; }
+  /// Hands on what was printed. Throws Error (Io).
+  void flush();
+
   /// Text for people; dropped where a document is printed.
   void print(const std::string& text);
   /// The one document: schema, version, outcome and what `fields` holds. Dropped where text is printed.
@@ -43,7 +48,12 @@ class Console {
 
   std::string command_;
   bool json_;
+  void write_out(const std::string& text);
+  void fail_to_write(int error_number);
+
   ProgressStyle style_;
+  bool result_stands_ = false;
+  bool cannot_write_ = false;
   std::vector<std::string> notes_;
   std::vector<std::string> warnings_;
   std::vector<std::string> errors_;

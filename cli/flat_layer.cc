@@ -8,7 +8,7 @@
 
 #include "cli/new_layer.h"
 #include "qcow2/identity.h"
-#include "verify/layer_manifest.h"
+#include "verify/layer_build.h"
 #include "verify/proof.h"
 
 namespace qchain {
@@ -55,50 +55,35 @@ Identity identity_of(const Chain& chain) {
   return identity;
 }
 
-ManifestHeader manifest_header(const Identity& identity, Algorithm algorithm) {
-  ManifestHeader header;
-  header.algorithm = algorithm;
-  header.length = identity.length;
-  header.layer_id = identity.id;
-  header.checkpoint = identity.checkpoint;
-  return header;
-}
-
 }  // namespace
 
 FlatLayer write_flat_layer(Chain& chain, const std::string& path, const FlatLayerOptions& options) {
   FlatLayer flat;
-  Identity identity = identity_of(chain);
-  const Algorithm algorithm =
-      options.digests != nullptr ? options.digests->top().algorithm : Algorithm::Sha256;
-  Publication publication(path, options.existing);
-  publication.bypass_cache();
-  LayerManifest manifest(path, manifest_header(identity, algorithm), 0, nullptr);
-  LayerOptions layer;
-  layer.workers = options.workers;
-  layer.progress = options.progress;
-  layer.observer = manifest.observer();
-  if (options.digests != nullptr) {
-    layer.observer->make_watcher = [make_guard = guard(chain, *options.digests, flat.unknown_bytes),
-                                    make_other = layer.observer->make_watcher] {
+  LayerRecipe recipe;
+  recipe.output = path;
+  recipe.existing = options.existing;
+  recipe.identity = identity_of(chain);
+  recipe.layer.workers = options.workers;
+  recipe.layer.progress = options.progress;
+  recipe.algorithm = options.digests != nullptr ? options.digests->top().algorithm : Algorithm::Sha256;
+  recipe.warn = options.warn;
+  LayerBuild build(std::move(recipe));
+  FirstBytes disk(chain, build.identity().length);
+  flat.written = build.write(disk, [&](WatcherFactory make_other) -> WatcherFactory {
+    if (options.digests == nullptr) return make_other;
+    return [make_guard = guard(chain, *options.digests, flat.unknown_bytes),
+            make_other = std::move(make_other)] {
       return std::make_unique<GuardedWatcher>(make_guard(), make_other());
     };
-  }
-  FirstBytes disk(chain, identity.length);
-  flat.written = write_layer(disk, publication.file(), layer);
+  });
   if (options.digests != nullptr) options.digests->finish();
-  const std::optional<Digest> root = manifest.finish(nullptr);
-  if (root) identity.digest = named(algorithm, *root);
-  if (!options.expected_root.empty() && identity.digest != options.expected_root) {
+  flat.root = build.finish();
+  if (!options.expected_root.empty() && flat.root != options.expected_root) {
     throw Error(Outcome::Mismatch, fmt::format("{}: the digest of the disk is {}, and {} was recorded",
-                                               chain.name(), identity.digest, options.expected_root));
+                                               chain.name(), flat.root, options.expected_root));
   }
-  flat.written.header.identity = encode_identity(identity);
-  publication.sync();
-  write_header(publication.file(), flat.written.header);
-  publish(publication, &manifest);
-  flat.id = identity.id;
-  flat.root = identity.digest;
+  build.commit();
+  flat.id = build.identity().id;
   return flat;
 }
 

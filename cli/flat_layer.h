@@ -16,6 +16,7 @@ struct FlatLayerOptions {
   ChainDigests* digests = nullptr;  ///< What is read is held against them; nullptr: against nothing.
   std::string expected_root;        ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
   unsigned workers = 1;
+  Warn warn;  ///< Told what is not as it should be, after the commit too.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };
 

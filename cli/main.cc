@@ -1,14 +1,17 @@
 // qchain: one table of commands, one place where errors end.
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <malloc.h>
 #include <sys/resource.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cerrno>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <filesystem>
 #include <functional>
 #include <new>
@@ -36,6 +39,16 @@ Outcome run(const char* name, const Words& words, std::optional<Options> (*parse
             Outcome (*command)(const Options&, Console&)) {
   const bool json = std::ranges::find(words, "--json") != words.end();
   Console console(name, json, ProgressStyle::None);
+  const auto fail = [&](Outcome outcome, const std::string& message) {
+    console.error(message);
+    try {
+      console.document(outcome, Json::object());
+      console.flush();
+    } catch (const Error& error) {
+      console.error(error.what());
+    }
+    return outcome;
+  };
   try {
     const std::optional<Options> options = parse(words);
     if (!options) return Outcome::Done;
@@ -44,11 +57,15 @@ Outcome run(const char* name, const Words& words, std::optional<Options> (*parse
       console.warn(
           "--force-share: an image that changes while it is read can give bytes of no point in time");
     }
-    return command(*options, console);
+    const Outcome outcome = command(*options, console);
+    console.flush();
+    return outcome;
   } catch (const Error& error) {
-    console.error(error.what());
-    console.document(error.outcome(), Json::object());
-    return error.outcome();
+    return fail(error.outcome(), error.what());
+  } catch (const std::bad_alloc&) {
+    return fail(Outcome::Io, fmt::format("{}: out of memory", name));
+  } catch (const std::exception& error) {
+    return fail(Outcome::Io, fmt::format("{}: {}", name, error.what()));
   }
 }
 
@@ -114,11 +131,28 @@ Outcome dispatch(const Words& words) {
   return found->run(found->name, Words(words.begin() + 1, words.end()));
 }
 
-void set_up_process() {
+// A file that is opened as descriptor 0, 1 or 2 would be taken for a standard stream: messages would be
+// written into it. What is closed is opened so that nobody can read or write there by mistake.
+void fill_standard_descriptors() {
+  for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
+    if (fcntl(descriptor, F_GETFD) >= 0) continue;
+    const int opened = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
+    if (opened != descriptor) std::_Exit(static_cast<int>(Outcome::Io));
+  }
+}
+
+// Who started us may have asked that a signal be ignored, as nohup does.
+void handle(int signal_number) {
   struct sigaction action {};
+  if (sigaction(signal_number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN) return;
+  action = {};
   action.sa_handler = request_interrupt;
-  sigaction(SIGINT, &action, nullptr);
-  sigaction(SIGTERM, &action, nullptr);
+  sigaction(signal_number, &action, nullptr);
+}
+
+void set_up_process() {
+  fill_standard_descriptors();
+  for (const int signal_number : {SIGINT, SIGTERM, SIGHUP}) handle(signal_number);
   // Tables come and go, and what glibc keeps of them for later would be half of our memory.
   mallopt(M_MMAP_THRESHOLD, 60 << 10);
   // A broken pipe, and a file that may not grow any more, are errors like any other.
@@ -146,8 +180,6 @@ int main(int argc, char** argv) {
     const Outcome outcome = dispatch(words);
     if (std::fflush(stdout) != 0) throw system_error("standard output: cannot write", errno);
     return static_cast<int>(outcome);
-  } catch (const std::bad_alloc&) {
-    std::fputs("qchain: out of memory\n", stderr);
   } catch (const std::exception& error) {
     std::fputs(fmt::format("qchain: {}\n", error.what()).c_str(), stderr);
   }

@@ -1,13 +1,13 @@
 #include "cli/new_layer.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
 
 #include <charconv>
 #include <cstdlib>
 #include <ctime>
 
 #include "cli/text.h"
+#include "extent/error.h"
 
 namespace qchain {
 
@@ -22,24 +22,6 @@ std::string recorded_time() {
                 fmt::format("SOURCE_DATE_EPOCH: \"{}\" is no number of seconds", escaped(text)));
   }
   return iso_time(seconds);
-}
-
-// The manifest first, so that an image under its name always has one. An image without one must not be taken
-// for what another's says.
-void publish(Publication& image, LayerManifest* manifest) {
-  if (manifest == nullptr) {
-    image.publish();
-    unlink(manifest_path(image.path()).c_str());
-    return;
-  }
-  manifest->publish();
-  try {
-    image.publish();
-  } catch (...) {
-    if (!image.is_published()) manifest->retract();
-    throw;
-  }
-  manifest->settle();
 }
 
 }  // namespace qchain

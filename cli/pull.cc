@@ -1,28 +1,26 @@
 #include "cli/pull.h"
 
 #include <fmt/format.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <bit>
-#include <filesystem>
+#include <charconv>
 #include <memory>
 
 #include "cli/new_layer.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/nbd_export.h"
-#include "extent/publication.h"
+#include "cli/raw_output.h"
 #include "extent/raw_copy.h"
 #include "qcow2/format.h"
 #include "qcow2/increment.h"
-#include "qcow2/layer_writer.h"
-#include "verify/layer_manifest.h"
+#include "verify/layer_build.h"
+#include "verify/parent_check.h"
 
 namespace qchain {
 
-namespace fs = std::filesystem;
 namespace po = boost::program_options;
 
 namespace {
@@ -38,9 +36,30 @@ GuestRange parse_range(const std::string& text) {
   return guest_range(begin, length);
 }
 
+CheckClean parse_check_clean(const std::string& text) {
+  if (text == "all") return {CheckClean::Mode::All, 0};
+  if (text == "none") return {CheckClean::Mode::None, 0};
+  CheckClean check{CheckClean::Mode::Fraction, 0};
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), check.fraction);
+  if (error != std::errc() || end != text.data() + text.size() || !(check.fraction >= 0) ||
+      check.fraction > 1) {
+    usage(fmt::format("--check-clean: \"{}\" is neither a fraction from 0 to 1, nor all or none",
+                      escaped(text)));
+  }
+  if (check.fraction == 0) check.mode = CheckClean::Mode::None;
+  if (check.fraction == 1) check.mode = CheckClean::Mode::All;
+  return check;
+}
+
+OnMissed parse_on_missed(const std::string& text) {
+  if (text == "compare") return OnMissed::CompareAll;
+  if (text == "fail") return OnMissed::Fail;
+  usage(fmt::format("--on-missed: \"{}\" is neither compare nor fail", escaped(text)));
+}
+
 // What no combination of other things can make right.
 void judge(const PullOptions& o) {
-  if (o.output.empty()) usage("where to? name the output with -o");
+  if (o.output.empty()) usage("missing output file: use -o FILE");
   const bool raw = o.format == ImageFormat::Raw;
   const auto raw_needs_none = [&](bool given, const char* option) {
     if (raw && given) usage(fmt::format("{} has no meaning for a raw output", option));
@@ -65,6 +84,12 @@ void judge(const PullOptions& o) {
     if (!o.bitmap.empty()) usage("--bitmap says what changed since a parent: name it with --parent");
     if (o.shallow) usage("--shallow needs the layer that it is to stand on: name it with --parent");
     if (!o.since.empty()) usage("--since is the checkpoint of a parent: name it with --parent");
+    if (o.check_clean.mode != CheckClean::Mode::Sample || o.on_missed != OnMissed::CompareAll ||
+        o.allow_other_export) {
+      usage(
+          "--check-clean, --on-missed and --allow-other-export are about an increment: name its parent with "
+          "--parent");
+    }
   }
   if (o.shallow && !o.bitmap.empty()) usage("--shallow and --bitmap exclude each other");
   if (!o.layer_id.empty() && !is_uuid(o.layer_id)) {
@@ -89,10 +114,8 @@ void judge_since(const PullOptions& o, const Layer& parent, Console& console) {
   const std::optional<Identity> identity = parent.identity();
   const std::string at = identity ? identity->checkpoint : std::string();
   if (at.empty()) {
-    console.note(
-        fmt::format("{}: records no checkpoint, so that the changes count from there is taken "
-                    "on trust",
-                    parent.path()));
+    console.note(fmt::format("{}: the parent records no checkpoint; cannot check where the bitmap starts",
+                             parent.path()));
     return;
   }
   if (o.since.empty()) {
@@ -107,48 +130,6 @@ void judge_since(const PullOptions& o, const Layer& parent, Console& console) {
   }
 }
 
-// Nothing that is written here may be a layer of the chain that is built on.
-void protect_layers(const PullOptions& o, const Chain& parent) {
-  const std::string manifest = manifest_path(o.output);
-  for (const std::string& path : {o.output, o.output + ".partial", manifest, manifest + ".partial"}) {
-    struct stat status {};
-    if (stat(path.c_str(), &status) == 0 && parent.contains(FileIdentity{status.st_dev, status.st_ino})) {
-      usage(fmt::format("{}: is a layer of the chain that is built on", path));
-    }
-  }
-}
-
-std::string canonical_directory_of(const std::string& path) {
-  const fs::path directory = fs::path(path).parent_path();
-  std::error_code error;
-  fs::path canonical = fs::canonical(directory.empty() ? fs::path(".") : directory, error);
-  if (error) throw system_error(fmt::format("{}: cannot be resolved", directory.string()), error.value());
-  return canonical;
-}
-
-// The parent's name as the layer records it: relative to the layer's directory.
-std::string backing_name_for(const std::string& output, const Layer& parent) {
-  const fs::path directory = canonical_directory_of(output);
-  // A link to a file may lead elsewhere tomorrow; the names of devices are links that stay.
-  const fs::path target = parent.file().is_regular()
-                              ? fs::canonical(parent.path())
-                              : canonical_directory_of(parent.path()) / fs::path(parent.path()).filename();
-  std::string name = target.lexically_relative(directory).string();
-  if (has_protocol(name)) name = "./" + name;
-  if (name.size() > kMaxBackingName) {
-    usage(fmt::format("{}: the way to it from {} has {} bytes; {} are possible", parent.path(),
-                      directory.string(), name.size(), kMaxBackingName));
-  }
-  // Whoever opens the layer has to arrive at this file and no other.
-  struct stat status {};
-  if (stat(backing_path(output, name).c_str(), &status) != 0 ||
-      FileIdentity{status.st_dev, status.st_ino} != parent.file().identity()) {
-    throw Error(Outcome::Io, fmt::format("{}: \"{}\" does not lead to it from {}", parent.path(), name,
-                                         directory.string()));
-  }
-  return name;
-}
-
 void tell_where_parent_is(const std::string& backing_name, Console& console) {
   if (!backing_name.starts_with("../")) return;
   console.note(
@@ -156,19 +137,40 @@ void tell_where_parent_is(const std::string& backing_name, Console& console) {
       "with --backing-root");
 }
 
-Identity identity_for(const PullOptions& o, const Chain* parent, std::uint64_t length) {
-  Identity identity;
-  identity.overlay = parent != nullptr;
-  identity.id = o.layer_id.empty() ? random_uuid() : o.layer_id;
-  if (parent != nullptr) {
-    const std::optional<Identity> below = parent->top().identity();
-    if (below) identity.parent_id = below->id;
+// Where the new layer comes from: the parent has to come from there too.
+void judge_source(const PullOptions& o, const NbdExport& live, const Chain* parent, Console& console) {
+  if (!live.is_read_only()) {
+    if (o.require_read_only)
+      usage(fmt::format("{}: the export is writable, and --require-read-only was given", o.uri));
+    console.warn(fmt::format(
+        "{}: the export is writable: what is written to it during the pull gives a disk of no one "
+        "point in time; pull from a backup job or a read-only export",
+        o.uri));
   }
+  const std::optional<Identity> below = parent != nullptr ? parent->top().identity() : std::nullopt;
+  if (!below || o.allow_other_export) return;
+  const std::string name = live.export_name();
+  if (below->export_name.empty() || name.empty() || below->export_name == name) return;
+  throw Error(
+      Outcome::Mismatch,
+      fmt::format(
+          "{}: the parent {} was pulled from export \"{}\", and this is export \"{}\": if it is the same "
+          "disk all the same, add --allow-other-export",
+          o.uri, parent->top().path(), below->export_name, name));
+}
+
+constexpr std::size_t kMaxRecordedName = 128;  // the identity has room for 1 KiB in all
+
+Identity identity_for(const PullOptions& o, const NbdExport& live) {
+  Identity identity;
+  identity.id = o.layer_id.empty() ? random_uuid() : o.layer_id;
   identity.checkpoint = o.checkpoint;
   identity.since = o.since;
-  identity.length = length;
+  identity.length = live.size();
   identity.time = recorded_time();
   identity.tool = "qchain " QCHAIN_VERSION;
+  if (live.export_name().size() <= kMaxRecordedName) identity.export_name = live.export_name();
+  identity.source = live.is_read_only() ? "read-only export" : "writable export";
   return identity;
 }
 
@@ -191,123 +193,147 @@ void tell_about(const PullOptions& o, const NbdExport& live, Console& console) {
 
 void tell_about_misses(const Increment& increment, Console& console) {
   if (increment.missed_bytes() == 0) return;
-  console.warn(
-      fmt::format("the dirty bitmap says clean of {} bytes that are not what the parent holds, "
-                  "the first at {}: they are in the layer; was the disk made smaller and "
-                  "larger again?",
-                  increment.missed_bytes(), to_string(increment.first_missed().front().range)));
+  console.warn(fmt::format(
+      "the dirty bitmap says clean of {} bytes that are not what the parent holds, the first at {}: they are "
+      "in the layer; was the disk made smaller and larger again, or written to while the bitmap was off?",
+      increment.missed_bytes(), to_string(increment.first_missed().front().range)));
 }
 
-// The manifest that is written together with the layer; nullptr where none is wanted. Records in `identity`
-// what is known of the parent's digest.
-std::unique_ptr<LayerManifest> begin_manifest(const PullOptions& o, const Chain* parent, Identity& identity,
-                                              Console& console) {
-  if (!o.manifest) return nullptr;
-  ParentDigests beneath;
-  if (parent != nullptr) beneath = parent_digests(*parent, 0);
-  ManifestHeader header;
-  header.algorithm = o.algorithm.value_or(beneath.algorithm.value_or(Algorithm::Sha256));
-  if (beneath.digests && header.algorithm != *beneath.algorithm) {
-    beneath.digests.reset();
-    beneath.root.clear();
-    beneath.unknown_because = fmt::format("the parent's digests are {}", to_string(*beneath.algorithm));
-  }
-  if (parent != nullptr && !beneath.digests) {
-    console.warn(fmt::format("the digest of the whole disk will be unknown: {}", beneath.unknown_because));
-  }
-  if (!is_cryptographic(header.algorithm)) {
-    console.note(fmt::format("{} finds accidents; it does not withstand somebody who forges",
-                             to_string(header.algorithm)));
-  }
-  identity.parent_digest = beneath.root;
-  header.length = identity.length;
-  header.overlay = identity.overlay;
-  header.layer_id = identity.id;
-  header.parent_id = identity.parent_id;
-  header.parent_root = beneath.root;
-  header.checkpoint = identity.checkpoint;
-  header.since = identity.since;
-  return std::make_unique<LayerManifest>(
-      o.output, header, parent != nullptr ? parent->top().true_length() : 0, std::move(beneath.digests));
+// The sample is drawn by the layer's id, so that the same layer is checked in the same way again.
+std::uint64_t seed_for(const std::string& layer_id) {
+  std::uint64_t hash = 0xCBF29CE484222325;  // FNV-1a
+  for (const char c : layer_id) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3;
+  return hash;
 }
 
-Outcome pull_layer(const PullOptions& o, Console& console) {
-  std::optional<SigningKey> key;
-  if (!o.sign_key.empty()) key.emplace(o.sign_key);
+IncrementOptions increment_options(const PullOptions& o, const Identity& identity) {
+  IncrementOptions options;
+  options.seed = seed_for(identity.id);
+  options.trust_zeros = !o.no_extents;
+  options.sample = o.check_clean.mode == CheckClean::Mode::Sample;
+  if (o.check_clean.mode == CheckClean::Mode::All) options.trust = Trust::Nothing;
+  if (o.check_clean.mode == CheckClean::Mode::Fraction) options.fraction = o.check_clean.fraction;
+  return options;
+}
+
+// A pull of a layer: what it is made from, and what has come of it.
+struct LayerPull {
+  const PullOptions& o;
+  Console& console;
   std::unique_ptr<Chain> parent;
-  if (!o.parent.empty()) {
-    parent = open_chain(o.parent, o.parent_format, o.common, console);
-    judge_since(o, parent->top(), console);
-    protect_layers(o, *parent);
-  }
-  std::string backing_name;
-  if (parent) {
-    backing_name = backing_name_for(o.output, parent->top());
-    tell_where_parent_is(backing_name, console);
-  }
-  Publication publication(o.output, o.force ? Existing::Replace : Existing::Refuse);
-  publication.bypass_cache();
-  NbdExport live(o.nbd.target(o.uri), changes_for(o));
-  tell_about(o, live, console);
+  std::optional<NbdExport> live;
+  std::optional<LayerBuild> build;
+  std::optional<Increment> increment;  // of the last attempt
+  WrittenLayer written;
+  std::string checked;  // what of the clean ranges was compared
+};
 
-  std::optional<Increment> increment;
-  if (parent) increment.emplace(live, *parent);
-  if (increment && increment->was_resized()) {
-    console.note(
-        fmt::format("the disk has {} bytes and the parent {}: what the bitmap says after a resize is "
-                    "not relied on, so all data is read and compared with the parent",
-                    live.size(), parent->size()));
+// What keeps a bitmap from being trusted from the beginning.
+void doubt_bitmap(LayerPull& pull, IncrementOptions& options) {
+  const auto compare_all = [&](const std::string& why) {
+    options.trust = Trust::Nothing;
+    pull.console.note(why + ": all data is read and compared with the parent");
+  };
+  if (Increment::is_resized(pull.live->size(), *pull.parent)) {
+    compare_all(
+        fmt::format("the disk has {} bytes and the parent {}, and what the bitmap says after a resize is not "
+                    "relied on",
+                    pull.live->size(), pull.parent->size()));
   }
-  BlockDevice& source = increment ? static_cast<BlockDevice&>(*increment) : live;
+  const ParentState state = check_parent(*pull.parent, pull.o.nbd.workers(Work::Read),
+                                         [&](const std::string& message) { pull.console.note(message); });
+  if (state == ParentState::Unproven) compare_all("what the parent holds is not known from a manifest");
+}
 
-  Identity identity = identity_for(o, parent.get(), source.size());
-  LayerOptions layer;
-  layer.position = parent ? Position::Overlay : Position::Bottom;
-  layer.cluster_bits = cluster_bits_for(o, parent.get());
-  layer.extended_l2 = o.extended_l2;
-  layer.compression = o.compression;
-  if (o.extended_l2 && layer.cluster_bits < kMinExtendedL2ClusterBits) {
+std::string what_was_checked(const LayerPull& pull, const IncrementOptions& options) {
+  if (options.trust == Trust::Nothing) return "all";
+  if (options.fraction > 0) return fmt::format("fraction {}, seed {:016x}", options.fraction, options.seed);
+  if (!options.sample) return "none";
+  return fmt::format("sample of {} blocks, seed {:016x}", pull.increment->sampled_blocks(), options.seed);
+}
+
+void write_increment(LayerPull& pull, const IncrementOptions& options, LayerOptions& layer) {
+  Increment& increment = pull.increment.emplace(*pull.live, *pull.parent, options);
+  layer.increment = &increment;
+  pull.written = pull.build->write(increment);
+  if (options.sample && options.trust == Trust::Bitmap) increment.check_sample(pull.written.read_bytes);
+  increment.require_same_disk();
+  pull.checked = what_was_checked(pull, options);
+}
+
+// A bitmap that is caught missing one change may have missed any.
+void write_over_parent(LayerPull& pull, IncrementOptions options) {
+  doubt_bitmap(pull, options);
+  LayerOptions& layer = pull.build->layer();
+  try {
+    write_increment(pull, options, layer);
+  } catch (const BitmapContradiction& contradiction) {
+    if (pull.o.on_missed == OnMissed::Fail) {
+      throw Error(Outcome::Mismatch,
+                  fmt::format("{}; nothing was published, as --on-missed fail asks", contradiction.what()));
+    }
+    pull.console.warn(
+        fmt::format("{}: starting over, with everything read and compared", contradiction.what()));
+    options.trust = Trust::Nothing;
+    write_increment(pull, options, layer);
+  }
+  if (pull.o.on_missed == OnMissed::Fail && pull.increment->missed_bytes() != 0 &&
+      !Increment::is_resized(pull.live->size(), *pull.parent)) {
+    throw Error(
+        Outcome::Mismatch,
+        fmt::format(
+            "{}: the dirty bitmap missed {} bytes, the first at {}; nothing was published, as --on-missed "
+            "fail asks",
+            pull.o.uri, pull.increment->missed_bytes(),
+            to_string(pull.increment->first_missed().front().range)));
+  }
+  tell_about_misses(*pull.increment, pull.console);
+}
+
+LayerRecipe recipe_for(const PullOptions& o, LayerPull& pull, const SigningKey* key, Console& console) {
+  LayerRecipe recipe;
+  recipe.output = o.output;
+  recipe.existing = o.force ? Existing::Replace : Existing::Refuse;
+  recipe.parent = pull.parent.get();
+  recipe.identity = identity_for(o, *pull.live);
+  recipe.layer.cluster_bits = cluster_bits_for(o, pull.parent.get());
+  recipe.layer.extended_l2 = o.extended_l2;
+  recipe.layer.compression = o.compression;
+  if (o.extended_l2 && recipe.layer.cluster_bits < kMinExtendedL2ClusterBits) {
     usage(fmt::format("--extended-l2 needs clusters of at least {} bytes; add --cluster-size 64K",
                       1U << kMinExtendedL2ClusterBits));
   }
-  layer.workers = o.nbd.workers_for(live, Work::ReadAndWrite);
-  const std::unique_ptr<LayerManifest> manifest = begin_manifest(o, parent.get(), identity, console);
-  if (manifest) layer.observer = manifest->observer();
-  Progress progress(console.progress_style(), "pull", source.size());
-  layer.progress = progress.updater();
+  recipe.layer.workers = o.nbd.workers_for(*pull.live, Work::ReadAndWrite);
+  recipe.manifest = o.manifest;
+  recipe.algorithm = o.algorithm;
+  recipe.key = key;
+  recipe.warn = [&console](const std::string& message) { console.warn(message); };
+  return recipe;
+}
 
-  WrittenLayer written = write_layer(source, publication.file(), layer);
-  std::optional<Digest> root;
-  if (manifest) root = manifest->finish(key ? &*key : nullptr);
-  if (root) identity.digest = named(manifest->algorithm(), *root);
-  written.header.identity = encode_identity(identity);
-  if (parent) {
-    written.header.backing_name = backing_name;
-    written.header.backing_format = parent->top().format();
-  }
-  // Everything is durable before the header makes it an image, and the export is the same one after the
-  // last byte was read.
-  publication.sync();
-  live.confirm();
-  write_header(publication.file(), written.header);
-  publish(publication, manifest.get());
-
-  if (increment) tell_about_misses(*increment, console);
-  const std::string kind = parent ? "increment" : "full";
-  console.print(fmt::format(
-      "{}: {} of {}, {} of data, {} of zeros, {} inherited; {} on disk; layer {}\n{}", escaped(o.output),
-      kind, human_size(written.header.virtual_size), human_size(written.data_bytes),
-      human_size(written.zero_bytes), human_size(written.inherited_bytes), human_size(written.file_bytes),
-      identity.id,
-      manifest ? fmt::format("{}: digest {}{}\n", escaped(o.output),
-                             identity.digest.empty() ? "unknown" : identity.digest, key ? ", signed" : "")
-               : ""));
+void report(const LayerPull& pull, bool is_signed) {
+  const PullOptions& o = pull.o;
+  const WrittenLayer& written = pull.written;
+  const Identity& identity = pull.build->identity();
+  const std::string kind = pull.parent ? "increment" : "full";
+  pull.console.print(fmt::format(
+      "{}: {} of {}, {} of data, {} of zeros, {} {}; {} on disk; layer {}\n{}", escaped(o.output), kind,
+      human_size(written.header.virtual_size), human_size(written.data_bytes), human_size(written.zero_bytes),
+      human_size(written.inherited_bytes), pull.parent ? "inherited" : "unallocated",
+      human_size(written.file_bytes), identity.id,
+      o.manifest
+          ? fmt::format("{}: digest {}{}\n", escaped(o.output),
+                        identity.digest.empty() ? "unknown" : identity.digest, is_signed ? ", signed" : "")
+          : ""));
+  const auto or_null = [](const std::string& text) {
+    return text.empty() ? Json(nullptr) : Json(escaped(text));
+  };
   Json fields;
   fields["output"] = escaped(o.output);
   fields["kind"] = kind;
   fields["format"] = "qcow2";
-  fields["parent"] = parent ? Json(escaped(o.parent)) : Json(nullptr);
-  fields["bitmap"] = live.bitmap().empty() ? Json(nullptr) : Json(escaped(live.bitmap()));
+  fields["parent"] = or_null(o.parent);
+  fields["bitmap"] = or_null(pull.live->bitmap());
   fields["virtual_size"] = written.header.virtual_size;
   fields["cluster_size"] = std::uint64_t{1} << written.header.cluster_bits;
   fields["data_bytes"] = written.data_bytes;
@@ -316,16 +342,63 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   fields["inherited_bytes"] = written.inherited_bytes;
   fields["read_bytes"] = written.read_bytes;
   fields["file_bytes"] = written.file_bytes;
-  fields["missed_by_bitmap_bytes"] = increment ? increment->missed_bytes() : 0;
-  fields["digest"] = identity.digest.empty() ? Json(nullptr) : Json(identity.digest);
-  fields["parent_digest"] = identity.parent_digest.empty() ? Json(nullptr) : Json(identity.parent_digest);
-  fields["manifest"] = manifest ? Json(escaped(manifest_path(o.output))) : Json(nullptr);
-  fields["signed"] = key.has_value();
+  fields["missed_by_bitmap_bytes"] = pull.increment ? pull.increment->missed_bytes() : 0;
+  fields["clean_checked"] = or_null(pull.checked);
+  fields["digest"] = or_null(identity.digest);
+  fields["parent_digest"] = or_null(identity.parent_digest);
+  fields["manifest"] = o.manifest ? Json(escaped(manifest_path(o.output))) : Json(nullptr);
+  fields["signed"] = is_signed;
   fields["layer_id"] = identity.id;
-  fields["parent_id"] = identity.parent_id.empty() ? Json(nullptr) : Json(identity.parent_id);
-  fields["checkpoint"] = o.checkpoint.empty() ? Json(nullptr) : Json(o.checkpoint);
-  fields["since"] = o.since.empty() ? Json(nullptr) : Json(o.since);
-  console.document(Outcome::Done, fields);
+  fields["parent_id"] = or_null(identity.parent_id);
+  fields["checkpoint"] = or_null(o.checkpoint);
+  fields["since"] = or_null(o.since);
+  fields["source"] = identity.source;
+  fields["export"] = or_null(identity.export_name);
+  fields["point_in_time"] = identity.point;
+  pull.console.document(Outcome::Done, fields);
+}
+
+void confirm_point_in_time(LayerPull& pull) {
+  pull.live->confirm();
+  pull.build->identity().point = "end of the job not excluded";
+}
+
+Outcome pull_layer(const PullOptions& o, Console& console) {
+  std::optional<SigningKey> key;
+  if (!o.sign_key.empty()) key.emplace(o.sign_key);
+  LayerPull pull{o, console, {}, {}, {}, {}, {}, {}};
+  if (!o.parent.empty()) {
+    pull.parent = open_chain(o.parent, o.parent_format, o.common, console);
+    judge_since(o, pull.parent->top(), console);
+  }
+  pull.live.emplace(o.nbd.target(o.uri), changes_for(o));
+  NbdExport& live = *pull.live;
+  judge_source(o, live, pull.parent.get(), console);
+  tell_about(o, live, console);
+  LayerBuild& build = pull.build.emplace(recipe_for(o, pull, key ? &*key : nullptr, console));
+  tell_where_parent_is(build.backing_name(), console);
+  if (!build.unknown_because().empty()) {
+    console.warn(fmt::format("the digest of the whole disk will be unknown: {}", build.unknown_because()));
+  }
+  if (o.manifest && !is_cryptographic(build.algorithm())) {
+    console.note(fmt::format("{} detects corruption, not tampering", to_string(build.algorithm())));
+  }
+  Progress progress(console.progress_style(), "pull", live.size());
+  build.layer().progress = progress.updater();
+  if (pull.parent) {
+    write_over_parent(pull, increment_options(o, build.identity()));
+  } else {
+    OpaqueDevice opaque(live);
+    pull.written = build.write(o.no_extents ? static_cast<BlockDevice&>(opaque) : live);
+  }
+  build.identity().checked = pull.checked;
+  // Everything is durable before the header makes it an image, and the export is the same one after the last
+  // byte was read.
+  build.finish();
+  confirm_point_in_time(pull);
+  build.commit();
+  console.result_stands();
+  report(pull, key.has_value());
   return Outcome::Done;
 }
 
@@ -339,31 +412,37 @@ GuestRange range_of(const PullOptions& o, std::uint64_t size) {
 
 Outcome pull_raw(const PullOptions& o, Console& console) {
   const bool to_pipe = o.output == "-";
-  std::optional<Publication> publication;
-  if (!to_pipe) publication.emplace(o.output, o.force ? Existing::Replace : Existing::Refuse).bypass_cache();
-  NbdExport live(o.nbd.target(o.uri), {});
-  tell_about(o, live, console);
+  std::optional<RawOutput> output;
+  if (!to_pipe) {
+    output.emplace(o.output, o.force ? Existing::Replace : Existing::Refuse,
+                   [&console](const std::string& message) { console.warn(message); });
+  }
+  NbdExport export_(o.nbd.target(o.uri), {});
+  judge_source(o, export_, nullptr, console);
+  tell_about(o, export_, console);
+  OpaqueDevice opaque(export_);
+  BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   const GuestRange range = range_of(o, live.size());
   Progress progress(console.progress_style(), "pull", range.length());
   CopyOptions copy;
-  copy.workers = o.nbd.workers_for(live, Work::ReadAndWrite);
+  copy.workers = o.nbd.workers_for(export_, Work::ReadAndWrite);
   copy.progress = progress.updater();
   if (to_pipe) {
     const File out(dup(STDOUT_FILENO), "standard output");
     try {
       copy_raw(live, range, out, TargetContent::Stream, copy);
-      live.confirm();
+      export_.confirm();
     } catch (const Error& error) {
       throw Error(error.outcome(),
                   fmt::format("{}; what went to standard output is not complete", error.what()));
     }
     return Outcome::Done;
   }
-  const CopyResult copied = copy_raw(live, range, publication->file(), TargetContent::Zeros, copy);
-  publication->sync();
-  live.confirm();
-  publication->publish();
-  unlink(manifest_path(o.output).c_str());  // of a file that was replaced
+  const CopyResult copied = copy_raw(live, range, output->file(), TargetContent::Zeros, copy);
+  output->sync();
+  export_.confirm();
+  output->publish();
+  console.result_stands();
   console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output), human_size(range.length()),
                             human_size(copied.data_bytes)));
   Json fields;
@@ -400,6 +479,15 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   line.add()("digest", text()->value_name("ALGORITHM"),
              "of the manifest: sha256 (default), sha512, blake2b512, xxh3-128 or none");
   line.add()("sign-key", text()->value_name("FILE"), "sign the manifest with this Ed25519 key (PEM)");
+  line.add()("check-clean", text()->value_name("HOW"),
+             "compare what the bitmap calls clean with the parent: a FRACTION from 0 to 1, all or none "
+             "(default: a sample)");
+  line.add()(
+      "on-missed", text()->value_name("WHAT"),
+      "where the bitmap missed a change: compare (default: start over and compare everything) or fail (1)");
+  line.add()("allow-other-export", "the parent may come from an export of another name");
+  line.add()("require-read-only", "refuse an export that can be written to");
+  line.add()("no-extents", "read every byte, whatever the server says of zeros");
   line.add()("force", "replace an output that exists");
   line.add_nbd();
   if (!line.parse(words)) return std::nullopt;
@@ -427,6 +515,11 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   if (o.manifest && line.has("digest")) o.algorithm = algorithm_named(line.text("digest"));
   o.sign_key = line.text("sign-key");
   o.force = line.has("force");
+  if (line.has("check-clean")) o.check_clean = parse_check_clean(line.text("check-clean"));
+  if (line.has("on-missed")) o.on_missed = parse_on_missed(line.text("on-missed"));
+  o.allow_other_export = line.has("allow-other-export");
+  o.require_read_only = line.has("require-read-only");
+  o.no_extents = line.has("no-extents");
   judge(o);
   return o;
 }

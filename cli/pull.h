@@ -13,6 +13,19 @@
 
 namespace qchain {
 
+/// How much of what a dirty bitmap calls clean is compared with the parent.
+struct CheckClean {
+  enum class Mode { Sample, Fraction, All, None };
+  Mode mode = Mode::Sample;
+  double fraction = 0;  ///< For Fraction: above 0, below 1.
+};
+
+/// What to do where the bitmap turns out to have missed a change.
+enum class OnMissed {
+  CompareAll,  ///< Start over, with everything compared.
+  Fail,        ///< Publish nothing.
+};
+
 /// qchain pull: copies a live export into the next layer of a chain, or into a raw file.
 struct PullOptions {
   CommonOptions common;
@@ -35,6 +48,11 @@ struct PullOptions {
   std::optional<Algorithm> algorithm;  ///< Of the manifest; nullopt: the parent's, else sha256.
   std::string sign_key;                ///< Path; empty: the manifest is not signed.
   bool force = false;
+  CheckClean check_clean;
+  OnMissed on_missed = OnMissed::CompareAll;
+  bool allow_other_export = false;
+  bool require_read_only = false;
+  bool no_extents = false;
 };
 
 /// nullopt where --help was asked for. Throws Error (Usage).

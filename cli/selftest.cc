@@ -13,11 +13,9 @@
 #include "cli/text.h"
 #include "extent/engine.h"
 #include "extent/memory_device.h"
-#include "extent/publication.h"
 #include "qcow2/format.h"
-#include "qcow2/layer_writer.h"
 #include "verify/drill.h"
-#include "verify/layer_manifest.h"
+#include "verify/layer_build.h"
 
 namespace qchain {
 
@@ -62,35 +60,16 @@ MemoryDevice disk_of(const std::string& marks) {
 
 void write_sample(const std::string& path, const std::string& marks, const Chain* parent) {
   MemoryDevice disk = disk_of(marks);
-  ParentDigests beneath;
-  if (parent != nullptr) beneath = parent_digests(*parent, 0);
-  Identity identity;
-  identity.overlay = parent != nullptr;
-  identity.id = random_uuid();
-  if (parent != nullptr) identity.parent_id = parent->top().identity()->id;
-  identity.parent_digest = beneath.root;
-  identity.length = kDisk;
-  ManifestHeader header;
-  header.length = kDisk;
-  header.overlay = identity.overlay;
-  header.layer_id = identity.id;
-  header.parent_id = identity.parent_id;
-  header.parent_root = beneath.root;
-  Publication image(path, Existing::Replace);
-  LayerManifest manifest(path, header, kDisk, std::move(beneath.digests));
-  LayerOptions options;
-  options.position = parent != nullptr ? Position::Overlay : Position::Bottom;
-  options.observer = manifest.observer();
-  WrittenLayer written = write_layer(disk, image.file(), options);
-  identity.digest = named(header.algorithm, manifest.finish(nullptr).value());
-  written.header.identity = encode_identity(identity);
-  if (parent != nullptr) {
-    written.header.backing_name = fs::path(parent->top().path()).filename().string();
-    written.header.backing_format = parent->top().format();
-  }
-  write_header(image.file(), written.header);
-  manifest.publish();
-  image.publish();
+  LayerRecipe recipe;
+  recipe.output = path;
+  recipe.existing = Existing::Replace;
+  recipe.parent = parent;
+  recipe.identity.id = random_uuid();
+  recipe.identity.length = kDisk;
+  LayerBuild build(std::move(recipe));
+  build.write(disk);
+  build.finish();
+  build.commit();
 }
 
 void write_chain(const Folder& folder) {

@@ -62,6 +62,16 @@ FileIdentity File::identity() const {
   return {status.st_dev, status.st_ino};
 }
 
+FileStamp File::stamp() const {
+  const struct stat status = stat_of(*this);
+  return {static_cast<std::uint64_t>(status.st_size), status.st_mtim.tv_sec, status.st_mtim.tv_nsec};
+}
+
+void File::set_time(std::int64_t seconds) const noexcept {
+  const std::array<timespec, 2> times{{{0, UTIME_OMIT}, {seconds, 0}}};
+  futimens(descriptor_, times.data());
+}
+
 bool File::is_regular() const { return S_ISREG(stat_of(*this).st_mode); }
 bool File::is_block_device() const { return S_ISBLK(stat_of(*this).st_mode); }
 
@@ -133,9 +143,7 @@ void File::write(HostOffset offset, std::span<iovec> parts) const {
     // The file system may want more than whole pages.
     if (n < 0 && errno == EINVAL) n = write_by(descriptor_);
     if (n < 0 && errno == EINTR) continue;
-    if (n < 0) {
-      throw system_error(fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes()), errno);
-    }
+    if (n < 0) throw_write_error(offset, errno);
     auto written = static_cast<std::size_t>(n);
     offset = offset + written;
     while (written > 0) {
@@ -147,6 +155,16 @@ void File::write(HostOffset offset, std::span<iovec> parts) const {
       if (part.iov_len == 0) parts = parts.subspan(1);
     }
   }
+}
+
+void File::throw_write_error(HostOffset offset, int error_number) const {
+  std::string message = fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes());
+  if (error_number == ESPIPE || error_number == ENOTSUP || error_number == ENOSYS) {
+    message +=
+        " (this file system takes sequential writes only; use a mount with a write cache, or write to "
+        "standard output with \"-\" and let an uploader read it)";
+  }
+  throw system_error(message, error_number);
 }
 
 void File::append(std::span<const std::byte> bytes) const {
@@ -178,10 +196,14 @@ int File::descriptor_past_cache(HostOffset offset, std::span<const iovec> parts)
   return whole ? direct_ : -1;
 }
 
-void File::write_zeros(HostOffset offset, std::uint64_t length) const {
-  // Block devices take ZERO_RANGE as "write zeros"; where neither mode is known, zeros are written.
-  for (const int mode :
-       {FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE}) {
+void File::write_zeros(HostOffset offset, std::uint64_t length, ZeroSpace space) const {
+  // The kernel promises zeros after either, or an error; where neither is known, zeros are written. Punching
+  // holes gives space back; on a block device ZERO_RANGE allocates it.
+  constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
+  constexpr int kZero = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
+  const bool thin = space == ZeroSpace::Release;
+  for (const int mode : {thin ? kPunch : kZero, thin ? kZero : 0}) {
+    if (mode == 0) break;
     if (fallocate(descriptor_, mode, static_cast<off_t>(offset.bytes()), static_cast<off_t>(length)) == 0) {
       return;
     }
@@ -202,17 +224,17 @@ void File::begin_sync(HostOffset offset, std::uint64_t length) const {
 }
 
 void File::sync() const {
-  if (fsync(descriptor_) != 0 && errno != EINVAL) {
+  int result = -1;
+  do {
+    result = fsync(descriptor_);
+  } while (result != 0 && errno == EINTR);
+  // Pipes cannot be synchronised, nor can the directories of some file systems; of a file or a device it is a
+  // failure like any other.
+  const bool unknown =
+      result != 0 && (errno == EINVAL || errno == EROFS) && !is_regular() && !is_block_device();
+  if (result != 0 && !unknown) {
     throw system_error(fmt::format("{}: cannot make what was written durable", path_), errno);
   }
-}
-
-void sync_directory_of(const std::string& path) {
-  const std::string parent = std::filesystem::path(path).parent_path();
-  const std::string directory = parent.empty() ? std::string(1, '.') : parent;
-  const int descriptor = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", directory), errno);
-  File(descriptor, directory).sync();
 }
 
 }  // namespace qchain

@@ -19,6 +19,20 @@ struct FileIdentity {
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
+/// What changes when somebody writes to a file.
+struct FileStamp {
+  std::uint64_t size = 0;
+  std::int64_t seconds = 0;  ///< Of the modification time, since 1970.
+  std::int64_t nanoseconds = 0;
+  friend bool operator==(const FileStamp&, const FileStamp&) = default;
+};
+
+/// What becomes of the space of what is overwritten with zeros.
+enum class ZeroSpace {
+  Release,  ///< Given back where the target can: thin volumes stay thin.
+  Keep,     ///< Allocated.
+};
+
 /// An open file, device or pipe. Every failure is an Error (Io) that names the path.
 class File {
  public:
@@ -35,6 +49,9 @@ class File {
   int descriptor() const noexcept { return descriptor_; }
   const std::string& path() const noexcept { return path_; }
   FileIdentity identity() const;
+  FileStamp stamp() const;
+  /// Sets the modification time. Throws nothing: a file system may have none.
+  void set_time(std::int64_t seconds) const noexcept;
   bool is_regular() const;
   bool is_block_device() const;
   /// Length of a regular file, size of a block device.
@@ -59,18 +76,17 @@ class File {
   /// A descriptor that writes `parts` past the page cache; -1: there is none, or they are not whole pages.
   int descriptor_past_cache(HostOffset offset, std::span<const iovec> parts) const;
   /// Makes [offset, offset + length) read as zeros, by the fastest way that the target has.
-  void write_zeros(HostOffset offset, std::uint64_t length) const;
+  void write_zeros(HostOffset offset, std::uint64_t length, ZeroSpace space = ZeroSpace::Release) const;
   /// Lets the system begin with what sync() has to wait for.
   void begin_sync(HostOffset offset, std::uint64_t length) const;
   void sync() const;
 
  private:
+  [[noreturn]] void throw_write_error(HostOffset offset, int error_number) const;
+
   int descriptor_;
   int direct_ = -1;  // the same file, opened for I/O past the page cache
   std::string path_;
 };
-
-/// Makes a change of the directory that holds `path` durable.
-void sync_directory_of(const std::string& path);
 
 }  // namespace qchain

@@ -1,4 +1,4 @@
-// How SIGINT and SIGTERM reach the work: a signal handler notes the signal here, and every loop that
+// How SIGINT, SIGTERM and SIGHUP reach the work: a signal handler notes the signal here, and every loop that
 // can take long asks. Process-wide, because signals are.
 #pragma once
 

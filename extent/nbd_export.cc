@@ -360,6 +360,8 @@ std::string NbdExport::name() const { return state_->target.uri; }
 std::uint64_t NbdExport::size() const { return state_->witness.size(); }
 const std::vector<std::string>& NbdExport::offered_bitmaps() const { return state_->choice->bitmaps; }
 const std::string& NbdExport::bitmap() const { return state_->choice->bitmap; }
+bool NbdExport::is_read_only() const { return state_->witness.is_read_only(); }
+std::string NbdExport::export_name() const { return {}; }
 bool NbdExport::has_allocation() const { return contains(state_->choice->contexts, kAllocation); }
 
 std::vector<ExportStatus> NbdExport::status(const GuestRange& range) {

@@ -65,6 +65,8 @@ class NbdExport : public BlockDevice {
   const std::vector<std::string>& offered_bitmaps() const;
   /// The bitmap in use; empty where none is.
   const std::string& bitmap() const;
+  bool is_read_only() const;
+  std::string export_name() const;
   /// Whether the server can tell zeros from data; where it cannot, everything is read.
   bool has_allocation() const;
 

@@ -67,6 +67,8 @@ class ScanWorker : public Worker {
 
 }  // namespace
 
+void PieceWatcher::revised(const Piece&, const Extents&) {}
+
 void PieceWatcher::unread(const GuestRange&, const Error&) { throw; }
 
 PieceSource pieces_of(ExtentSource source, const PieceLimits& limits) {

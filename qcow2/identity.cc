@@ -6,6 +6,7 @@
 #include <array>
 #include <cctype>
 #include <cerrno>
+#include <ctime>
 #include <nlohmann/json.hpp>
 
 #include "extent/error.h"
@@ -23,7 +24,7 @@ struct Field {
   std::string Identity::*text;
 };
 
-constexpr std::array<Field, 8> kFields{{
+constexpr std::array<Field, 14> kFields{{
     {"id", &Identity::id},
     {"parent", &Identity::parent_id},
     {"checkpoint", &Identity::checkpoint},
@@ -32,6 +33,12 @@ constexpr std::array<Field, 8> kFields{{
     {"parent_digest", &Identity::parent_digest},
     {"time", &Identity::time},
     {"tool", &Identity::tool},
+    {"export", &Identity::export_name},
+    {"domain", &Identity::domain},
+    {"target", &Identity::target},
+    {"source", &Identity::source},
+    {"checked", &Identity::checked},
+    {"point", &Identity::point},
 }};
 
 }  // namespace
@@ -81,6 +88,13 @@ Identity decode_identity(const std::string& encoded, const std::string& path) {
     throw corrupt("\"parent\" is not a UUID");
   }
   return identity;
+}
+
+std::optional<std::int64_t> time_of(const Identity& identity) {
+  std::tm fields{};
+  const char* const end = strptime(identity.time.c_str(), "%Y-%m-%dT%H:%M:%SZ", &fields);
+  if (end == nullptr || *end != '\0') return std::nullopt;
+  return timegm(&fields);
 }
 
 std::string random_uuid() {

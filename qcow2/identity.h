@@ -20,6 +20,13 @@ struct Identity {
   std::uint64_t length = 0;   ///< True length of the disk in bytes, before rounding up to 512.
   std::string time;           ///< ISO 8601, UTC.
   std::string tool;           ///< "qchain 0.1.0".
+  // Of where it was pulled from, as far as that is known.
+  std::string export_name;  ///< NBD export name.
+  std::string domain;       ///< UUID of the libvirt domain.
+  std::string target;       ///< Its disk, "vda".
+  std::string source;       ///< "read-only export", "writable export".
+  std::string checked;      ///< What of the clean ranges was compared with the parent, with the seed.
+  std::string point;        ///< Who confirmed that the job was still running at the end.
 
   friend bool operator==(const Identity&, const Identity&) = default;
 };
@@ -28,6 +35,10 @@ struct Identity {
 std::string encode_identity(const Identity& identity);
 /// Throws Error (Mismatch), naming `path`, where `json` is not what encode_identity() writes.
 Identity decode_identity(const std::string& json, const std::string& path);
+
+/// When the layer was written, in seconds since 1970; nullopt where that is not recorded. The image's
+/// modification time is set to it: another one tells that somebody wrote to the image since, or copied it.
+std::optional<std::int64_t> time_of(const Identity& identity);
 
 /// A new random UUID (version 4). Throws Error (Io) without a source of randomness.
 std::string random_uuid();

@@ -1,127 +1,207 @@
 #include "qcow2/increment.h"
 
+#include <fmt/format.h>
+
 #include <algorithm>
-#include <iterator>
+
+#include "extent/interrupt.h"
+#include "extent/zero.h"
 
 namespace qchain {
 
 namespace {
 
-constexpr std::size_t kBlock = std::size_t{64} << 10;
 constexpr std::size_t kMaxNamed = 16;
-// The largest cluster that the live image can have: what a cut inside a cluster can reach.
-constexpr std::uint64_t kMaxCluster = std::uint64_t{1} << kMaxClusterBits;
+constexpr std::uint64_t kBlock = CleanSample::kBlock;
+// Fewer say nothing about which disk it is.
+constexpr std::uint64_t kMinForAnotherDisk = 8 * kBlock;
+
+bool nearly_all(std::uint64_t differing, std::uint64_t all) { return differing > all - all / 10; }
+
+// A fixed pseudo-random number in [0, 1) for a block: SplitMix64.
+double chance_of(std::uint64_t block, std::uint64_t seed) {
+  std::uint64_t x = block + seed + 0x9E3779B97F4A7C15;
+  x = (x ^ x >> 30) * 0xBF58476D1CE4E5B9;
+  x = (x ^ x >> 27) * 0x94D049BB133111EB;
+  x ^= x >> 31;
+  constexpr double kScale = 1.0 / 9007199254740992.0;  // 2^-53
+  return static_cast<double>(x >> 11) * kScale;
+}
 
 }  // namespace
 
-Increment::Increment(NbdExport& live, Chain& parent)
-    : live_(live),
-      parent_(parent),
-      live_reader_(live.witness_reader()),
-      parent_reader_(parent.open_reader()),
-      live_bytes_(kBlock),
-      parent_bytes_(kBlock) {}
-
-// The status of a beginning of `range` that ends at a border of the largest cluster, or where the range ends:
-// a cluster that was cut is seen together with the zeros behind it.
-std::vector<ExportStatus> Increment::status(const GuestRange& range) {
-  std::vector<ExportStatus> all;
-  GuestRange rest = range;
-  const auto border = [&] { return GuestOffset(align_down(rest.begin.bytes(), kMaxCluster)); };
-  while (!rest.empty() && (all.empty() || border() <= range.begin)) {
-    std::ranges::copy(live_.status(rest), std::back_inserter(all));
-    rest.begin = all.back().range.end;
-  }
-  if (rest.empty()) return all;
-  const GuestOffset end = border();
-  std::erase_if(all, [&](const ExportStatus& status) { return status.range.begin >= end; });
-  all.back().range.end = std::min(all.back().range.end, end);
-  return all;
-}
+Increment::Increment(NbdExport& live, Chain& parent, const IncrementOptions& options)
+    : live_(live), parent_(parent), options_(options), sample_(live.size(), options.seed) {}
 
 Extents Increment::extents(const GuestRange& range) {
   const GuestOffset parent_end(parent_.size());
-  const GuestOffset disk_end(size());
-  doubts_ = {{GuestOffset(was_resized() || size() == 0 ? 0 : align_down(size() - 1, kMaxCluster)), disk_end}};
   Extents extents;
-  for (const ExportStatus& status : status(range)) {
+  for (const ExportStatus& status : live_.status(range)) {
+    const bool zero = status.zero && options_.trust_zeros;
     const GuestRange inside = intersect(status.range, {GuestOffset(0), parent_end});
     const GuestRange past{std::max(status.range.begin, parent_end), status.range.end};
-    if (status.dirty) {
-      append(extents, {inside, status.zero ? Kind::Zero : Kind::Data});
-    } else if (status.zero) {
-      add_clean_zeros(inside, extents);
-    } else {
-      append(extents, {inside, Kind::Inherit});
+    if (candidate_) {
+      sample_.add(*candidate_, after_dirty_, status.dirty);
+      after_dirty_ = false;
+      candidate_.reset();
     }
-    append(extents, {past, status.zero ? Kind::Inherit : Kind::Data});
+    if (status.dirty) {
+      append(extents, {inside, zero ? Kind::Zero : Kind::Data});
+      after_dirty_ = true;
+    } else {
+      add_clean(inside, zero, extents);
+    }
+    append(extents, {past, zero ? Kind::Inherit : Kind::Data});
   }
-  return with_doubts_settled(extents);
+  if (candidate_ && range.end == GuestOffset(size()) && !extents.empty() &&
+      extents.back().range.end == range.end) {
+    sample_.add(*candidate_, after_dirty_, false);
+    candidate_.reset();
+  }
+  return extents;
 }
 
-void Increment::add_clean_zeros(const GuestRange& range, Extents& extents) {
-  const std::uint64_t missed_before = missed_bytes_;
+void Increment::add_clean(const GuestRange& range, bool zero, Extents& extents) {
   for (GuestRange rest = range; !rest.empty();) {
     for (const Extent& extent : parent_.extents(rest)) {
       rest.begin = extent.range.end;
-      if (extent.kind == Kind::Data) {
-        compare_with_parent(extent.range, Kind::Zero, extents);
-      } else {
+      const bool parent_has_data = extent.kind == Kind::Data;
+      if (zero && !parent_has_data) {
         append(extents, {extent.range, Kind::Inherit});
+      } else if (zero || !parent_has_data || options_.trust == Trust::Nothing) {
+        doubt(extent.range, zero ? Kind::Zero : Kind::Data, extents);
+      } else {
+        add_candidate(extent.range, extents);
       }
     }
   }
-  const GuestOffset cluster(align_down(range.begin.bytes(), kMaxCluster));
-  if (missed_bytes_ > missed_before && cluster < range.begin) doubts_.push_back({cluster, range.begin});
 }
 
-// What is inherited where there is doubt is compared after all.
-Extents Increment::with_doubts_settled(const Extents& extents) {
-  Extents settled;
-  for (const Extent& extent : extents) {
-    if (extent.kind != Kind::Inherit) {
-      append(settled, extent);
-      continue;
-    }
-    for (GuestRange rest = extent.range; !rest.empty();) {
-      // The next doubt in the rest, if there is one.
-      GuestRange doubt{rest.end, rest.end};
-      for (const GuestRange& candidate : doubts_) {
-        const GuestRange common = intersect(candidate, rest);
-        if (!common.empty() && common.begin < doubt.begin) doubt = common;
-      }
-      append(settled, {{rest.begin, doubt.begin}, Kind::Inherit});
-      compare_with_parent(intersect(doubt, {GuestOffset(0), GuestOffset(parent_.size())}), Kind::Data,
-                          settled);
-      const GuestOffset compared = settled.empty() ? rest.begin : settled.back().range.end;
-      append(settled, {{std::max(compared, doubt.begin), doubt.end}, Kind::Inherit});
-      rest.begin = doubt.end;
-    }
+void Increment::doubt(const GuestRange& range, Kind kind, Extents& extents) {
+  if (range.empty()) return;
+  append(extents, {range, kind});
+  if (!doubts_.empty() && doubts_.back().end == range.begin) {
+    doubts_.back().end = range.end;
+  } else {
+    doubts_.push_back(range);
   }
-  return settled;
 }
 
-// Holds what is said to be clean against the parent, block by block. `live_kind`: Zero, or Data that has to
-// be read.
-void Increment::compare_with_parent(const GuestRange& range, Kind live_kind, Extents& extents) {
+// Clean, and data on both sides.
+void Increment::add_candidate(const GuestRange& range, Extents& extents) {
+  if (options_.fraction <= 0) {
+    append(extents, {range, Kind::Inherit});
+    if (!options_.sample) return;
+    if (candidate_) {
+      sample_.add(*candidate_, after_dirty_, false);
+      after_dirty_ = false;
+    }
+    candidate_ = range;
+    return;
+  }
   for (GuestRange rest = range; !rest.empty();) {
-    const std::uint64_t length = std::min<std::uint64_t>(rest.length(), kBlock);
-    const ReadRequest parent{rest.begin, std::span(parent_bytes_).first(length)};
-    const ReadRequest live{rest.begin, std::span(live_bytes_).first(length)};
-    parent_reader_->read(std::span(&parent, 1));
-    if (live_kind == Kind::Zero) {
-      std::ranges::fill(live.into, std::byte{0});
+    const std::uint64_t block = rest.begin.bytes() / kBlock;
+    const GuestRange part = intersect(rest, guest_range(block * kBlock, kBlock));
+    if (chance_of(block, options_.seed) < options_.fraction) {
+      doubt(part, Kind::Data, extents);
     } else {
-      live_reader_->read(std::span(&live, 1));
+      append(extents, {part, Kind::Inherit});
     }
-    const bool missed = !std::ranges::equal(parent.into, live.into);
-    append(extents, {parent.range(), missed ? live_kind : Kind::Inherit});
-    if (missed) {
-      missed_bytes_ += length;
-      if (first_missed_.size() < kMaxNamed) append(first_missed_, {parent.range(), live_kind});
-    }
-    rest.begin = parent.range().end;
+    rest.begin = part.end;
   }
+}
+
+std::vector<GuestRange> Increment::take_doubts(const GuestRange& piece) {
+  std::vector<GuestRange> taken;
+  while (!doubts_.empty() && doubts_.front().begin < piece.end) {
+    GuestRange& first = doubts_.front();
+    const GuestRange common = intersect(first, piece);
+    if (!common.empty()) taken.push_back(common);
+    if (first.end > piece.end) {
+      first.begin = std::max(first.begin, piece.end);
+      break;
+    }
+    doubts_.pop_front();
+  }
+  return taken;
+}
+
+void Increment::note_compared(std::uint64_t equal_data_bytes, const Extents& missed) {
+  const std::lock_guard lock(mutex_);
+  equal_data_bytes_ += equal_data_bytes;
+  for (const Extent& extent : missed) {
+    missed_bytes_ += extent.range.length();
+    if (extent.kind == Kind::Data) missed_data_bytes_ += extent.range.length();
+    if (first_missed_.size() < kMaxNamed) append(first_missed_, extent);
+  }
+  if (missed.empty() || options_.trust == Trust::Nothing) return;
+  throw BitmapContradiction(
+      fmt::format("{}: the dirty bitmap says clean of {}, where the disk is not what the parent {} holds",
+                  live_.name(), to_string(missed.front().range), parent_.name()));
+}
+
+void Increment::require_same_disk() const {
+  const std::uint64_t compared = missed_data_bytes_ + equal_data_bytes_;
+  if (compared < kMinForAnotherDisk || !nearly_all(missed_data_bytes_, compared)) return;
+  throw Error(
+      Outcome::Mismatch,
+      fmt::format(
+          "{}: of {} bytes of data that are said to be unchanged, {} differ from the parent {}: this is "
+          "another disk, or the parent is not the point that the bitmap counts from; nothing was "
+          "published; choose the right parent, or pull a full image",
+          live_.name(), compared, missed_data_bytes_, parent_.name()));
+}
+
+void Increment::check_sample(std::uint64_t read_bytes) {
+  constexpr std::uint64_t kSharePercent = 3;  // of what the pull reads anyway
+  constexpr std::size_t kBatch = 16;
+  const std::vector<std::uint64_t> blocks = sample_.blocks(read_bytes / kBlock * kSharePercent / 100);
+  const std::uint64_t end = std::min(live_.size(), parent_.size());
+  const std::unique_ptr<Reader> live_reader = live_.witness_reader();
+  const std::unique_ptr<Reader> parent_reader = parent_.open_reader();
+  std::vector<std::byte> live_bytes(kBatch * kBlock);
+  std::vector<std::byte> parent_bytes(live_bytes.size());
+  std::uint64_t equal_data = 0;
+  Extents missed;
+  for (std::size_t at = 0; at < blocks.size(); at += kBatch) {
+    throw_if_interrupted();
+    std::vector<ReadRequest> live;
+    std::vector<ReadRequest> parent;
+    for (std::size_t i = at; i < std::min(at + kBatch, blocks.size()); ++i) {
+      const std::uint64_t begin = blocks[i] * kBlock;
+      const std::uint64_t length = std::min(kBlock, end - begin);
+      live.push_back({GuestOffset(begin), std::span(live_bytes).subspan((i - at) * kBlock, length)});
+      parent.push_back({GuestOffset(begin), std::span(parent_bytes).subspan((i - at) * kBlock, length)});
+    }
+    live_reader->read(live);
+    parent_reader->read(parent);
+    for (std::size_t i = 0; i < live.size(); ++i) {
+      // A block may be dirty in part: what was written of it is in the layer.
+      if (std::ranges::equal(live[i].into, parent[i].into)) {
+        if (!is_zero(live[i].into)) equal_data += live[i].into.size();
+      } else if (is_clean(live[i].range())) {
+        append(missed, {live[i].range(), is_zero(live[i].into) ? Kind::Zero : Kind::Data});
+      }
+    }
+    sampled_blocks_ += live.size();
+  }
+  try {
+    note_compared(equal_data, missed);
+  } catch (const BitmapContradiction&) {
+    require_same_disk();
+    throw;
+  }
+}
+
+// Whether the export still says so of all of a range.
+bool Increment::is_clean(const GuestRange& range) {
+  for (GuestRange rest = range; !rest.empty();) {
+    for (const ExportStatus& status : live_.status(rest)) {
+      if (status.dirty) return false;
+      rest.begin = status.range.end;
+    }
+  }
+  return true;
 }
 
 }  // namespace qchain

@@ -10,7 +10,9 @@
 #include "extent/page_buffer.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
+#include "qcow2/doubt_judge.h"
 #include "qcow2/format.h"
+#include "qcow2/increment.h"
 #include "qcow2/layer_pieces.h"
 #include "qcow2/placement.h"
 
@@ -70,6 +72,11 @@ struct Job {
   WriteQueue queue;
   WrittenLayer written{};
   std::uint64_t room = 0;  // length of the file
+
+  // What is inherited as a whole where it was not read: blocks are recorded whole, units are stored whole.
+  std::uint64_t unread_unit() const {
+    return std::max(geometry.unit(), options.observer ? options.observer->block_size : 0);
+  }
 };
 
 // What one cluster of a piece, or a run of zero clusters, becomes.
@@ -109,10 +116,17 @@ class LayerWorker : public Worker {
     for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.queue, capacity));
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
+    if (job.options.increment != nullptr) {
+      judge_.emplace(*job.options.increment, job.geometry.unit(), job.unread_unit());
+    }
   }
 
   bool take() override {
     if (!job_.pieces.next(piece_, stored_)) return false;
+    if (judge_) {
+      doubts_ = job_.options.increment->take_doubts(
+          {piece_.runs.front().range.begin, piece_.runs.back().range.end});
+    }
     if (watcher_) watcher_->plan(piece_, stored_);
     return true;
   }
@@ -122,6 +136,10 @@ class LayerWorker : public Worker {
     cargo().writes.wait();
     cargo().tables.clear();
     const std::vector<ReadRequest> fetched = read();
+    if (!doubts_.empty()) {
+      judge_->judge(doubts_, fetched, piece_, stored_);
+      if (watcher_) watcher_->revised(piece_, stored_);
+    }
     if (watcher_) watcher_->fetched(fetched);
     plans_.clear();
     parts_.clear();
@@ -293,6 +311,8 @@ class LayerWorker : public Worker {
   Job& job_;
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
+  std::optional<DoubtJudge> judge_;
+  std::vector<GuestRange> doubts_;  // of the piece
   std::unique_ptr<PieceWatcher> watcher_;
   std::vector<std::unique_ptr<Cargo>> cargos_;  // this piece's; behind it, those that may be under way
   Piece piece_;                                 // what is read, block by block

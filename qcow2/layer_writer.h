@@ -24,6 +24,8 @@ struct LayerObserver {
 inline constexpr unsigned kMinWrittenClusterBits = 12;  // a header with a long backing name fits
 inline constexpr unsigned kDefaultClusterBits = 16;
 
+class Increment;
+
 struct LayerOptions {
   Position position = Position::Bottom;
   unsigned cluster_bits = kDefaultClusterBits;   ///< kMinWrittenClusterBits to kMaxClusterBits.
@@ -31,6 +33,8 @@ struct LayerOptions {
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
   std::optional<LayerObserver> observer = std::nullopt;
+  /// Where the source is an increment: what it doubts is held against the parent while it is written.
+  Increment* increment = nullptr;
   /// Called with the bytes of the disk that have been dealt with, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };

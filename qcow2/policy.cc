@@ -9,7 +9,7 @@
 #include <filesystem>
 
 #include "extent/error.h"
-#include "qcow2/image_lock.h"
+#include "extent/image_lock.h"
 
 namespace qchain {
 

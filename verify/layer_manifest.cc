@@ -1,10 +1,6 @@
 #include "verify/layer_manifest.h"
 
 #include <fmt/format.h>
-#include <unistd.h>
-
-#include <cerrno>
-#include <cstdio>
 
 #include <filesystem>
 #include <utility>
@@ -61,11 +57,9 @@ ParentDigests parent_digests(const Chain& chain, std::size_t index) {
   return parent;
 }
 
-LayerManifest::LayerManifest(const std::string& image, const ManifestHeader& header,
-                             std::uint64_t parent_length, std::unique_ptr<ChainDigests> beneath)
-    : publication_(manifest_path(image), Existing::Replace),
-      previous_(publication_.path() + ".previous"),
-      replaces_(access(manifest_path(image).c_str(), F_OK) == 0),
+LayerManifest::LayerManifest(const std::string& path, const ManifestHeader& header,
+                             std::uint64_t parent_length, std::unique_ptr<ChainDigests> beneath, Warn warn)
+    : publication_(path, Existing::Replace, std::move(warn)),
       algorithm_(header.algorithm),
       builder_(publication_.file(), header, parent_length, std::move(beneath)) {}
 
@@ -74,29 +68,6 @@ std::optional<Digest> LayerManifest::finish(const SigningKey* key) {
   if (key != nullptr) builder_.sign(key->sign(finished.own_digest));
   publication_.sync();
   return finished.root;
-}
-
-void LayerManifest::publish() {
-  // The image that is replaced keeps its manifest until it is.
-  if (replaces_) {
-    unlink(previous_.c_str());
-    if (link(publication_.path().c_str(), previous_.c_str()) != 0) {
-      throw system_error(fmt::format("{}: cannot be kept as {}", publication_.path(), previous_), errno);
-    }
-  }
-  publication_.publish();
-}
-
-void LayerManifest::retract() noexcept {
-  if (replaces_) {
-    std::rename(previous_.c_str(), publication_.path().c_str());
-  } else {
-    unlink(publication_.path().c_str());
-  }
-}
-
-void LayerManifest::settle() noexcept {
-  if (replaces_) unlink(previous_.c_str());
 }
 
 }  // namespace qchain

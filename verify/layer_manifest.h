@@ -26,25 +26,20 @@ ParentDigests parent_digests(const Chain& chain, std::size_t index);
 /// A manifest in the making, under no name yet.
 class LayerManifest {
  public:
-  /// Beside the image `image`. `beneath` is of the layer's own algorithm, or unknown. Throws Error.
-  LayerManifest(const std::string& image, const ManifestHeader& header, std::uint64_t parent_length,
-                std::unique_ptr<ChainDigests> beneath);
+  /// To be published as `path`, in place of what is there. `beneath` is of the layer's own algorithm, or
+  /// unknown. Throws Error.
+  LayerManifest(const std::string& path, const ManifestHeader& header, std::uint64_t parent_length,
+                std::unique_ptr<ChainDigests> beneath, Warn warn = {});
 
   Algorithm algorithm() const noexcept { return algorithm_; }
   LayerObserver observer() { return builder_.observer(); }
   /// Ends it and makes it durable; nullptr: unsigned. Returns the root, or nullopt where it is unknown.
   std::optional<Digest> finish(const SigningKey* key);
-  /// Gives it its name: before the image has its own.
-  void publish();
-  /// Takes the name away again, or gives it back to the file that had it: the image could not be published.
-  void retract() noexcept;
-  /// The image has its name too: what was replaced is no longer needed.
-  void settle() noexcept;
+  /// Gives it its name.
+  void publish() { publication_.publish(); }
 
  private:
   Publication publication_;
-  std::string previous_;
-  bool replaces_;
   Algorithm algorithm_;
   ManifestBuilder builder_;
 };

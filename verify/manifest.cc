@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <array>
 #include <cstring>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -93,6 +94,23 @@ std::string named(Algorithm algorithm, const Digest& digest) {
 }
 
 std::string manifest_path(const std::string& layer) { return layer + ".manifest"; }
+
+std::string manifest_path(const std::string& layer, const std::string& id) {
+  return fmt::format("{}.{}", manifest_path(layer), id);
+}
+
+std::string find_manifest(const std::string& layer, const std::string& id) {
+  std::string usual = manifest_path(layer);
+  if (id.empty()) return usual;
+  std::string by_id = manifest_path(layer, id);
+  std::error_code error;
+  if (!std::filesystem::is_regular_file(by_id, error)) return usual;
+  try {
+    if (ManifestReader(usual).header().layer_id == id) return usual;
+  } catch (const Error&) {  // none there, or none that can be read
+  }
+  return by_id;
+}
 
 ManifestWriter::ManifestWriter(const File& file, const ManifestHeader& header)
     : file_(file), header_(header), self_(Algorithm::Sha256) {

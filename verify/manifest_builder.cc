@@ -17,6 +17,8 @@ class BlockHasher : public PieceWatcher {
     stored_ = stored;
   }
 
+  void revised(const Piece& piece, const Extents& stored) override { plan(piece, stored); }
+
   void fetched(std::span<const ReadRequest> runs) override {
     blocks_.clear();
     auto unit = stored_.begin();
@@ -51,6 +53,7 @@ class BlockHasher : public PieceWatcher {
   struct Block {
     std::uint64_t length = 0;
     bool zero = false;
+    bool is_held = true;         // else it turned out to be the parent's
     std::optional<Digest> part;  // the layer holds only a part of it
     Digest whole;
   };
@@ -58,7 +61,7 @@ class BlockHasher : public PieceWatcher {
   Block hash(const GuestRange& range, std::span<const std::byte> bytes, std::span<const Extent> stored) {
     Block block;
     block.length = bytes.size();
-    if (builder_.header_.overlay) block.part = hash_part(range, bytes, stored);
+    if (builder_.header_.overlay) block.part = hash_part(range, bytes, stored, block);
     block.zero = !block.part && is_zero(bytes);
     if (!block.zero) block.whole = hasher_.of(bytes);
     return block;
@@ -66,7 +69,7 @@ class BlockHasher : public PieceWatcher {
 
   // The digest of what the layer holds of a block; nullopt where it holds all of it.
   std::optional<Digest> hash_part(const GuestRange& range, std::span<const std::byte> bytes,
-                                  std::span<const Extent> stored) {
+                                  std::span<const Extent> stored, Block& block) {
     std::vector<std::span<const std::byte>> parts;
     std::uint64_t held = 0;
     for (const Extent& unit : stored) {
@@ -77,6 +80,7 @@ class BlockHasher : public PieceWatcher {
       held += common.length();
     }
     if (held == bytes.size()) return std::nullopt;
+    block.is_held = held > 0 || !intersect(builder_.cut_block(), range).empty();
     for (const auto& part : parts) hasher_.add(part);
     return hasher_.finish();
   }
@@ -90,6 +94,7 @@ class BlockHasher : public PieceWatcher {
   }
 
   void add(std::uint64_t index, const Block& block) {
+    if (!block.is_held) return builder_.disk_.add_block(block.whole, block.length);
     if (block.zero) {
       if (builder_.header_.overlay) builder_.writer_.add_zeros(index, 1);
       builder_.disk_.add_zeros(block.length);

@@ -243,7 +243,8 @@ Proof prove(Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, 
 std::string manifest_of(const Layer& layer) {
   std::error_code error;
   const std::filesystem::path real = std::filesystem::canonical(layer.path(), error);
-  return manifest_path(error ? layer.path() : real.string());
+  const std::optional<Identity> identity = layer.identity();
+  return find_manifest(error ? layer.path() : real.string(), identity ? identity->id : std::string());
 }
 
 const char* to_string(Cause cause) noexcept {

@@ -18,11 +18,6 @@ ParentDigests beneath(const Chain& chain, std::size_t index) {
   return index + 1 < chain.layers().size() ? parent_digests(chain, index + 1) : ParentDigests{};
 }
 
-// The image that a manifest lies beside.
-std::string image_of(const std::string& manifest) {
-  return manifest.substr(0, manifest.size() - manifest_path("").size());
-}
-
 // What the layer's own digest is of, else what the manifests above and below are.
 Algorithm algorithm_for(const Chain& chain, std::size_t index, const ParentDigests& parent) {
   const std::optional<Identity> identity = chain.layers()[index].identity();
@@ -110,8 +105,7 @@ void write(const Chain& chain, std::size_t index, const SealOptions& options) {
     header.parent_root.clear();
   }
   const std::uint64_t parent_length = header.overlay ? chain.layers()[index + 1].true_length() : 0;
-  LayerManifest manifest(image_of(manifest_of(chain.layers()[index])), header, parent_length,
-                         std::move(parent.digests));
+  LayerManifest manifest(manifest_of(chain.layers()[index]), header, parent_length, std::move(parent.digests));
   const LayerObserver observer = manifest.observer();
   LayerPieces pieces(chain.extents_of_layer(index, header.length), observer.block_size,
                      header.overlay ? Position::Overlay : Position::Bottom, observer.also_read, {});
@@ -123,7 +117,6 @@ void write(const Chain& chain, std::size_t index, const SealOptions& options) {
   require_same(chain.layers()[index].path(), "the digest of the disk", identity ? identity->digest : "",
                root ? named(header.algorithm, *root) : "");
   manifest.publish();
-  manifest.settle();
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-#include "qcow2/image_lock.h"
+#include "extent/image_lock.h"
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -41,24 +41,43 @@ bool take(const File& file, off_t byte) {
   return false;
 }
 
-void refuse_if_locked(const File& file, off_t byte, const char* what) {
+bool is_locked(const File& file, off_t byte) {
   struct flock lock = lock_of(F_WRLCK, byte);
-  if (fcntl(file.descriptor(), F_OFD_GETLK, &lock) != 0 || lock.l_type == F_UNLCK) return;
+  return fcntl(file.descriptor(), F_OFD_GETLK, &lock) == 0 && lock.l_type != F_UNLCK;
+}
+
+void refuse_if_locked(const File& file, off_t byte, const char* what) {
+  if (!is_locked(file, byte)) return;
   throw Error(Outcome::Io,
               fmt::format("{}: in use: another program {}, such as a running guest; end that, or read it "
                           "all the same with --force-share",
                           file.path(), what));
 }
 
+// Writing: whoever reads consistently, or writes, has refused to share that.
+void refuse_if_in_use(const File& file) {
+  for (const off_t byte : {kHeld + kWrite, kHeld + kResize, kUnshared + kWrite, kUnshared + kResize}) {
+    if (!is_locked(file, byte)) continue;
+    throw Error(Outcome::Io, fmt::format("{}: in use by another process, such as a running guest (it holds "
+                                         "QEMU's image lock on byte {}); stop that first",
+                                         file.path(), byte));
+  }
+}
+
 }  // namespace
 
 void lock_image(const File& file, Sharing sharing) {
   constexpr std::array<off_t, 3> kToRead{kHeld + kConsistentRead, kUnshared + kWrite, kUnshared + kResize};
-  const std::span<const off_t> to_take =
-      sharing == Sharing::Read ? std::span(kToRead) : std::span(kToRead).first(1);
+  constexpr std::array<off_t, 3> kToWrite{kHeld + kConsistentRead, kHeld + kWrite, kUnshared + kWrite};
+  // Before our own are taken, and again after: of two who begin at once, one at least sees the other.
+  if (sharing == Sharing::Write) refuse_if_in_use(file);
+  const std::span<const off_t> to_take = sharing == Sharing::Write  ? std::span(kToWrite)
+                                         : sharing == Sharing::Read ? std::span(kToRead)
+                                                                    : std::span(kToRead).first(1);
   for (const off_t byte : to_take) {
     if (!take(file, byte)) return;
   }
+  if (sharing == Sharing::Write) return refuse_if_in_use(file);
   refuse_if_locked(file, kUnshared + kConsistentRead, "lets nobody read it");
   if (sharing == Sharing::Force) return;
   refuse_if_locked(file, kHeld + kWrite, "writes to it");

@@ -1,0 +1,119 @@
+#include "qcow2/doubt_judge.h"
+
+#include <algorithm>
+#include <utility>
+
+#include "extent/interrupt.h"
+#include "extent/zero.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
+constexpr std::uint64_t kAtATime = std::uint64_t{256} << 10;
+
+}  // namespace
+
+DoubtJudge::DoubtJudge(Increment& increment, std::uint64_t unit, std::uint64_t block)
+    : increment_(increment),
+      unit_(unit),
+      block_(block),
+      parent_(increment.parent().open_reader_at(0)),
+      bytes_(kAtATime) {}
+
+void DoubtJudge::judge(std::span<const GuestRange> doubts, std::span<const ReadRequest> fetched, Piece& piece,
+                       Extents& stored) {
+  equal_.clear();
+  missed_.clear();
+  equal_data_ = 0;
+  for (const GuestRange& doubt : doubts) {
+    auto data = fetched.begin();
+    for (const Extent& run : piece.runs) {
+      const GuestRange common = intersect(doubt, run.range);
+      if (run.kind == Kind::Data) {
+        if (!common.empty()) compare(common, data->into.subspan(common.begin - data->begin, common.length()));
+        ++data;
+      } else if (run.kind == Kind::Zero && !common.empty()) {
+        compare(common, {});
+      }
+    }
+  }
+  increment_.note_compared(equal_data_, missed_);
+
+  // What was not read is inherited, or stored as zeros, block by block.
+  Extents runs;
+  for (const Extent& run : piece.runs) {
+    if (run.kind == Kind::Zero) {
+      leave_out(run, block_, runs);
+    } else {
+      append(runs, run);
+    }
+  }
+  Extents kept;
+  for (const Extent& extent : stored) {
+    if (extent.kind == Kind::Inherit) {
+      append(kept, extent);
+      continue;
+    }
+    for (const Extent& run : piece.runs) {
+      const GuestRange common = intersect(extent.range, run.range);
+      if (common.empty()) continue;
+      leave_out({common, extent.kind}, run.kind == Kind::Zero ? block_ : unit_, kept);
+    }
+  }
+  piece.runs = std::move(runs);
+  stored = std::move(kept);
+}
+
+// `live`: empty for zeros.
+void DoubtJudge::compare(const GuestRange& part, std::span<const std::byte> live) {
+  for (GuestRange rest = part; !rest.empty();) {
+    throw_if_interrupted();
+    const GuestRange some =
+        intersect(rest, {rest.begin, GuestOffset(align_down(rest.begin.bytes(), kBlock)) + kAtATime});
+    const std::span<std::byte> parent = std::span(bytes_).first(some.length());
+    const ReadRequest request{some.begin, parent};
+    parent_->read(std::span(&request, 1));
+    for (GuestRange left = some; !left.empty();) {
+      const GuestRange block =
+          intersect(left, {left.begin, GuestOffset(align_down(left.begin.bytes(), kBlock)) + kBlock});
+      const auto of_block = [&](std::span<const std::byte> bytes, GuestOffset begin) {
+        return bytes.empty() ? bytes : bytes.subspan(block.begin - begin, block.length());
+      };
+      compare_block(block, of_block(live, part.begin), of_block(parent, some.begin));
+      left.begin = block.end;
+    }
+    rest.begin = some.end;
+  }
+}
+
+void DoubtJudge::compare_block(const GuestRange& block, std::span<const std::byte> live,
+                               std::span<const std::byte> parent) {
+  const bool live_is_zero = is_zero(live);
+  const bool equal = live.empty() ? is_zero(parent) : std::ranges::equal(live, parent);
+  if (!equal) return append(missed_, {block, live_is_zero ? Kind::Zero : Kind::Data});
+  if (!live_is_zero) equal_data_ += block.length();
+  if (!equal_.empty() && equal_.back().end == block.begin) {
+    equal_.back().end = block.end;
+  } else {
+    equal_.push_back(block);
+  }
+}
+
+bool DoubtJudge::is_equal(const GuestRange& range) const {
+  const auto after = std::ranges::upper_bound(equal_, range.begin, {}, &GuestRange::begin);
+  return after != equal_.begin() && std::prev(after)->end >= range.end;
+}
+
+// `extent`, with Inherit wherever a whole step of it is the parent's.
+void DoubtJudge::leave_out(const Extent& extent, std::uint64_t step, Extents& kept) const {
+  for (GuestRange rest = extent.range; !rest.empty();) {
+    const GuestRange part =
+        intersect(rest, {rest.begin, GuestOffset(align_down(rest.begin.bytes(), step)) + step});
+    append(kept, {part, is_equal(part) ? Kind::Inherit : extent.kind});
+    rest.begin = part.end;
+  }
+}
+
+}  // namespace qchain

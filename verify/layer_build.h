@@ -1,0 +1,89 @@
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "extent/publication.h"
+#include "qcow2/chain.h"
+#include "qcow2/layer_writer.h"
+#include "verify/layer_manifest.h"
+#include "verify/manifest_slot.h"
+
+namespace qchain {
+
+/// What a new layer is to be.
+struct LayerRecipe {
+  std::string output;
+  Existing existing = Existing::Refuse;
+  const Chain* parent = nullptr;  ///< What it stands on; nullptr: a full layer.
+  /// id, checkpoints, length, time and where it comes from; the parent and the digests are filled in.
+  Identity identity;
+  LayerOptions layer;  ///< Position and observer are filled in.
+  bool manifest = true;
+  std::optional<Algorithm> algorithm;  ///< Of the manifest; nullopt: the parent's, else sha256.
+  const SigningKey* key = nullptr;     ///< nullptr: the manifest is not signed.
+  Warn warn;
+};
+
+/// A layer and its manifest as one thing: the one recipe by which both are made, and the one order in which
+/// they get their names.
+///
+///     data, tables | manifest | fsync | header | fsync | manifest's name by id | image's name: the commit |
+///     ...
+///
+/// Without commit(), also after an exception, nothing is left of it.
+class LayerBuild {
+ public:
+  /// Everything that can be refused is refused here, before the first byte is read: names, what stands under
+  /// them, whether the header has room, the parent's manifest. Throws Error.
+  explicit LayerBuild(LayerRecipe recipe);
+  ~LayerBuild();
+
+  /// The parent's name as the layer records it; empty: a full layer.
+  const std::string& backing_name() const noexcept { return backing_name_; }
+  /// Why the digest of the whole disk will not be known; empty: it will.
+  const std::string& unknown_because() const noexcept { return unknown_because_; }
+  Algorithm algorithm() const noexcept { return algorithm_; }
+  std::uint64_t free_bytes() const { return image_.free_bytes(); }
+  /// To be completed by whoever learns more on the way; before finish().
+  Identity& identity() noexcept { return recipe_.identity; }
+  const Identity& identity() const noexcept { return recipe_.identity; }
+
+  /// How it is written; until write().
+  LayerOptions& layer() noexcept { return recipe_.layer; }
+
+  /// Writes what `source` is. A second call starts over. `wrap` may put another watcher around the
+  /// manifest's.
+  const WrittenLayer& write(BlockDevice& source,
+                            const std::function<WatcherFactory(WatcherFactory)>& wrap = {});
+  /// Ends the manifest, and makes everything but the header durable. Returns the digest of the disk,
+  /// "ALGORITHM:HEX"; empty: unknown.
+  const std::string& finish();
+  /// Makes it an image, and gives both their names. Throws Error where they have none, and nothing is left.
+  void commit();
+
+ private:
+  void find_parent();
+  void require_room_in_header() const;
+  void require_unchanged_parent() const;
+  std::unique_ptr<LayerManifest> begin_manifest();
+  Header complete(Header header) const;
+
+  LayerRecipe recipe_;
+  std::string backing_name_;
+  std::vector<FileStamp> parent_stamps_;
+  Algorithm algorithm_ = Algorithm::Sha256;
+  std::string unknown_because_;
+  Publication image_;
+  ManifestSlot slot_;
+  std::unique_ptr<LayerManifest> manifest_;
+  WrittenLayer written_;
+};
+
+/// Whether `file` is a layer of the chain, its data file, its manifest or its log of proofs, by whatever
+/// name.
+bool belongs_to(const Chain& chain, const FileIdentity& file);
+
+}  // namespace qchain

@@ -1,0 +1,150 @@
+#include "verify/manifest_slot.h"
+
+#include <fmt/format.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <utility>
+#include <vector>
+
+#include "extent/destination.h"
+#include "extent/error.h"
+#include "qcow2/image.h"
+#include "verify/manifest.h"
+
+namespace qchain {
+
+namespace fs = std::filesystem;
+
+namespace {
+
+// The layer id in a manifest's header; nullopt: the file is no manifest.
+std::optional<std::string> layer_of(const std::string& manifest) {
+  try {
+    return ManifestReader(manifest).header().layer_id;
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+// The id of the layer that is an image's; nullopt: it cannot be read.
+std::optional<std::string> id_of(const std::string& image) {
+  try {
+    const std::optional<Identity> identity = Image(File::open_to_read(image)).identity();
+    return identity ? identity->id : std::string();
+  } catch (const Error&) {
+    return std::nullopt;
+  }
+}
+
+}  // namespace
+
+ManifestSlot::ManifestSlot(const Publication& image, Existing existing, std::string id, Warn warn)
+    : image_(image), id_(std::move(id)), warn_(std::move(warn)) {
+  look_at_manifest(existing);
+  remove_leftovers();
+}
+
+void ManifestSlot::look_at_manifest(Existing existing) {
+  const std::string usual = manifest_path(image_.path());
+  const Destination found = qchain::look_at(usual);
+  if (found.kind == DestinationKind::Nothing) return;
+  const std::optional<std::string> layer =
+      found.kind == DestinationKind::RegularFile && found.path == usual ? layer_of(usual) : std::nullopt;
+  if (!layer) {
+    throw Error(Outcome::Usage,
+                fmt::format("{}: exists, and is not a manifest; move it away, or choose another name than {}",
+                            usual, image_.path()));
+  }
+  if (!image_.replaces() && existing == Existing::Refuse) {
+    throw Error(Outcome::Usage,
+                fmt::format("{}: exists, though {} does not: it may be wanted for an image that was lost or "
+                            "moved; choose another name, or replace it with --force",
+                            usual, image_.path()));
+  }
+  replaces_ = true;
+  replaced_id_ = *layer;
+}
+
+// Manifests by id that belong to no image under this name.
+void ManifestSlot::remove_leftovers() const {
+  const fs::path path = image_.path();
+  const std::string prefix = manifest_path(path.filename().string()) + '.';
+  const std::optional<std::string> present = image_.replaces() ? id_of(image_.path()) : std::string();
+  if (!present) return;
+  std::error_code error;
+  std::vector<fs::path> left;
+  for (const fs::directory_entry& entry :
+       fs::directory_iterator(path.parent_path().empty() ? fs::path(".") : path.parent_path(), error)) {
+    const std::string name = entry.path().filename().string();
+    if (!name.starts_with(prefix) || !is_uuid(name.substr(prefix.size()))) continue;
+    if (name.substr(prefix.size()) != *present) left.push_back(entry.path());
+  }
+  for (const fs::path& file : left) {
+    struct stat status {};
+    const std::string id = file.filename().string().substr(prefix.size());
+    const bool ours = lstat(file.c_str(), &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 1 &&
+                      layer_of(file.string()) == id;
+    if (ours && unlink(file.c_str()) == 0) {
+      tell(fmt::format("{}: removed; it was left by an interrupted run", file.string()));
+    } else {
+      tell(fmt::format("{}: looks like the leftover of an interrupted run; remove it if it is not wanted",
+                       file.string()));
+    }
+  }
+}
+
+std::string ManifestSlot::path() const { return manifest_path(image_.path(), id_); }
+
+void ManifestSlot::prepare() {
+  if (!id_.empty() || replaced_id_.empty()) return;
+  // The image that is replaced keeps its manifest until it is.
+  const std::string usual = manifest_path(image_.path());
+  if (std::rename(usual.c_str(), manifest_path(image_.path(), replaced_id_).c_str()) != 0) {
+    throw system_error(fmt::format("{}: cannot be set aside", usual), errno);
+  }
+  set_aside_ = true;
+}
+
+void ManifestSlot::withdraw() noexcept {
+  if (!id_.empty()) {
+    unlink(path().c_str());
+  } else if (set_aside_) {
+    std::rename(manifest_path(image_.path(), replaced_id_).c_str(), manifest_path(image_.path()).c_str());
+  }
+}
+
+void ManifestSlot::settle() noexcept {
+  const std::string usual = manifest_path(image_.path());
+  // Another writer may have replaced the image by now, and its manifest be the one that lies there.
+  struct stat status {};
+  const bool is_ours = stat(image_.path().c_str(), &status) == 0 &&
+                       image_.file().identity() == FileIdentity{status.st_dev, status.st_ino};
+  if (!is_ours) return;
+  if (!id_.empty() && std::rename(path().c_str(), usual.c_str()) != 0) {
+    return tell(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
+                            std::strerror(errno)));
+  }
+  if (replaced_id_ != id_ || id_.empty()) {
+    // What belonged to the image that is gone.
+    const std::string old = !set_aside_ && id_.empty() ? usual : manifest_path(image_.path(), replaced_id_);
+    const bool there = replaces_ && (set_aside_ || id_.empty() || !replaced_id_.empty());
+    if (there && unlink(old.c_str()) != 0 && errno != ENOENT) {
+      tell(fmt::format("{}: cannot be removed ({}); it belongs to the image that was replaced", old,
+                       std::strerror(errno)));
+    }
+  }
+}
+
+void ManifestSlot::tell(const std::string& message) const noexcept {
+  try {
+    if (warn_) warn_(message);
+  } catch (...) {  // a warning that cannot be given
+  }
+}
+
+}  // namespace qchain

@@ -1,0 +1,59 @@
+#include "verify/parent_check.h"
+
+#include <fmt/format.h>
+
+#include <cstdlib>
+
+#include "verify/drill.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::int64_t kCoarsest = 2;  // seconds: what the file systems in use round times to
+
+bool was_touched(const Layer& layer) {
+  const std::optional<Identity> identity = layer.identity();
+  const std::optional<std::int64_t> written = identity ? time_of(*identity) : std::nullopt;
+  const FileStamp stamp = layer.file().stamp();
+  return written && (stamp.nanoseconds != 0 || std::abs(stamp.seconds - *written) > kCoarsest);
+}
+
+}  // namespace
+
+ParentState check_parent(const Chain& parent, unsigned workers,
+                         const std::function<void(const std::string&)>& note) {
+  ParentState state = ParentState::AsWritten;
+  for (std::size_t i = 0; i < parent.layers().size(); ++i) {
+    const Layer& layer = parent.layers()[i];
+    if (!was_touched(layer)) continue;
+    const ManifestVerdict manifest = judge_manifest(parent, i, {}, Depth::ManifestAlone);
+    if (!manifest.belongs) {
+      note(fmt::format(
+          "{}: was written to or copied since it was made (its modification time is not the recorded {}), "
+          "and it has no manifest to compare it with",
+          layer.path(), layer.identity()->time));
+      state = ParentState::Unproven;
+      continue;
+    }
+    note(fmt::format(
+        "{}: was written to or copied since it was made (its modification time is not the recorded {}): "
+        "its data is compared with its manifest first",
+        layer.path(), layer.identity()->time));
+    ProofOptions options;
+    options.workers = workers;
+    const Proof proof = prove_layer(parent, i, options);
+    if (proof.is_clean()) continue;
+    const GuestRange where =
+        proof.damages.empty() ? proof.unreadable.front().range : proof.damages.front().range;
+    throw Error(
+        Outcome::Mismatch,
+        fmt::format(
+            "{}: is not what its manifest says, first at guest {}: it was damaged or written to since it "
+            "was made; take an undamaged copy as the parent, or start a new chain with a full image",
+            layer.path(), to_string(where)));
+  }
+  return state;
+}
+
+}  // namespace qchain

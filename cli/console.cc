@@ -43,7 +43,12 @@ void Console::warn(const std::string& message) { tell("warning: ", message, warn
 void Console::error(const std::string& message) { tell("", message, errors_); }
 
 void Console::print(const std::string& text) {
-  if (!json_) write_out(text);
+  if (json_) return;
+  if (to_standard_error_) {
+    std::fputs(text.c_str(), stderr);
+  } else {
+    write_out(text);
+  }
 }
 
 Json Console::with_frame(Outcome outcome, const Json& fields) const {

@@ -31,6 +31,8 @@ class Console {
 
   /// What was asked for is done, and stands: from now on, words that cannot be written are a warning.
   void result_stands() noexcept { result_stands_ = true; }
+  /// Standard output is taken by a disk: text goes to standard error.
+  void use_standard_error() noexcept { to_standard_error_ = true; }
   /// Hands on what was printed. Throws Error (Io).
   void flush();
 
@@ -52,6 +54,7 @@ class Console {
   void fail_to_write(int error_number);
 
   ProgressStyle style_;
+  bool to_standard_error_ = false;
   bool result_stands_ = false;
   bool cannot_write_ = false;
   std::vector<std::string> notes_;

@@ -7,14 +7,16 @@
 #include "extent/publication.h"
 #include "qcow2/chain.h"
 #include "qcow2/layer_writer.h"
-#include "verify/chain_digests.h"
+#include "verify/digest.h"
 
 namespace qchain {
 
 struct FlatLayerOptions {
   Existing existing = Existing::Refuse;
-  ChainDigests* digests = nullptr;  ///< What is read is held against them; nullptr: against nothing.
-  std::string expected_root;        ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
+  WatcherFactory watcher;      ///< Sees what is read, before it is written; none: nobody does.
+  bool salvage = false;        ///< Blocks that cannot be read are shown to the watcher, and become zeros.
+  Algorithm algorithm = Algorithm::Sha256;  ///< Of the manifest.
+  std::string expected_root;   ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
   unsigned workers = 1;
   Warn warn;  ///< Told what is not as it should be, after the commit too.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
@@ -23,13 +25,13 @@ struct FlatLayerOptions {
 struct FlatLayer {
   std::string id;
   std::string root;                 ///< The digest of the disk, "sha256:HEX".
-  std::uint64_t unknown_bytes = 0;  ///< Of which the digests do not tell what they should be.
   WrittenLayer written;
 };
 
-/// Writes the disk that a chain describes as one full layer, with an identity and a manifest of its own; it
+/// Writes `source`, the disk that a chain describes, as one full layer, with an identity and a manifest of its own; it
 /// is at the checkpoint of the chain's top. Throws Error: Mismatch where what is read is not what was
 /// recorded.
-FlatLayer write_flat_layer(Chain& chain, const std::string& path, const FlatLayerOptions& options);
+FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::string& path,
+                           const FlatLayerOptions& options);
 
 }  // namespace qchain

@@ -28,6 +28,7 @@ class FileWriter : public TargetWriter {
 
   void start(std::span<const WriteRequest> batch) override {
     WriteList list;
+    target_.touched_ = true;
     for (const WriteRequest& request : batch) {
       if (request.bytes.empty()) {
         target_.write_zeros(request.range);
@@ -40,7 +41,7 @@ class FileWriter : public TargetWriter {
   void wait() override { writes_.wait(); }
 
  private:
-  const FileTarget& target_;
+  FileTarget& target_;
   BackgroundWrites writes_;
 };
 
@@ -52,6 +53,7 @@ std::unique_ptr<TargetWriter> FileTarget::open_writer() {
 }
 
 void FileTarget::write(std::span<const WriteRequest> batch) {
+  touched_ = true;
   for (const WriteRequest& request : batch) {
     if (request.bytes.empty()) {
       write_zeros(request.range);
@@ -63,13 +65,13 @@ void FileTarget::write(std::span<const WriteRequest> batch) {
   }
 }
 
-void FileTarget::write_zeros(const GuestRange& range) const {
+void FileTarget::write_zeros(const GuestRange& range) {
   static constexpr std::array<std::byte, std::size_t{64} << 10> kZeros{};
   switch (content_) {
     case TargetContent::Zeros:
       return;
     case TargetContent::Unknown:
-      return file_.write_zeros(HostOffset(range.begin.bytes()), range.length());
+      return file_.write_zeros(HostOffset(range.begin.bytes()), range.length(), space_);
     case TargetContent::Stream:
       for (std::uint64_t rest = range.length(); rest > 0;) {
         const std::size_t step = std::min<std::uint64_t>(rest, kZeros.size());

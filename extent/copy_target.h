@@ -1,6 +1,7 @@
 // Where a disk is copied to: a file, a block device, a pipe, or an NBD export.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <memory>
 #include <span>
@@ -39,6 +40,8 @@ class CopyTarget {
   virtual std::unique_ptr<TargetWriter> open_writer();
   /// Makes durable what was written. Throws Error (Io).
   virtual void sync() = 0;
+  /// Whether anything was written, or may have been.
+  virtual bool is_touched() const { return true; }
   /// Whether it takes bytes only in the order of the disk, from one thread at a time.
   virtual bool is_stream() const { return false; }
 };
@@ -52,20 +55,24 @@ enum class TargetContent {
 
 class FileTarget : public CopyTarget {
  public:
-  /// The file has to outlive it.
-  FileTarget(const File& file, TargetContent content) : file_(file), content_(content), queue_(file) {}
+  /// The file has to outlive it. `space`: what becomes of that of zeros, where they are written.
+  FileTarget(const File& file, TargetContent content, ZeroSpace space = ZeroSpace::Release)
+      : file_(file), content_(content), space_(space), queue_(file) {}
 
   void write(std::span<const WriteRequest> batch) override;
   std::unique_ptr<TargetWriter> open_writer() override;
   void sync() override { file_.sync(); }
+  bool is_touched() const override { return touched_; }
   bool is_stream() const override { return content_ == TargetContent::Stream; }
 
  private:
   friend class FileWriter;
-  void write_zeros(const GuestRange& range) const;
+  void write_zeros(const GuestRange& range);
 
   const File& file_;
   TargetContent content_;
+  ZeroSpace space_;
+  std::atomic<bool> touched_ = false;
   WriteQueue queue_;
 };
 

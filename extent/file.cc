@@ -182,6 +182,17 @@ void File::resize(std::uint64_t bytes) const {
   }
 }
 
+void File::allocate(std::uint64_t bytes) const {
+  if (bytes != 0 && fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes)) != 0) {
+    throw system_error(fmt::format("{}: cannot set aside {} bytes", path_, bytes), errno);
+  }
+}
+
+bool File::is_read_only() const {
+  int read_only = 0;
+  return ioctl(descriptor_, BLKROGET, &read_only) == 0 && read_only != 0;
+}
+
 void File::bypass_cache() {
   if (direct_ >= 0) return;
   // By its descriptor: the name may be another file's by now.

@@ -69,6 +69,10 @@ class File {
   /// Writes at the current position: for pipes.
   void append(std::span<const std::byte> bytes) const;
   void resize(std::uint64_t bytes) const;
+  /// Makes it `bytes` long, with all of its space set aside.
+  void allocate(std::uint64_t bytes) const;
+  /// Of a block device.
+  bool is_read_only() const;
   /// From now on, write() goes past the page cache where whole pages are written from whole pages, as far as
   /// the file system knows how. For what is written once, and much of it: it saves a copy and the pages, and
   /// sync() finds nothing left to wait for.

@@ -588,7 +588,8 @@ NbdConnection::Writing NbdConnection::start(const WriteRequest& request) {
     const void* const bytes = request.bytes.empty() ? kZeros.data() : request.bytes.data();
     writing.cookie = nbd_aio_pwrite(handle, bytes, length, begin, nbd_completion_callback{}, 0);
   } else {
-    const std::uint32_t flags = writing.way == Zeroing::Fast ? LIBNBD_CMD_FLAG_FAST_ZERO : 0;
+    const std::uint32_t flags = (writing.way == Zeroing::Fast ? LIBNBD_CMD_FLAG_FAST_ZERO : 0) |
+                                (target_.keep_space ? LIBNBD_CMD_FLAG_NO_HOLE : 0);
     writing.cookie = nbd_aio_zero(handle, length, begin, nbd_completion_callback{}, flags);
   }
   if (writing.cookie < 0 && !is_dead()) {

@@ -36,6 +36,8 @@ struct NbdTarget {
   std::chrono::milliseconds timeout{30000};
   /// The same for each step of connecting, where that is shorter.
   std::chrono::milliseconds connect_timeout{30000};
+  /// Whether the server is to keep the space of zeros that are written.
+  bool keep_space = false;
   unsigned requests_in_flight = 16;
   std::uint64_t request_size = std::uint64_t{256} << 10;
 };

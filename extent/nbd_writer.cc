@@ -41,6 +41,7 @@ NbdWriter::NbdWriter(const NbdTarget& target) : target_(target) {
 
 void NbdWriter::write(std::span<const WriteRequest> batch) {
   Connection connection = take();
+  touched_ = true;
   try {
     connection->write(batch);
   } catch (...) {

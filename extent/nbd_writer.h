@@ -1,5 +1,6 @@
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -23,6 +24,7 @@ class NbdWriter : public CopyTarget {
   std::uint64_t size() const noexcept { return size_; }
   void write(std::span<const WriteRequest> batch) override;
   void sync() override;
+  bool is_touched() const override { return touched_; }
 
  private:
   using Connection = std::unique_ptr<NbdConnection>;
@@ -31,6 +33,7 @@ class NbdWriter : public CopyTarget {
 
   const NbdTarget target_;
   std::uint64_t size_ = 0;
+  std::atomic<bool> touched_ = false;
   std::mutex in_use_;  // of what follows
   std::condition_variable given_back_;
   std::vector<Connection> idle_;

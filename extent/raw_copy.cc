@@ -63,7 +63,11 @@ class CopyWorker : public Worker {
       batch.push_back({run.range.begin, free.first(run.range.length())});
       free = free.subspan(run.range.length());
     }
-    reader_->read(batch);
+    if (copy_.options.salvage) {
+      read_watched(*reader_, batch, watcher_.get());
+    } else {
+      reader_->read(batch);
+    }
     if (watcher_) watcher_->fetched(batch);
     split_zeros(batch);
   }

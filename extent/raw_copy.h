@@ -15,6 +15,8 @@ struct CopyOptions {
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
   /// Watchers see what was read before any of it is written, in blocks of 64 KiB; none: nobody looks.
   WatcherFactory make_watcher = {};
+  /// Whether watchers are told of blocks that cannot be read, which become zeros; else the copy ends there.
+  bool salvage = false;
 };
 
 struct CopyResult {

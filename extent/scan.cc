@@ -93,6 +93,7 @@ void read_watched(Reader& reader, std::span<const ReadRequest> batch, PieceWatch
         reader.read(std::span(&block, 1));
       } catch (const Error& error) {
         if (!is_partial(error)) throw;
+        std::ranges::fill(block.into, std::byte{0});
         watcher->unread(block.range(), error);
       }
       rest = {block.range().end, rest.into.subspan(block.into.size())};

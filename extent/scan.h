@@ -25,7 +25,7 @@ class PieceWatcher {
   /// The Data runs of the piece, read. Side by side with other workers'.
   virtual void fetched(std::span<const ReadRequest> runs) = 0;
   /// Called in the handler of an Error while the bytes of one block could not be read, before fetched(); the
-  /// block's bytes mean nothing. Goes on where it returns; throws as it was by default.
+  /// block's bytes are zeros then, and mean nothing. Goes on where it returns; throws as it was by default.
   virtual void unread(const GuestRange& block, const Error& error);
   /// Its turn has come: one at a time, in guest order.
   virtual void settle() {}

@@ -19,13 +19,15 @@ namespace {
 constexpr std::uint64_t kUnit = std::uint64_t{64} << 10;
 constexpr std::uint64_t kBuffer = 16 * kUnit;
 
-RawFile open_uncached(const std::string& path) {
+RawFile open_uncached(const std::string& path, const std::string& name) {
   const int direct = open(path.c_str(), O_RDONLY | O_DIRECT | O_CLOEXEC);
-  if (direct >= 0) return RawFile(File(direct, path));
-  if (errno != EINVAL) throw system_error(fmt::format("{}: cannot open", path), errno);
-  File file = File::open_to_read(path);
+  if (direct >= 0) return RawFile(File(direct, name));
+  if (errno != EINVAL) throw system_error(fmt::format("{}: cannot open", name), errno);
+  const int cached = open(path.c_str(), O_RDONLY | O_CLOEXEC);
+  if (cached < 0) throw system_error(fmt::format("{}: cannot open", name), errno);
+  File file(cached, name);
   const int error = posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
-  if (error != 0) throw system_error(fmt::format("{}: cannot drop what is cached of it", path), error);
+  if (error != 0) throw system_error(fmt::format("{}: cannot drop what is cached of it", name), error);
   return RawFile(std::move(file));
 }
 
@@ -76,7 +78,8 @@ class UncachedReader : public Reader {
 
 }  // namespace
 
-UncachedFile::UncachedFile(const std::string& path) : file_(open_uncached(path)) {}
+UncachedFile::UncachedFile(const std::string& path, const std::string& name)
+    : file_(open_uncached(path, name.empty() ? path : name)) {}
 
 std::unique_ptr<Reader> UncachedFile::open_reader() { return std::make_unique<UncachedReader>(file_); }
 

@@ -12,8 +12,8 @@ namespace qchain {
 /// at the beginning.
 class UncachedFile : public BlockDevice {
  public:
-  /// Throws Error (Io).
-  explicit UncachedFile(const std::string& path);
+  /// `name`: for messages; empty: the path. Throws Error (Io).
+  explicit UncachedFile(const std::string& path, const std::string& name = {});
 
   std::string name() const override { return file_.name(); }
   std::uint64_t size() const override { return file_.size(); }

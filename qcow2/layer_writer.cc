@@ -216,7 +216,11 @@ class LayerWorker : public Worker {
       std::ranges::fill(free.subspan(length, whole - length), std::byte{0});
       free = free.subspan(whole);
     }
-    reader_->read(batch);
+    if (job_.options.salvage) {
+      read_watched(*reader_, batch, watcher_.get());
+    } else {
+      reader_->read(batch);
+    }
     return batch;
   }
 

@@ -33,6 +33,8 @@ struct LayerOptions {
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
   std::optional<LayerObserver> observer = std::nullopt;
+  /// Whether the observer's watchers are told of blocks that cannot be read, which become zeros.
+  bool salvage = false;
   /// Where the source is an increment: what it doubts is held against the parent while it is written.
   Increment* increment = nullptr;
   /// Called with the bytes of the disk that have been dealt with, in guest order.

@@ -3,14 +3,18 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <filesystem>
 #include <stdexcept>
 
+#include "extent/image_lock.h"
 #include "extent/publication.h"
 #include "extent/raw_file.h"
 #include "extent/zero.h"
@@ -193,11 +197,13 @@ TEST_F(FileTest, IsZeroLooksAtEveryByte) {
   }
 }
 
+// By default a file has no name before it is published. Where the file system cannot do that, it has a random one.
 class PublicationTest : public FileTest {
  protected:
   std::string path = folder / "out";
-  std::string partial = path + ".partial";
   Bytes content = any_bytes(1000);
+  std::vector<std::string> warnings;
+  Warn warn = [this](const std::string& message) { warnings.push_back(message); };
 };
 
 TEST_F(PublicationTest, AppearsWhenItIsPublished) {
@@ -206,7 +212,8 @@ TEST_F(PublicationTest, AppearsWhenItIsPublished) {
     EXPECT_EQ(publication.path(), path);
     publication.file().write(HostOffset(0), content);
     publication.sync();
-    EXPECT_EQ(folder.names(), std::vector<std::string>{"out.partial"});
+    EXPECT_EQ(read_file(publication.current_path()), content);
+    EXPECT_TRUE(folder.names().empty());
     publication.publish();
     EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
   }
@@ -245,8 +252,32 @@ TEST_F(PublicationTest, RefusesAnExistingName) {
 
 TEST_F(PublicationTest, RefusesALinkThatPointsNowhere) {
   std::filesystem::create_symlink("nowhere", path);
-  EXPECT_EQ(outcome_of([&] { Publication(path, Existing::Refuse); }), Outcome::Usage);
+  for (const Existing existing : {Existing::Refuse, Existing::Replace}) {
+    EXPECT_EQ(outcome_of([&] { Publication(path, existing); }), Outcome::Usage);
+  }
   EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
+}
+
+TEST_F(PublicationTest, FollowsALinkToAFile) {
+  write_file(folder / "target", any_bytes(5));
+  std::filesystem::create_symlink("target", path);
+  EXPECT_EQ(outcome_of([&] { Publication(path, Existing::Refuse); }), Outcome::Usage);
+  Publication publication(path, Existing::Replace);
+  publication.file().write(HostOffset(0), content);
+  publication.publish();
+  EXPECT_TRUE(std::filesystem::is_symlink(path));
+  EXPECT_EQ(read_file(folder / "target"), content);
+}
+
+TEST_F(PublicationTest, ReplacesNothingButRegularFiles) {
+  std::filesystem::create_directory(folder / "directory");
+  ASSERT_EQ(mkfifo((folder / "fifo").c_str(), 0600), 0);
+  std::filesystem::create_symlink("/dev/null", folder / "link");
+  for (const char* const name : {"directory", "fifo", "link"}) {
+    const auto before = std::filesystem::symlink_status(folder / name).type();
+    EXPECT_EQ(outcome_of([&] { Publication(folder / name, Existing::Replace); }), Outcome::Usage) << name;
+    EXPECT_EQ(std::filesystem::symlink_status(folder / name).type(), before) << name;
+  }
 }
 
 TEST_F(PublicationTest, RefusesANameThatWasTakenMeanwhile) {
@@ -260,14 +291,44 @@ TEST_F(PublicationTest, RefusesANameThatWasTakenMeanwhile) {
   EXPECT_EQ(read_file(path), content);
 }
 
+TEST_F(PublicationTest, RefusesToReplaceAnotherFileThanAtFirst) {
+  write_file(path, any_bytes(5));
+  EXPECT_EQ(outcome_of([&] {
+              Publication publication(path, Existing::Replace);
+              write_file(folder / "other", content);
+              std::filesystem::rename(folder / "other", path);
+              publication.publish();
+            }),
+            Outcome::Usage);
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
+  EXPECT_EQ(read_file(path), content);
+}
+
 TEST_F(PublicationTest, ReplacesAnExistingFileAtOnce) {
   write_file(path, any_bytes(5000));
+  ASSERT_EQ(chmod(path.c_str(), 0640), 0);
+  const bool has_attributes = setxattr(path.c_str(), "user.test", "kept", 4, 0) == 0;
   const File before = File::open_to_read(path);
-  Publication publication(path, Existing::Replace);
+  Publication publication(path, Existing::Replace, warn);
   publication.file().write(HostOffset(0), content);
   publication.publish();
   EXPECT_EQ(read_file(path), content);
   EXPECT_EQ(before.size(), 5000U) << "who has the old file open keeps it";
+  struct stat status {};
+  ASSERT_EQ(stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 07777, 0640U);
+  std::array<char, 4> value{};
+  EXPECT_EQ(getxattr(path.c_str(), "user.test", value.data(), value.size()), has_attributes ? 4 : -1);
+  EXPECT_TRUE(warnings.empty());
+  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
+}
+
+TEST_F(PublicationTest, RefusesToReplaceWhatIsInUse) {
+  write_file(path, content);
+  const File guest(open(path.c_str(), O_RDWR | O_CLOEXEC), path);
+  lock_image(guest, Sharing::Write);
+  EXPECT_EQ(outcome_of([&] { Publication(path, Existing::Replace); }), Outcome::Io);
+  EXPECT_EQ(read_file(path), content);
 }
 
 TEST_F(PublicationTest, RefusesASecondWriter) {
@@ -282,21 +343,25 @@ TEST_F(PublicationTest, RefusesASecondWriter) {
   EXPECT_EQ(read_file(path), content);
 }
 
-TEST_F(PublicationTest, TakesOverWhatACrashLeft) {
-  write_file(partial, any_bytes(5000));
-  Publication publication(path, Existing::Refuse);
-  EXPECT_EQ(publication.file().size(), 0U);
-  publication.file().write(HostOffset(0), content);
-  publication.publish();
-  EXPECT_EQ(folder.names(), std::vector<std::string>{"out"});
-  EXPECT_EQ(read_file(path), content);
+TEST_F(PublicationTest, RemovesWhatACrashLeft) {
+  write_file(folder / "out.0123456789abcdef.partial", any_bytes(5000));
+  Publication publication(path, Existing::Refuse, warn);
+  EXPECT_TRUE(folder.names().empty());
+  ASSERT_EQ(warnings.size(), 1U);
+  EXPECT_NE(warnings[0].find("out.0123456789abcdef.partial"), std::string::npos);
 }
 
-// A planted link must not make us truncate what it points at.
-TEST_F(PublicationTest, DoesNotFollowALinkInPlaceOfThePartialFile) {
-  write_file(folder / "precious", content);
-  std::filesystem::create_symlink("precious", partial);
-  EXPECT_EQ(outcome_of([&] { Publication(path, Existing::Refuse); }), Outcome::Io);
+TEST_F(PublicationTest, RemovesNothingThatMayBeSomebodys) {
+  const std::vector<std::string> kept{"out.0123456789abcde.partial", "out.0123456789abcdef.partial",
+                                      "out.0123456789abcdef.partial2", "out.123456789abcdef0.partial", "out.partial",
+                                      "out2.0123456789abcdef.partial"};
+  for (const std::string& name : kept) write_file(folder / name, content);
+  std::filesystem::create_hard_link(folder / "out.0123456789abcdef.partial", folder / "precious");
+  const File writer = File::open_to_read(folder / "out.123456789abcdef0.partial");
+  ASSERT_EQ(flock(writer.descriptor(), LOCK_EX | LOCK_NB), 0);
+  Publication publication(path, Existing::Refuse, warn);
+  publication.publish();
+  for (const std::string& name : kept) EXPECT_EQ(read_file(folder / name), content) << name;
   EXPECT_EQ(read_file(folder / "precious"), content);
 }
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "qcow2/compression.h"
+#include "verify/layer_build.h"
 
 namespace qchain::tests {
 
@@ -66,47 +67,26 @@ void ProvenChain::add(Disk disk, LayerOptions options, Algorithm algorithm, cons
   layer.algorithm = algorithm;
   layer.position = options.position = layers_.empty() ? Position::Bottom : Position::Overlay;
 
-  Identity identity;
-  identity.id = random_uuid();
-  identity.length = disk.bytes.size();
-  identity.checkpoint = "check" + std::to_string(layers_.size());
-  ManifestHeader header;
-  header.algorithm = algorithm;
-  header.length = identity.length;
   std::unique_ptr<Chain> parent;
-  ParentDigests beneath;
   if (!layers_.empty()) {
     parent = open();
-    identity.overlay = header.overlay = true;
-    const std::optional<Identity> below = parent->top().identity();
-    if (below) identity.parent_id = below->id;
     layer.parent_length = parent->top().true_length();
-    beneath = parent_digests(*parent, 0);
-    if (beneath.digests && beneath.algorithm != algorithm) {
-      beneath.digests.reset();
-      beneath.root.clear();
-    }
   }
-  identity.parent_digest = header.parent_root = beneath.root;
-  header.layer_id = identity.id;
-  header.parent_id = identity.parent_id;
-  header.checkpoint = identity.checkpoint;
-
-  LayerManifest manifest(folder_ / layer.name, header, layer.parent_length, std::move(beneath.digests));
-  layer.options = options;
-  options.observer = manifest.observer();
+  LayerRecipe recipe;
+  recipe.output = folder_ / layer.name;
+  recipe.existing = Existing::Replace;
+  recipe.parent = parent.get();
+  recipe.identity.id = random_uuid();
+  recipe.identity.length = disk.bytes.size();
+  recipe.identity.checkpoint = "check" + std::to_string(layers_.size());
+  recipe.layer = layer.options = options;
+  recipe.algorithm = algorithm;
+  recipe.key = key;
+  LayerBuild build(std::move(recipe));
   MemoryDevice device(disk.bytes, disk.extents, random_.one_of<std::uint64_t>({100000, 1 << 30}));
-  const File file = create_file(folder_ / layer.name);
-  WrittenLayer written = write_layer(device, file, options);
-  layer.root = manifest.finish(key);
-  if (layer.root) identity.digest = named(algorithm, *layer.root);
-  written.header.identity = encode_identity(identity);
-  if (parent) {
-    written.header.backing_name = layers_.back().name;
-    written.header.backing_format = parent->top().format();
-  }
-  write_header(file, written.header);
-  manifest.publish();
+  build.write(device);
+  layer.root = build.finish();
+  build.commit();
   layer.disk = std::move(disk);
   layers_.push_back(std::move(layer));
 }

@@ -52,6 +52,10 @@ class DigestWatcher : public PieceWatcher {
 
 }  // namespace
 
+WatcherFactory digest_watcher(DiskDigest& disk, Algorithm algorithm) {
+  return [&disk, algorithm] { return std::make_unique<DigestWatcher>(disk, algorithm); };
+}
+
 Digest digest_of(BlockDevice& device, std::uint64_t length, const DigestOptions& options) {
   DiskDigest disk(options.algorithm);
   scan([&] { return device.open_reader(); },

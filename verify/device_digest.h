@@ -4,6 +4,7 @@
 #include <functional>
 
 #include "extent/block_device.h"
+#include "extent/scan.h"
 #include "verify/digest.h"
 
 namespace qchain {
@@ -14,6 +15,9 @@ struct DigestOptions {
   /// Called with the bytes of the disk that have been dealt with, in order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };
+
+/// Adds what is read to `disk`, in blocks of kDigestBlock. It has to outlive the watchers.
+WatcherFactory digest_watcher(DiskDigest& disk, Algorithm algorithm);
 
 /// The content digest of the first `length` bytes of a disk: what is known to be zeros is not read.
 /// Throws Error.

@@ -166,13 +166,12 @@ const WrittenLayer& LayerBuild::write(BlockDevice& source,
   return written_;
 }
 
-const std::string& LayerBuild::finish() {
-  if (manifest_) {
-    const std::optional<Digest> root = manifest_->finish(recipe_.key);
-    if (root) recipe_.identity.digest = named(algorithm_, *root);
-  }
+std::optional<Digest> LayerBuild::finish() {
+  std::optional<Digest> root;
+  if (manifest_) root = manifest_->finish(recipe_.key);
+  if (root) recipe_.identity.digest = named(algorithm_, *root);
   image_.sync();
-  return recipe_.identity.digest;
+  return root;
 }
 
 // Whoever moves or writes to a layer while another one is written onto it breaks the new one.

@@ -24,9 +24,9 @@ struct Job {
   const Chain& chain;
   ChainDigests& digests;
   const std::size_t max_listed;
-  Proof proof;
+  Proof& proof;
 
-  void add(const Damage& damage) {
+  void add(const Damage& damage) const {
     proof.damaged_bytes += damage.range.length();
     std::vector<Damage>& all = proof.damages;
     // Whose fault a missed change is, is found out block by block.
@@ -39,16 +39,7 @@ struct Job {
     }
   }
 
-  void add(const Unreadable& unreadable) {
-    proof.unreadable_bytes += unreadable.range.length();
-    std::vector<Unreadable>& all = proof.unreadable;
-    if (!all.empty() && all.back().message == unreadable.message &&
-        all.back().range.end == unreadable.range.begin) {
-      all.back().range.end = unreadable.range.end;
-    } else if (all.size() < max_listed) {
-      all.push_back(unreadable);
-    }
-  }
+  void add(const Unreadable& unreadable) const { add_unreadable(proof, unreadable, max_listed); }
 };
 
 // What was read of the zeros that fill the disk's last sector, behind its last block.
@@ -62,7 +53,7 @@ std::span<const std::byte> fill_behind(const StoredBlock& block, const ReadReque
 // Judges the blocks of one worker's pieces.
 class ProofWatcher : public PieceWatcher {
  public:
-  explicit ProofWatcher(Job& job) : job_(job), judge_(job.digests.top().algorithm) {}
+  explicit ProofWatcher(const Job& job) : job_(job), judge_(job.digests.top().algorithm) {}
 
   void plan(const Piece& piece, const Extents&) override {
     data_bytes_ = piece.data_bytes;
@@ -146,7 +137,7 @@ class ProofWatcher : public PieceWatcher {
         unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
   }
 
-  Job& job_;
+  Job job_;
   BlockJudge judge_;
   std::uint64_t data_bytes_ = 0;
   StoredPiece stored_;
@@ -229,13 +220,12 @@ ExtentSource named_blocks(const std::string& path) {
       [state = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})] { return state->next(); };
 }
 
-Proof prove(Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, const ProofOptions& options) {
+void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, const ProofOptions& options) {
   std::optional<std::uint64_t> stopped_at;
   scan(open_reader, until(pieces_of(std::move(looked_at)), options.deadline, stopped_at),
        [&] { return std::make_unique<ProofWatcher>(job); },
        {options.workers, PieceLimits{}.data, options.progress});
   job.proof.stopped_at = stopped_at;
-  return std::move(job.proof);
 }
 
 }  // namespace
@@ -324,25 +314,41 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
   const std::string path = manifest_of(chain.layers()[index]);
   ChainDigests digests({path}, index, true);
   const std::uint64_t length = align_up(digests.top().length, kSectorSize);
-  Job job{Subject::Layer, chain, digests, options.max_listed, {}};
+  Proof proof;
+  const Job job{Subject::Layer, chain, digests, options.max_listed, proof};
   // Where both say zeros, there is nothing to read.
   ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
                                          [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
                                      kDigestBlock, Position::Overlay);
-  Proof proof = prove(
-      job, [&] { return chain.open_reader_at(index); },
-      selected(std::move(looked_at), options.selection, length), options);
+  prove(job, [&] { return chain.open_reader_at(index); },
+        selected(std::move(looked_at), options.selection, length), options);
   return proof;
 }
 
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options) {
-  Job job{Subject::Disk, chain, digests, options.max_listed, {}};
+  Proof proof;
+  const Job job{Subject::Disk, chain, digests, options.max_listed, proof};
   const std::uint64_t length = std::min(disk.size(), align_up(digests.top().length, kSectorSize));
-  return prove(
-      job, [&] { return disk.open_reader(); },
-      selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
-               options.selection, length),
-      options);
+  prove(job, [&] { return disk.open_reader(); },
+        selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
+                 options.selection, length),
+        options);
+  return proof;
+}
+
+void add_unreadable(Proof& proof, const Unreadable& unreadable, std::size_t max_listed) {
+  proof.unreadable_bytes += unreadable.range.length();
+  std::vector<Unreadable>& all = proof.unreadable;
+  if (!all.empty() && all.back().message == unreadable.message && all.back().range.end == unreadable.range.begin) {
+    all.back().range.end = unreadable.range.end;
+  } else if (all.size() < max_listed) {
+    all.push_back(unreadable);
+  }
+}
+
+WatcherFactory disk_watcher(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed) {
+  const Job job{Subject::Disk, chain, digests, max_listed, proof};
+  return [job] { return std::make_unique<ProofWatcher>(job); };
 }
 
 WatcherFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes) {

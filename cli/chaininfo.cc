@@ -42,7 +42,7 @@ void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
   LayerInfo& known = info.layers[index];
   const auto problem = [&](const char* what, const std::string& why) {
     info.survey.problems.push_back(
-        {index, Outcome::Incomplete, fmt::format("{}: {}: {}", image.file().path(), what, why)});
+        {ProblemKind::Unopenable, index, Outcome::Incomplete, fmt::format("{}: {}: {}", image.file().path(), what, why)});
   };
   known.snapshots = read_snapshots(image, kMaxListed);
   if (!known.snapshots.problem.empty()) problem("snapshots", known.snapshots.problem);
@@ -61,7 +61,7 @@ void learn_proof(ChainInfo& info, std::size_t index) {
     if (proof && proof->value("manifest", Json()) == known.manifest->own_digest.hex())
       known.last_proof = proof;
   } catch (const Error& error) {
-    info.survey.problems.push_back({index, error.outcome(), error.what()});
+    info.survey.problems.push_back({ProblemKind::Unopenable, index, error.outcome(), error.what()});
   }
 }
 
@@ -77,7 +77,7 @@ void learn_layer(ChainInfo& info, std::size_t index) {
     }
     known.usage = usage_of(layer);
   } catch (const Error& error) {
-    info.survey.problems.push_back({index, error.outcome(), error.what()});
+    info.survey.problems.push_back({ProblemKind::Unopenable, index, error.outcome(), error.what()});
   }
 }
 

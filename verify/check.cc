@@ -197,7 +197,8 @@ CheckReport check_chain(const Survey& survey, Payloads payloads) {
       report.layers.push_back(check_layer(layer, payloads));
     } catch (const Error& error) {
       if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
-      report.problems.push_back({report.layers.size(), error.outcome(), error.what()});
+      report.problems.push_back(
+          {ProblemKind::Unopenable, report.layers.size(), error.outcome(), error.what()});
       report.layers.emplace_back().path = layer.path();
       report.layers.back().format = layer.format();
     }

@@ -30,7 +30,7 @@ class Recount {
   std::uint64_t used_clusters() const noexcept { return used_clusters_; }
 
  private:
-  void read_table();
+  std::uint64_t read_table();
   void judge_entry(std::uint64_t index, std::uint64_t raw);
   void set_aside_duplicates();
   HostOffset entry_at(std::uint64_t index) const;

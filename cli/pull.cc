@@ -18,6 +18,7 @@
 #include "qcow2/format.h"
 #include "qcow2/increment.h"
 #include "qcow2/layer_writer.h"
+#include "verify/drill.h"
 #include "verify/layer_manifest.h"
 
 namespace qchain {
@@ -236,7 +237,8 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   if (!o.sign_key.empty()) key.emplace(o.sign_key);
   std::unique_ptr<Chain> parent;
   if (!o.parent.empty()) {
-    parent = open_chain(o.parent, o.parent_format, o.common, console);
+    parent = open_chain(o.parent, o.parent_format, o.common, console, "--parent-format raw");
+    require_resolved_links(*parent);
     judge_since(o, parent->top(), console);
     protect_layers(o, *parent);
   }

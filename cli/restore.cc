@@ -56,6 +56,7 @@ struct RestoreProof {
 RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain) {
   RestoreProof proof;
   if (o.no_verify) return proof;
+  require_resolved_links(chain);
   DrillOptions options;
   options.content = false;
   for (const std::string& path : o.trust_keys) options.trusted.emplace_back(path);
@@ -72,6 +73,7 @@ RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain) {
   }
   proof.digests = digests_from(chain, 0);
   if (!proof.digests) return proof;
+  if (!layers.front().manifest.summary) return proof;  // the manifests beneath tell what they can
   const ManifestSummary& top = *layers.front().manifest.summary;
   if (top.root) proof.root = named(top.header.algorithm, *top.root);
   proof.root_follows = layers.front().manifest.root_follows;

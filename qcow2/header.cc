@@ -95,7 +95,7 @@ class Decoder {
       corrupt(fmt::format("refcount_order {} at offset 96 is above {}", h.refcount_order, kMaxRefcountOrder));
     }
     if (h.has_incompatible(kIncompatibleCompression) != (h.compression_type != 0)) {
-      corrupt(fmt::format("compression type {} at offset 104 does not fit incompatible feature bit 3",
+      corrupt(fmt::format("compression type {} at offset 104 does not match incompatible feature bit 3",
                           h.compression_type));
     }
     if ((h.autoclear_features & kAutoclearRawData) != 0 && !h.has_incompatible(kIncompatibleDataFile)) {

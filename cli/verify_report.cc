@@ -104,6 +104,7 @@ Json to_json(const ManifestVerdict& verdict) {
 
 std::string manifest_text(const ManifestVerdict& verdict) {
   if (!verdict.exists) return "no manifest";
+  if (!verdict.summary) return "its manifest cannot be read";
   const bool followed = verdict.outcome != Outcome::Incomplete;
   if (verdict.outcome != Outcome::Done && followed) return "its manifest does not match";
   std::string text =

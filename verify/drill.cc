@@ -276,8 +276,8 @@ bool is_about_structure(const Proof& proof) {
 }
 
 // Reads the whole disk at a layer that another tool has rewritten, and forgives its structure where the content
-// is what was recorded. `followed`: its manifest could be held against those beneath.
-void compare_whole(const Chain& chain, std::size_t index, bool followed, const ProofOptions& options,
+// is what was recorded. `rewritten_beneath`: a layer that it stands on was rewritten.
+void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath, const ProofOptions& options,
                    LayerDrill& layer) {
   ManifestVerdict& manifest = layer.manifest;
   const std::optional<Identity> identity = chain.layers()[index].identity();
@@ -288,7 +288,7 @@ void compare_whole(const Chain& chain, std::size_t index, bool followed, const P
   if (layer.proof && layer.proof->unreadable_bytes != 0) return;
   const bool damaged = layer.proof && layer.proof->damaged_bytes != 0;
   const bool rewritten = manifest.misfit || (!manifest.exists && has_link_problem(chain, index)) ||
-                         (manifest.exists && !followed) || (damaged && is_about_structure(*layer.proof));
+                         (manifest.exists && rewritten_beneath) || (damaged && is_about_structure(*layer.proof));
   if (!rewritten) return;
   const Algorithm algorithm = algorithm_named(recorded.substr(0, recorded.find(':')));
   DiskAt disk(chain, index);
@@ -398,7 +398,7 @@ std::vector<LayerDrill> drill(const Chain& chain, const DrillOptions& options) {
       const bool all = options.content && proof.selection.is_everything() && !proof.deadline;
       if (!options.content) continue;
       if (usable) layer.proof = prove_layer(chain, i, proof);
-      if (all) compare_whole(chain, i, followed, proof, layer);
+      if (all) compare_whole(chain, i, readable && !followed, proof, layer);
       if (!layer.proof) continue;
       proof.max_listed -= std::min(proof.max_listed, layer.proof->damages.size());
       for (Damage& damage : layer.proof->damages) {

@@ -97,7 +97,7 @@ void EntryJudge::judge_compressed(const L2Entry& entry, const EntryPlace& place)
   // The length is rounded up to sectors, and QEMU does not pad the last stream of a file.
   const bool may_be_cut = entry.compressed_bytes > held;
   if (!can_decode_ || (payloads_ == Payloads::Doubtful && !may_be_cut)) return;
-  const Decoded decoded = decode(entry);
+  const Decoded decoded = decode(entry.host, entry.compressed_bytes);
   if (decoded.complaint.empty()) return;
   const HostRange host{entry.host, entry.host + entry.compressed_bytes};
   if (may_be_cut && decoded.ended_early) {
@@ -107,12 +107,18 @@ void EntryJudge::judge_compressed(const L2Entry& entry, const EntryPlace& place)
   }
 }
 
-Decoded EntryJudge::decode(const L2Entry& entry) {
+std::uint64_t EntryJudge::stream_bytes(HostOffset host, std::uint64_t compressed_bytes) {
+  if (!can_decode_) return compressed_bytes;
+  const Decoded decoded = decode(host, compressed_bytes);
+  return decoded.complaint.empty() ? decoded.used : compressed_bytes;
+}
+
+Decoded EntryJudge::decode(HostOffset host, std::uint64_t compressed_bytes) {
   throw_if_interrupted();
   ++decoded_;
   cluster_.resize(geometry_.cluster_size());
-  stream_.resize(entry.compressed_bytes);
-  const std::size_t held = image_.file().read_at_most(entry.host, stream_);
+  stream_.resize(compressed_bytes);
+  const std::size_t held = image_.file().read_at_most(host, stream_);
   return decompress(image_.header().compression(), std::span(stream_).first(held), cluster_);
 }
 

@@ -37,6 +37,10 @@ class EntryJudge {
   void judge(const L1Entry& entry, const EntryPlace& place);
   void judge(const L2Entry& entry, const EntryPlace& place);
 
+  /// How many of the bytes that a compressed stream claims it has, by decoding it; all of them where it does not
+  /// decode.
+  std::uint64_t stream_bytes(HostOffset host, std::uint64_t compressed_bytes);
+
   /// Payloads that were decoded.
   std::uint64_t decoded() const noexcept { return decoded_; }
 
@@ -46,7 +50,7 @@ class EntryJudge {
             const GuestRange& lost, const HostRange& host = {});
   void report(const EntryVerdict& verdict, const EntryPlace& place, const char* kind, const HostRange& host);
   void judge_compressed(const L2Entry& entry, const EntryPlace& place);
-  Decoded decode(const L2Entry& entry);
+  Decoded decode(HostOffset host, std::uint64_t compressed_bytes);
 
   const Image& image_;
   const Geometry geometry_;

@@ -15,7 +15,7 @@ namespace qchain {
 /// What a finding means for the guest's data.
 enum class Severity : std::uint8_t {
   Leak,      ///< Space is lost, or a count is out of date that QEMU repairs; nothing is broken.
-  Harmless,  ///< A rule of the format is broken, but no byte of the disk depends on it.
+  Harmless,  ///< A rule of the format is broken, but no byte of the disk depends on it. QEMU may refuse it.
   DataLoss,  ///< Bytes are lost or wrong, or the next write to the image destroys some.
 };
 /// "leak", "harmless", "data loss".

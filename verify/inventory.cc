@@ -60,8 +60,10 @@ class Inventory {
     // A snapshot or a bitmap that is lost takes no byte of the disk with it.
     const bool needed = region.structure == Structure::L1Table || region.structure == Structure::SnapshotL1Table ||
                         region.structure == Structure::RefcountTable;
+    const bool bitmap =
+        region.structure == Structure::BitmapDirectory || region.structure == Structure::BitmapTable;
     const auto bad = [&](Flaw flaw, const char* why) {
-      find(flaw, needed ? Severity::DataLoss : Severity::Harmless, region.pointer,
+      find(bitmap ? Flaw::BadBitmap : flaw, needed ? Severity::DataLoss : Severity::Harmless, region.pointer,
            fmt::format("{} {}", what, why), at);
     };
     if (image_.geometry().offset_in_cluster(at) != 0) {

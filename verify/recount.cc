@@ -204,7 +204,11 @@ void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse 
          fmt::format("refcount {} for a cluster past the end of the file", refcount));
     return;
   }
-  if (use.is_overlap()) {
+  const bool may_be_shared = use.is_data_and_streams() && use.count_is_exact() && refcount == references &&
+                             !use.copied_set() && shared_.size() < kMaxShared;
+  if (may_be_shared) {
+    shared_.emplace(cluster, use.count());
+  } else if (use.is_overlap()) {
     find(Flaw::Overlap, Severity::DataLoss, cluster, at,
          fmt::format("used {} times: {}", references, use.users()));
   }

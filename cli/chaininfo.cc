@@ -42,7 +42,7 @@ void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
   LayerInfo& known = info.layers[index];
   const auto problem = [&](const char* what, const std::string& why) {
     info.survey.problems.push_back(
-        {index, Outcome::Incomplete, fmt::format("{}: {}: {}", image.file().path(), what, why)});
+        {ProblemKind::Unopenable, index, Outcome::Incomplete, fmt::format("{}: {}: {}", image.file().path(), what, why)});
   };
   known.snapshots = read_snapshots(image, kMaxListed);
   if (!known.snapshots.problem.empty()) problem("snapshots", known.snapshots.problem);
@@ -61,7 +61,7 @@ void learn_proof(ChainInfo& info, std::size_t index) {
     if (proof && proof->value("manifest", Json()) == known.manifest->own_digest.hex())
       known.last_proof = proof;
   } catch (const Error& error) {
-    info.survey.problems.push_back({index, error.outcome(), error.what()});
+    info.survey.problems.push_back({ProblemKind::Unopenable, index, error.outcome(), error.what()});
   }
 }
 
@@ -77,7 +77,7 @@ void learn_layer(ChainInfo& info, std::size_t index) {
     }
     known.usage = usage_of(layer);
   } catch (const Error& error) {
-    info.survey.problems.push_back({index, error.outcome(), error.what()});
+    info.survey.problems.push_back({ProblemKind::Unopenable, index, error.outcome(), error.what()});
   }
 }
 
@@ -190,6 +190,10 @@ std::string lists_text(const LayerInfo& info) {
   return text;
 }
 
+bool has_backing_file(const Layer& layer) {
+  return layer.image() != nullptr && !layer.image()->header().backing_name.empty();
+}
+
 std::string layer_text(std::size_t index, const LayerInfo& info) {
   const Layer& layer = *info.layer;
   std::string text = fmt::format("{:3} {}\n", index, escaped(layer.path()));
@@ -198,8 +202,9 @@ std::string layer_text(std::size_t index, const LayerInfo& info) {
       fmt::format("    virtual size {} ({} bytes)\n", human_size(layer.virtual_size()), layer.virtual_size());
   if (info.usage) {
     text +=
-        fmt::format("    holds        {} of data, {} of zeros, {} inherited\n", human_size(info.usage->data),
-                    human_size(info.usage->zero), human_size(info.usage->inherit));
+        fmt::format("    holds        {} of data, {} of zeros, {} {}\n", human_size(info.usage->data),
+                    human_size(info.usage->zero), human_size(info.usage->inherit),
+                    has_backing_file(layer) ? "inherited" : "unallocated");
   }
   text += fmt::format("    on disk      {} (file of {})\n", human_size(layer.file().allocated_bytes()),
                       human_size(layer.file().size()));
@@ -310,7 +315,7 @@ Json chain_json(const ChaininfoOptions& o, const ChainInfo& info) {
   Json json;
   json["image"] = escaped(o.image);
   json["depth"] = info.layers.size();
-  json["complete"] = info.survey.problems.empty();
+  json["complete"] = info.survey.is_whole();
   json["virtual_size"] =
       info.layers.empty() ? Json(nullptr) : Json(info.layers.front().layer->virtual_size());
   json["file_bytes"] = info.file_bytes;
@@ -382,7 +387,7 @@ void print_text(const ChainInfo& info, Console& console) {
   }
   for (const Survey::Problem& problem : info.survey.problems) console.error(problem.message);
   console.print(fmt::format("{} layers{}, {} on disk (files of {})\n", info.layers.size(),
-                            info.survey.problems.empty() ? "" : " (as far as they can be read)",
+                            info.survey.is_whole() ? "" : " (as far as they can be read)",
                             human_size(info.disk_bytes), human_size(info.file_bytes)));
 }
 
@@ -391,8 +396,8 @@ void print_text(const ChainInfo& info, Console& console) {
 std::optional<ChaininfoOptions> parse_chaininfo(const std::vector<std::string>& words) {
   CommandLine line("chaininfo", "IMAGE [options]",
                    "Shows what a chain is made of, from the top. What can be read is printed; then the "
-                   "exit is 3 for a\nmissing layer, 1 for a loop or a link that does not fit, 4 for what "
-                   "cannot be read.");
+                   "exit is 3 for a\nmissing layer, 1 for a loop or a layer that does not match its "
+                   "backing file, 4 for what cannot be read.");
   line.add_positional("IMAGE");
   line.add()("map", "list which layer holds what, over the whole disk");
   if (!line.parse(words)) return std::nullopt;
@@ -407,7 +412,7 @@ Outcome chaininfo(const ChaininfoOptions& o, Console& console) {
   const ChainInfo info = learn(o);
   print_text(info, console);
   const Json fields = chain_json(o, info);
-  if (!o.map || info.outcome != Outcome::Done) {
+  if (!o.map || !info.survey.is_whole()) {
     console.document(info.outcome, fields);
     return info.outcome;
   }

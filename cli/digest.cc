@@ -64,7 +64,7 @@ Outcome digest(const DigestCommandOptions& o, Console& console) {
     report(o, value, live.size(), console);
     return Outcome::Done;
   }
-  const std::unique_ptr<Chain> chain = open_chain(o.source, o.format, o.common, console);
+  const std::unique_ptr<Chain> chain = open_chain(o.source, o.format, o.common, console, "--format raw");
   const std::uint64_t length = chain->top().true_length();
   report(o, digest_with_progress(o, *chain, length, o.nbd.workers(Work::Read), console), length, console);
   return Outcome::Done;

@@ -6,10 +6,22 @@
 
 namespace qchain {
 
-std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, const CommonOptions& options,
-                                  Console& console) {
-  std::unique_ptr<Chain> chain = Chain::open(path, format, options.open);
-  for (const Layer& layer : chain->layers()) {
+namespace {
+
+std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const CommonOptions& options,
+                            const std::string& format_option) {
+  try {
+    return Chain::open(path, format, options.open);
+  } catch (const NotQcow2& error) {
+    if (format_option.empty()) throw;
+    throw Error(error.outcome(), fmt::format("{}; if it is a raw image, add {}", error.what(), format_option));
+  }
+}
+
+}  // namespace
+
+void warn_about(const Chain& chain, Console& console) {
+  for (const Layer& layer : chain.layers()) {
     if (layer.image() != nullptr && layer.image()->header().has_incompatible(kIncompatibleCorrupt)) {
       console.warn(
           fmt::format("{}: is marked as corrupt: QEMU found damage in its metadata; look at it with "
@@ -17,6 +29,13 @@ std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, c
                       layer.path()));
     }
   }
+  for (const Survey::Problem& problem : chain.link_problems()) console.warn(problem.message);
+}
+
+std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, const CommonOptions& options,
+                                  Console& console, const std::string& format_option) {
+  std::unique_ptr<Chain> chain = open(path, format, options, format_option);
+  warn_about(*chain, console);
   return chain;
 }
 

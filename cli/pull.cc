@@ -16,6 +16,7 @@
 #include "extent/raw_copy.h"
 #include "qcow2/format.h"
 #include "qcow2/increment.h"
+#include "verify/drill.h"
 #include "verify/layer_build.h"
 #include "verify/parent_check.h"
 
@@ -368,7 +369,8 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   if (!o.sign_key.empty()) key.emplace(o.sign_key);
   LayerPull pull{o, console, {}, {}, {}, {}, {}, {}};
   if (!o.parent.empty()) {
-    pull.parent = open_chain(o.parent, o.parent_format, o.common, console);
+    pull.parent = open_chain(o.parent, o.parent_format, o.common, console, "--parent-format raw");
+    require_resolved_links(*pull.parent);
     judge_since(o, pull.parent->top(), console);
   }
   pull.live.emplace(o.nbd.target(o.uri), changes_for(o));

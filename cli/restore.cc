@@ -60,6 +60,18 @@ RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain, Console&
   return proof;
 }
 
+// Of a chain with a layer that is gone or damaged, all that can be had is wanted where that was asked for.
+std::unique_ptr<Chain> open_to_restore(const RestoreOptions& o, Console& console) {
+  if (o.no_verify || o.salvage) {
+    std::unique_ptr<Chain> chain = Chain::open_for_salvage(o.image, ImageFormat::Qcow2, o.common.open);
+    warn_about(*chain, console);
+    return chain;
+  }
+  std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  require_resolved_links(*chain);
+  return chain;
+}
+
 }  // namespace
 
 std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words) {
@@ -109,7 +121,7 @@ std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& word
 }
 
 Outcome restore(const RestoreOptions& o, Console& console) {
-  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  const std::unique_ptr<Chain> chain = open_to_restore(o, console);
   const std::unique_ptr<RestoreTarget> target = open_restore_target(o, *chain, console);
   RestoreJob job{o, *chain, console, prepare_proof(o, *chain, console), 0, false, {}, {}, {}, 0, {}};
   target->run(job);

@@ -25,7 +25,7 @@ unsigned number(std::string_view text, const char* option) {
   unsigned value = 0;
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
   if (error != std::errc() || end != text.data() + text.size()) {
-    usage(fmt::format("{}: \"{}\" is no number", option, escaped(std::string(text))));
+    usage(fmt::format("{}: \"{}\" is not a number", option, escaped(std::string(text))));
   }
   return value;
 }
@@ -58,6 +58,7 @@ void judge(const VerifyOptions& o) {
         "call");
   }
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
+  if (!o.seal && o.accept_changed) usage("--accept-changed is about what --seal writes: add --seal");
 }
 
 std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOptions& o) {
@@ -122,12 +123,17 @@ Outcome prove(const VerifyOptions& o, Console& console) {
   bool is_whole = false;
   {
     const Survey surveyed = survey(o.image, ImageFormat::Qcow2, o.common.open);
-    report.take(check_chain(surveyed, Payloads::Doubtful));
-    is_whole = surveyed.problems.empty();
+    CheckReport metadata = check_chain(surveyed, Payloads::Doubtful);
+    is_whole = surveyed.is_whole();
+    // Whether a link that does not match matters is found out below.
+    if (is_whole) {
+      std::erase_if(metadata.problems, [](const auto& p) { return p.kind == ProblemKind::Link; });
+    }
+    report.take(metadata);
   }
   attempt(report, [&] {
     if (!is_whole) return;
-    const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+    const std::unique_ptr<Chain> chain = Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
     Progress progress(console.progress_style(), "verify", chain->size());
     options.content = o.against.empty();
     options.proof.workers = o.nbd.workers(Work::Read);
@@ -154,8 +160,22 @@ const char* to_string(Sealed sealed) {
       return "its manifest was completed";
     case Sealed::Written:
       return "a manifest was written, of what is there now";
+    case Sealed::Rewritten:
+      return "its manifest was written again, of what is there now";
   }
   return "?";
+}
+
+// Names the way out, which the library does not know.
+Sealed seal(const Chain& chain, std::size_t index, const SealOptions& options) {
+  try {
+    return seal_layer(chain, index, options);
+  } catch (const ContentChanged& error) {
+    throw Error(error.outcome(),
+                fmt::format("{}; if another tool has changed the disk on purpose (qemu-img commit, a resize), "
+                            "add --accept-changed to seal what is there on your word; if not, the layer is damaged",
+                            error.what()));
+  }
 }
 
 Outcome seal(const VerifyOptions& o, Console& console) {
@@ -166,16 +186,19 @@ Outcome seal(const VerifyOptions& o, Console& console) {
   for (std::size_t i = chain->layers().size(); i-- > 0;) {
     const Layer& layer = chain->layers()[i];
     Progress progress(console.progress_style(), "seal", layer.virtual_size());
-    const Sealed sealed =
-        seal_layer(*chain, i, {o.nbd.workers(Work::Read), key ? &*key : nullptr, progress.updater()});
+    const Sealed sealed = seal(*chain, i, {o.nbd.workers(Work::Read), key ? &*key : nullptr,
+                                           progress.updater(), o.accept_changed});
     const ManifestSummary summary = read_manifest(manifest_of(layer));
     const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
-    console.print(fmt::format("{:3} {}: {}; digest {}\n", i, escaped(layer.path()), to_string(sealed), root));
+    const std::string& accepted = summary.header.accepted;
+    console.print(fmt::format("{:3} {}: {}; digest {}{}\n", i, escaped(layer.path()), to_string(sealed), root,
+                              accepted.empty() ? "" : "; " + accepted_text(accepted)));
     layers.push_back({{"index", i},
                       {"file", escaped(layer.path())},
-                      {"written", sealed == Sealed::Written},
+                      {"written", sealed == Sealed::Written || sealed == Sealed::Rewritten},
                       {"completed", sealed == Sealed::Completed},
                       {"root", root},
+                      {"accepted", accepted.empty() ? Json(nullptr) : Json(escaped(accepted))},
                       {"signed", summary.signature.has_value()}});
   }
   Json fields;
@@ -210,6 +233,8 @@ std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words)
              "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");
   line.add()("record", "append the verdict to IMAGE.proofs");
   line.add()("seal", "write the manifests that are missing, of what is there now");
+  line.add()("accept-changed",
+             "with --seal: also what is not what was recorded, on your word; manifest and reports say so");
   line.add()("sign-key", text()->value_name("FILE"), "with --seal: sign them with this Ed25519 key (PEM)");
   line.add_nbd();
   if (!line.parse(words)) return std::nullopt;
@@ -227,6 +252,7 @@ std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words)
   o.trust_keys = line.texts("trust-key");
   o.record = line.has("record");
   o.seal = line.has("seal");
+  o.accept_changed = line.has("accept-changed");
   o.sign_key = line.text("sign-key");
   judge(o);
   return o;

@@ -24,6 +24,7 @@ struct VerifyOptions {
   std::vector<std::string> trust_keys;        ///< Paths.
   bool record = false;
   bool seal = false;
+  bool accept_changed = false;       ///< With --seal.
   std::string sign_key;              ///< Path, for --seal.
   std::vector<std::string> combine;  ///< Paths of reports: nothing else is done.
 };

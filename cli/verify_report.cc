@@ -94,6 +94,7 @@ Json to_json(const ManifestVerdict& verdict) {
       has_root ? Json(named(verdict.summary->header.algorithm, *verdict.summary->root)) : Json(nullptr);
   json["root_follows"] = has_root ? Json(verdict.root_follows) : Json(nullptr);
   json["own_digest"] = known ? Json(verdict.summary->own_digest.hex()) : Json(nullptr);
+  json["accepted"] = known ? or_null(verdict.summary->header.accepted) : Json(nullptr);
   json["signed"] = known && verdict.summary->signature;
   json["trusted_key"] = or_null(verdict.trusted_key);
   json["problems"] = Json::array();
@@ -103,16 +104,25 @@ Json to_json(const ManifestVerdict& verdict) {
 
 std::string manifest_text(const ManifestVerdict& verdict) {
   if (!verdict.exists) return "no manifest";
+  if (!verdict.summary) return "its manifest cannot be read";
   const bool followed = verdict.outcome != Outcome::Incomplete;
-  if (verdict.outcome != Outcome::Done && followed) return "its manifest does not fit";
+  if (verdict.outcome != Outcome::Done && followed) return "its manifest does not match";
   std::string text =
       verdict.summary->root
           ? fmt::format("root {}", named(verdict.summary->header.algorithm, *verdict.summary->root))
           : "root unknown";
   if (!is_cryptographic(verdict.summary->header.algorithm)) text += " (not cryptographic)";
   if (!followed) text += " (not followed to the bottom)";
+  if (!verdict.summary->header.accepted.empty()) text += ", " + accepted_text(verdict.summary->header.accepted);
   if (!verdict.trusted_key.empty()) text += ", signed by " + escaped(verdict.trusted_key);
   return text;
+}
+
+// Why it was sealed on another parent than the recorded one is not known; that it was, is said.
+bool is_resolved(const LayerDrill& layer) {
+  const ManifestVerdict& manifest = layer.manifest;
+  if (!layer.same_content.empty()) return true;
+  return manifest.belongs && !manifest.misfit && manifest.summary->header.is_resealed();
 }
 
 std::string metadata_text(const Json& layer) {
@@ -150,6 +160,12 @@ Json VerifyReport::content_json(const LayerDrill& layer) const {
       whole ? Json(layer.manifest.summary->header.blocks() - layer.proof->blocks) : Json(nullptr);
   return json;
 }
+
+std::string accepted_text(const std::string& recorded_digest) {
+  return "sealed on the operator's word over a different recorded digest, " + escaped(recorded_digest);
+}
+
+void VerifyReport::note(const std::string& message) { layer_notes_.push_back(message); }
 
 void VerifyReport::add(Outcome outcome, const std::string& message) {
   selected_ = worse(selected_, outcome);
@@ -189,11 +205,20 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
     if (content || layer.manifest.outcome != Outcome::Incomplete) {
       for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
     }
+    if (!layer.same_content.empty()) {
+      note(fmt::format("{}: the content is what was recorded ({}); the layer was rewritten by another tool "
+                       "since; --seal makes it provable block by block again",
+                       layer.file, layer.same_content));
+    }
+    if (layer.manifest.summary && !layer.manifest.summary->header.accepted.empty()) {
+      note(fmt::format("{}: {}", layer.file, accepted_text(layer.manifest.summary->header.accepted)));
+    }
     text_ += fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(layer.manifest),
                          content ? content_text(layer) : metadata_text(layers_[i]));
     if (layer.failure.outcome != Outcome::Done) add(layer.failure.outcome, layer.failure.message);
     layers_[i]["manifest"] = to_json(layer.manifest);
     layers_[i]["content"] = layer.proof ? content_json(layer) : Json(nullptr);
+    layers_[i]["same_content"] = or_null(layer.same_content);
     const std::optional<Identity> identity = chain.layers()[i].identity();
     layers_[i]["layer_id"] = identity ? Json(identity->id) : Json(nullptr);
     layers_[i]["checkpoint"] = identity ? or_null(identity->checkpoint) : Json(nullptr);
@@ -207,9 +232,22 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
           fmt::format("{}: the digest of the whole disk is unknown; verify --seal finds it out", layer.file));
     }
   }
+  take_links(chain, layers);
   if (!layers.empty() && layers.front().manifest.summary && layers.front().manifest.summary->root) {
     const ManifestSummary& top = *layers.front().manifest.summary;
     root_ = named(top.header.algorithm, *top.root);
+  }
+}
+
+// A link that does not match counts unless the content was proven without it, or somebody has sealed the layer
+// where it stands.
+void VerifyReport::take_links(const Chain& chain, const std::vector<LayerDrill>& layers) {
+  for (const Survey::Problem& problem : chain.link_problems()) {
+    if (is_resolved(layers[problem.layer])) {
+      note(problem.message);
+    } else {
+      add(problem.outcome, problem.message);
+    }
   }
 }
 
@@ -351,6 +389,7 @@ std::string VerifyReport::conclusion() const {
 
 Outcome VerifyReport::finish(Console& console) {
   console.print(text_);
+  for (const std::string& note : layer_notes_) console.note(note);
   for (const Json& verdict : verdicts_) console.error(verdict["message"].get<std::string>());
   console.print(conclusion());
 

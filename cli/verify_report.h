@@ -14,6 +14,9 @@
 
 namespace qchain {
 
+/// That a layer was sealed although its content is not the recorded one, in words.
+std::string accepted_text(const std::string& recorded_digest);
+
 class VerifyReport {
  public:
   VerifyReport(const VerifyOptions& options, std::string mode);
@@ -32,6 +35,8 @@ class VerifyReport {
 
  private:
   Outcome outcome() const;
+  void take_links(const Chain& chain, const std::vector<LayerDrill>& layers);
+  void note(const std::string& message);
   Json content_json(const LayerDrill& layer) const;
   std::string damage_text(const Chain& chain, const Damage& damage) const;
   std::string difference_text(const Chain& chain, const Difference& difference) const;
@@ -44,6 +49,7 @@ class VerifyReport {
   std::chrono::steady_clock::time_point started_ = std::chrono::steady_clock::now();
   Outcome selected_ = Outcome::Done;  // of what was selected, as if that were everything
   Json verdicts_ = Json::array();
+  std::vector<std::string> layer_notes_;
   Json layers_ = Json::array();
   Json damages_ = Json::array();
   Json unread_ = Json::array();

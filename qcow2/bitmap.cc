@@ -57,7 +57,7 @@ std::string complaint_about(const BitmapsExtension& extension, const Geometry& g
     return fmt::format("{} bitmaps; 1 to {} are possible", std::uint32_t{extension.count}, kMaxBitmaps);
   }
   if (geometry.offset_in_cluster(at) != 0 || at == 0) {
-    return fmt::format("a directory at {:#x}, which is not a cluster's beginning", at);
+    return fmt::format("a directory at {:#x}, which is not cluster-aligned", at);
   }
   if (extension.directory_bytes == 0 || extension.directory_bytes > kMaxDirectoryBytes) {
     return fmt::format("a directory of {} bytes; 1 to {} are possible",
@@ -187,7 +187,7 @@ std::string complaint_about(const Bitmap& bitmap, const Image& image) {
     return fmt::format("a name of more than {} bytes", kMaxNameLength);
   }
   if (bitmap.table == HostOffset(0) || geometry.offset_in_cluster(bitmap.table.bytes()) != 0) {
-    return fmt::format("a table at {:#x}, which is not a cluster's beginning", bitmap.table.bytes());
+    return fmt::format("a table at {:#x}, which is not cluster-aligned", bitmap.table.bytes());
   }
   const std::uint64_t most = kMaxBitmapBytes / geometry.cluster_size();
   if (bitmap.table_entries == 0 || bitmap.table_entries > most) {

@@ -3,7 +3,9 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
+#include <exception>
 #include <utility>
 
 #include "qcow2/format.h"
@@ -14,108 +16,6 @@ namespace {
 
 // How many pieces one answer of map() has at most.
 constexpr std::size_t kMaxMappings = 16384;
-
-// Follows backing names, noting what goes wrong.
-class Surveyor {
- public:
-  explicit Surveyor(const OpenOptions& options) : options_(options) {}
-
-  Survey run(const std::string& path, ImageFormat format) {
-    noting([&] {
-      policy_.emplace(path, options_);
-      add(policy_->open_top(path), format);
-    });
-    while (follow_) noting([this] { step(); });
-    judge_links();
-    return std::move(survey_);
-  }
-
- private:
-  template <class Step>
-  void noting(Step&& step) {
-    follow_ = false;
-    try {
-      step();
-    } catch (const Error& error) {
-      survey_.problems.push_back({survey_.layers.size(), error.outcome(), error.what()});
-    }
-  }
-
-  void add(File file, ImageFormat format) {
-    const FileIdentity identity = file.identity();
-    if (std::ranges::find(seen_, identity) != seen_.end()) {
-      throw Error(Outcome::Mismatch,
-                  fmt::format("{}: is its own backing file, directly or through others: the chain has a "
-                              "loop",
-                              file.path()));
-    }
-    if (survey_.layers.size() == kMaxChainDepth) {
-      throw Error(Outcome::Incomplete, fmt::format("{}: deeper than {} layers", file.path(), kMaxChainDepth));
-    }
-    seen_.push_back(identity);
-    if (format == ImageFormat::Raw) {
-      survey_.layers.emplace_back(RawFile(std::move(file)));
-      return;
-    }
-    Image image(std::move(file));
-    const Header& header = image.header();
-    if (options_.allow_data_file && header.has_incompatible(kIncompatibleDataFile)) {
-      if (header.data_file_name.empty()) {
-        throw Error(Outcome::Incomplete, fmt::format("{}: keeps its data in another file and does not "
-                                                     "record its name",
-                                                     image.path()));
-      }
-      image.attach_data_file(policy_->open_referred(image.path(), header.data_file_name));
-    }
-    survey_.layers.emplace_back(std::move(image));
-    follow_ = true;
-  }
-
-  void step() {
-    const Image& image = *survey_.layers.back().image();
-    const Header& header = image.header();
-    if (header.backing_name.empty()) return;
-    add(policy_->open_referred(image.path(), header.backing_name), backing_format(image));
-  }
-
-  static ImageFormat backing_format(const Image& image) {
-    const std::optional<std::string>& format = image.header().backing_format;
-    if (!format) {
-      throw Error(Outcome::Incomplete,
-                  fmt::format("{}: does not record the format of its backing file {}, and guessing would "
-                              "be unsafe; record it with qemu-img rebase -u -b {} -F FORMAT",
-                              image.path(), image.header().backing_name, image.header().backing_name));
-    }
-    if (*format == "qcow2") return ImageFormat::Qcow2;
-    if (*format == "raw") return ImageFormat::Raw;
-    throw Error(Outcome::Incomplete,
-                fmt::format("{}: its backing file has format \"{}\"; qcow2 and raw can be read", image.path(),
-                            *format));
-  }
-
-  void judge_links() {
-    for (std::size_t i = 0; i < survey_.layers.size(); ++i) {
-      const Layer& layer = survey_.layers[i];
-      const std::optional<Identity> identity = layer.identity();
-      if (!identity) continue;
-      const bool has_backing = !layer.image()->header().backing_name.empty();
-      const bool beneath_is_open = i + 1 < survey_.layers.size();
-      if (has_backing && !beneath_is_open) continue;  // a problem of its own
-      const std::string why =
-          misfit(*identity, has_backing, has_backing ? survey_.layers[i + 1].identity() : std::nullopt);
-      if (!why.empty()) {
-        survey_.problems.push_back(
-            {i, Outcome::Mismatch, fmt::format("{}: does not fit where it stands: {}", layer.path(), why)});
-      }
-    }
-  }
-
-  const OpenOptions& options_;
-  std::optional<Policy> policy_;
-  Survey survey_;
-  std::vector<FileIdentity> seen_;
-  bool follow_ = false;
-};
 
 Mapping raw_mapping(const Extent& extent) {
   const bool data = extent.kind == Kind::Data;
@@ -162,7 +62,9 @@ class LayerMapper {
 // A way through the mapping of a chain, from one layer down: remembers the tables that it read last.
 class ChainMapper {
  public:
-  ChainMapper(const std::vector<Layer>& layers, std::size_t first) : layers_(layers), first_(first) {
+  /// `is_cut`: there are, or were, more layers beneath.
+  ChainMapper(const std::vector<Layer>& layers, std::size_t first, bool is_cut)
+      : layers_(layers), first_(first), is_cut_(is_cut) {
     const std::size_t remembered = std::min(layers.size(), first + kMaxRemembered);
     for (std::size_t layer = first; layer < remembered; ++layer) mappers_.emplace_back(layers[layer]);
   }
@@ -177,8 +79,9 @@ class ChainMapper {
       end = map_layer(layer, wanted, end, found, below);
       wanted = std::move(below);
     }
+    const Kind kind = is_cut_ ? Kind::Data : Kind::Inherit;
     for (const GuestRange& nowhere : wanted) {
-      found.push_back({nowhere, Kind::Inherit, Storage::None, {}, 0, layers_.size() - 1});
+      found.push_back({nowhere, kind, Storage::None, {}, 0, layers_.size() - 1});
     }
     std::ranges::sort(found, {}, [](const Mapping& mapping) { return mapping.range.begin; });
     std::vector<Mapping> merged;
@@ -228,31 +131,105 @@ class ChainMapper {
 
   const std::vector<Layer>& layers_;
   const std::size_t first_;
+  const bool is_cut_;
   std::vector<LayerMapper> mappers_;
 };
 
 namespace {
 
+// Whether other bytes of the disk may be readable still.
+bool is_local(const Error& error) {
+  return error.outcome() == Outcome::Mismatch || dynamic_cast<const ReadError*>(&error) != nullptr;
+}
+
 class ChainReader : public Reader {
  public:
-  ChainReader(const Chain& chain, std::size_t first) : chain_(chain), mapper_(chain.layers(), first) {}
+  ChainReader(const Chain& chain, std::size_t first, bool salvage)
+      : chain_(chain), salvage_(salvage), mapper_(chain.layers(), first, !chain.missing().empty()) {}
 
   void read(std::span<const ReadRequest> batch) override {
+    std::exception_ptr failure;
     for (const ReadRequest& request : batch) {
-      for (GuestRange rest = request.range(); !rest.empty();) {
-        for (const Mapping& mapping : mapper_.map(rest)) {
-          fill(mapping, request.into.subspan(mapping.range.begin - request.begin, mapping.range.length()));
-          rest.begin = mapping.range.end;
-        }
+      if (salvage_) {
+        rescue(request, failure);
+      } else {
+        read(request);
+      }
+    }
+    if (failure) std::rethrow_exception(failure);
+  }
+
+ private:
+  void read(const ReadRequest& request) {
+    for (GuestRange rest = request.range(); !rest.empty();) {
+      for (const Mapping& mapping : mapper_.map(rest)) {
+        fill(mapping, request.into.subspan(mapping.range.begin - request.begin, mapping.range.length()));
+        rest.begin = mapping.range.end;
       }
     }
   }
 
- private:
+  // Reads as much as there is, and keeps the first failure. What cannot be mapped is halved until the rest can.
+  void rescue(const ReadRequest& request, std::exception_ptr& failure) {
+    std::vector<Mapping> found;
+    for (GuestRange rest = request.range(); !rest.empty();) {
+      const auto bytes_of = [&](const GuestRange& range) {
+        return request.into.subspan(range.begin - request.begin, range.length());
+      };
+      if (!attempt(failure, [&] { found = mapper_.map(rest); })) {
+        const std::uint64_t half = align_up(rest.length() / 2, kRescued);
+        const GuestRange first{rest.begin, rest.begin + std::min(half, rest.length())};
+        if (rest.length() <= kRescued) {
+          std::ranges::fill(bytes_of(rest), std::byte{0});
+        } else {
+          rescue({first.begin, bytes_of(first)}, failure);
+        }
+        rest.begin = first.end;
+        continue;
+      }
+      for (const Mapping& mapping : found) {
+        rescue(mapping, bytes_of(mapping.range), failure);
+        rest.begin = mapping.range.end;
+      }
+    }
+  }
+
+  void rescue(const Mapping& mapping, std::span<std::byte> into, std::exception_ptr& failure) {
+    if (attempt(failure, [&] { fill(mapping, into); })) return;
+    if (mapping.storage != Storage::Plain || into.size() <= kRescued) {
+      std::ranges::fill(into, std::byte{0});
+      return;
+    }
+    const std::uint64_t half = align_up(into.size() / 2, kRescued);
+    Mapping first = mapping;
+    Mapping second = mapping;
+    first.range.end = second.range.begin = mapping.range.begin + half;
+    second.host = mapping.host + half;
+    rescue(first, into.first(half), failure);
+    rescue(second, into.subspan(half), failure);
+  }
+
+  template <class Action>
+  static bool attempt(std::exception_ptr& failure, Action&& action) {
+    try {
+      action();
+      return true;
+    } catch (const Error& error) {
+      if (!is_local(error)) throw;
+      if (!failure) failure = std::current_exception();
+      return false;
+    }
+  }
+
   void fill(const Mapping& mapping, std::span<std::byte> into) {
     if (mapping.kind != Kind::Data) {
       std::memset(into.data(), 0, into.size());
       return;
+    }
+    if (mapping.storage == Storage::None) {
+      throw ReadError(fmt::format("{}: guest {} is in a layer beneath, which cannot be read ({})",
+                                  chain_.name(), to_string(mapping.range), chain_.missing()),
+                      ENODATA);
     }
     const Layer& layer = chain_.layers()[mapping.layer];
     if (mapping.storage == Storage::Plain) {
@@ -272,45 +249,15 @@ class ChainReader : public Reader {
     std::memcpy(into.data(), cluster_.data() + within, into.size());
   }
 
+  static constexpr std::uint64_t kRescued = 4096;  // the least that is read alone
+
   const Chain& chain_;
+  const bool salvage_;
   ChainMapper mapper_;
   std::vector<std::byte> cluster_;
 };
 
 }  // namespace
-
-const File& Layer::file() const noexcept {
-  const Image* const qcow2 = image();
-  return qcow2 != nullptr ? qcow2->file() : std::get<RawFile>(source_).file();
-}
-
-const File& Layer::data() const noexcept {
-  const Image* const qcow2 = image();
-  return qcow2 != nullptr ? qcow2->data() : file();
-}
-
-std::uint64_t Layer::virtual_size() const noexcept {
-  const Image* const qcow2 = image();
-  if (qcow2 == nullptr) return align_up(std::get<RawFile>(source_).size(), kSectorSize);
-  return align_down(qcow2->header().virtual_size, kSectorSize);
-}
-
-std::optional<Identity> Layer::identity() const {
-  const Image* const qcow2 = image();
-  return qcow2 != nullptr ? qcow2->identity() : std::nullopt;
-}
-
-std::uint64_t Layer::true_length() const {
-  if (image() == nullptr) return std::get<RawFile>(source_).size();
-  const std::optional<Identity> known = identity();
-  // What is recorded counts as long as nobody resized the image since.
-  if (known && align_up(known->length, kSectorSize) == virtual_size()) return known->length;
-  return virtual_size();
-}
-
-Survey survey(const std::string& path, ImageFormat format, const OpenOptions& options) {
-  return Surveyor(options).run(path, format);
-}
 
 LayerUsage usage_of(const Layer& layer) {
   LayerUsage usage;
@@ -338,15 +285,40 @@ LayerUsage usage_of(const Layer& layer) {
 }
 
 std::unique_ptr<Chain> Chain::open(const std::string& path, ImageFormat format, const OpenOptions& options) {
-  Survey found = survey(path, format, options);
-  if (!found.problems.empty()) {
-    const Survey::Problem& first = found.problems.front();
-    throw Error(first.outcome, first.message);
+  return open(survey(path, format, options), false);
+}
+
+std::unique_ptr<Chain> Chain::open_for_salvage(const std::string& path, ImageFormat format,
+                                               const OpenOptions& options) {
+  return open(survey(path, format, options), true);
+}
+
+std::unique_ptr<Chain> Chain::open(Survey found, bool salvage) {
+  for (const Survey::Problem& problem : found.problems) {
+    if (problem.kind == ProblemKind::Link || (salvage && !found.layers.empty())) continue;
+    if (problem.kind == ProblemKind::NotQcow2 && problem.layer == 0) {
+      throw NotQcow2(problem.outcome, problem.message);
+    }
+    throw Error(problem.outcome, problem.message);
   }
-  for (const Layer& layer : found.layers) {
-    if (layer.image() != nullptr) layer.image()->require_readable();
+  for (std::size_t i = 0; i < found.layers.size(); ++i) {
+    const Image* const image = found.layers[i].image();
+    if (image == nullptr) continue;
+    try {
+      image->require_readable();
+    } catch (const Error& error) {
+      if (!salvage || i == 0) throw;
+      found.layers.erase(found.layers.begin() + static_cast<std::ptrdiff_t>(i), found.layers.end());
+      found.problems.insert(found.problems.begin(),
+                            {ProblemKind::Unopenable, i, error.outcome(), error.what()});
+    }
   }
-  return std::unique_ptr<Chain>(new Chain(std::move(found.layers)));
+  return std::unique_ptr<Chain>(new Chain(std::move(found), salvage));
+}
+
+void Chain::require_links() const {
+  if (link_problems_.empty()) return;
+  throw Error(link_problems_.front().outcome, link_problems_.front().message);
 }
 
 bool Chain::contains(const FileIdentity& file) const {
@@ -355,20 +327,58 @@ bool Chain::contains(const FileIdentity& file) const {
   });
 }
 
-Chain::Chain(std::vector<Layer> layers)
-    : layers_(std::move(layers)), mapper_(std::make_unique<ChainMapper>(layers_, 0)) {}
+Chain::Chain(Survey found, bool salvage) : layers_(std::move(found.layers)), salvage_(salvage) {
+  for (Survey::Problem& problem : found.problems) {
+    if (problem.kind == ProblemKind::Link) {
+      link_problems_.push_back(std::move(problem));
+    } else if (missing_.empty()) {
+      missing_ = std::move(problem.message);
+    }
+  }
+  mapper_ = std::make_unique<ChainMapper>(layers_, 0, !missing_.empty());
+  for (const Layer& layer : layers_) holes_.emplace_back(layer.data());
+}
 Chain::~Chain() = default;
 
-Extents Chain::extents(const GuestRange& range) {
+Extents Chain::extents_without_holes(const GuestRange& range) {
   Extents extents;
   for (const Mapping& mapping : mapper_->map(range)) {
-    qchain::append(extents, {mapping.range, mapping.kind == Kind::Data ? Kind::Data : Kind::Zero});
+    const bool data = mapping.kind == Kind::Data;
+    HoleMap& holes = holes_[mapping.layer];
+    if (!data || mapping.storage != Storage::Plain || !holes.is_sparse()) {
+      qchain::append(extents, {mapping.range, data ? Kind::Data : Kind::Zero});
+      continue;
+    }
+    // The rest of a long answer is for the next one.
+    for (GuestRange rest = mapping.range; !rest.empty() && extents.size() < kMaxMappings;) {
+      const HoleMap::Run run = holes.at(mapping.host + (rest.begin - mapping.range.begin), rest.length());
+      qchain::append(extents,
+                     {{rest.begin, rest.begin + run.length}, run.is_hole ? Kind::Zero : Kind::Data});
+      rest.begin = rest.begin + run.length;
+    }
+    if (extents.size() >= kMaxMappings) break;
   }
   return extents;
 }
 
+Extents Chain::extents(const GuestRange& range) {
+  if (!salvage_) return extents_without_holes(range);
+  constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
+  for (std::uint64_t length = range.length();;) {
+    const GuestRange part{range.begin, range.begin + length};
+    try {
+      return extents_without_holes(part);
+    } catch (const Error& error) {
+      if (!is_local(error)) throw;
+      // Where nobody knows what is there, a reader has to find out.
+      if (length <= kBlock) return {{part, Kind::Data}};
+    }
+    length = align_up(length / 2, kBlock);
+  }
+}
+
 std::unique_ptr<Reader> Chain::open_reader_at(std::size_t first) const {
-  return std::make_unique<ChainReader>(*this, first);
+  return std::make_unique<ChainReader>(*this, first, salvage_);
 }
 
 std::vector<Mapping> Chain::map_layer_alone(std::size_t layer, const GuestRange& range) const {
@@ -396,7 +406,7 @@ ExtentSource Chain::extents_of_layer(std::size_t layer, std::uint64_t length) co
 }
 
 std::vector<Mapping> Chain::map(const GuestRange& range, std::size_t first) const {
-  return ChainMapper(layers_, first).map(range);
+  return ChainMapper(layers_, first, !missing_.empty()).map(range);
 }
 
 }  // namespace qchain

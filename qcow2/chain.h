@@ -3,59 +3,14 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <variant>
 #include <vector>
 
 #include "extent/block_device.h"
-#include "extent/error.h"
-#include "extent/raw_file.h"
-#include "qcow2/image.h"
-#include "qcow2/policy.h"
+#include "qcow2/hole_map.h"
+#include "qcow2/layer.h"
+#include "qcow2/survey.h"
 
 namespace qchain {
-
-/// One layer of a chain: a qcow2 image, or a raw base.
-class Layer {
- public:
-  explicit Layer(Image image) : source_(std::move(image)) {}
-  explicit Layer(RawFile raw) : source_(std::move(raw)) {}
-
-  /// nullptr for a raw base.
-  const Image* image() const noexcept { return std::get_if<Image>(&source_); }
-  /// nullptr for a qcow2 image.
-  const RawFile* raw() const noexcept { return std::get_if<RawFile>(&source_); }
-
-  const File& file() const noexcept;
-  /// Where data clusters are: the file itself, or an external data file.
-  const File& data() const noexcept;
-  const std::string& path() const noexcept { return file().path(); }
-  const char* format() const noexcept { return image() != nullptr ? "qcow2" : "raw"; }
-  /// Bytes of the disk; of a raw file rounded up to sectors, as QEMU does.
-  std::uint64_t virtual_size() const noexcept;
-  std::optional<Identity> identity() const;
-  /// Bytes that the disk had before it was rounded up to sectors, where that is known.
-  std::uint64_t true_length() const;
-
- private:
-  std::variant<Image, RawFile> source_;
-};
-
-enum class ImageFormat { Qcow2, Raw };
-
-/// What following the backing names from the top led to: the layers that could be opened, and what was
-/// wrong on the way.
-struct Survey {
-  struct Problem {
-    std::size_t layer = 0;  ///< Whose; layers.size() for one that could not be opened.
-    Outcome outcome = Outcome::Done;
-    std::string message;
-  };
-  std::vector<Layer> layers;      ///< From the top.
-  std::vector<Problem> problems;  ///< None: the chain is whole, and its links fit.
-};
-
-/// Follows a chain as far as it goes. Throws nothing for what an image says: all of it is a Problem.
-Survey survey(const std::string& path, ImageFormat format, const OpenOptions& options);
 
 /// The bytes that one layer holds itself.
 struct LayerUsage {
@@ -69,16 +24,32 @@ LayerUsage usage_of(const Layer& layer);
 
 class ChainMapper;
 
-/// A chain of layers as the one disk that it describes. Only a whole chain becomes one.
+/// A chain of layers as the one disk that it describes. Only a whole chain becomes one, but for
+/// open_for_salvage().
 class Chain : public BlockDevice {
  public:
   ~Chain() override;
-  /// Throws Error: the first of survey()'s problems, or what require_readable() says.
+  /// Throws Error: the first of survey()'s problems but for links, or what require_readable() says. NotQcow2
+  /// where the top image is none.
   static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const OpenOptions& options);
+  /// As much of a chain as there is; only the top image has to be readable. What would come from a layer that
+  /// is missing or cannot be read is Data for extents() and map() (there without storage), and a reader
+  /// throws ReadError for it, naming the cause; as it throws Error (Mismatch) where metadata is corrupt. A
+  /// reader that throws has read what could be read of each request, and left zeros for the rest.
+  static std::unique_ptr<Chain> open_for_salvage(const std::string& path, ImageFormat format,
+                                                 const OpenOptions& options);
+
+  /// Why the chain ends before its bottom; empty: it does not.
+  const std::string& missing() const noexcept { return missing_; }
+  /// Layers that record that they were written on another one than the one beneath: findings, which are in no
+  /// reader's way.
+  const std::vector<Survey::Problem>& link_problems() const noexcept { return link_problems_; }
+  /// Throws Error, the first of them, where there are any.
+  void require_links() const;
 
   std::string name() const override { return top().path(); }
   std::uint64_t size() const override { return top().virtual_size(); }
-  /// Zero where nothing has to be read: what no layer holds reads as zeros.
+  /// Zero where nothing has to be read: what no layer holds reads as zeros, as does a hole of a layer's file.
   Extents extents(const GuestRange& range) override;
   std::unique_ptr<Reader> open_reader() override { return open_reader_at(0); }
   /// A reader of the disk at an earlier point in time: of what layer `first` and those beneath it describe.
@@ -91,7 +62,7 @@ class Chain : public BlockDevice {
 
   /// Which layer has the bytes of `range`, and where: in order, without gaps, for a part of the range
   /// that is never empty. Inherit: no layer has them; they read as zeros, as does what lies past the end
-  /// of a layer, whatever is beneath it. From layer `first` down.
+  /// of a layer, whatever is beneath it. From layer `first` down. Throws Error where metadata is corrupt.
   std::vector<Mapping> map(const GuestRange& range, std::size_t first = 0) const;
   /// What layer `layer` holds itself; likewise. Inherit: nothing.
   std::vector<Mapping> map_layer_alone(std::size_t layer, const GuestRange& range) const;
@@ -99,10 +70,18 @@ class Chain : public BlockDevice {
   ExtentSource extents_of_layer(std::size_t layer, std::uint64_t length) const;
 
  private:
-  explicit Chain(std::vector<Layer> layers);
+  Chain(Survey survey, bool salvage);
+
+  static std::unique_ptr<Chain> open(Survey survey, bool salvage);
+  Extents extents_without_holes(const GuestRange& range);
 
   std::vector<Layer> layers_;
-  std::unique_ptr<ChainMapper> mapper_;  // of extents()
+  std::vector<Survey::Problem> link_problems_;
+  std::string missing_;
+  bool salvage_;
+  // Of extents():
+  std::unique_ptr<ChainMapper> mapper_;
+  std::vector<HoleMap> holes_;  // by layer
 };
 
 }  // namespace qchain

@@ -18,7 +18,7 @@ constexpr int kWrittenWindow = -12;
 constexpr int kMemoryLevel = 9;
 constexpr int kMaxZlibLevel = 9;
 
-std::string inflate_cluster(std::span<const std::byte> stream, std::span<std::byte> cluster) {
+Decoded inflate_cluster(std::span<const std::byte> stream, std::span<std::byte> cluster) {
   constexpr int kRawMaxWindow = -15;
   z_stream z{};
   // zlib's next_in is not const, but it is only read.
@@ -26,23 +26,30 @@ std::string inflate_cluster(std::span<const std::byte> stream, std::span<std::by
   z.avail_in = static_cast<uInt>(stream.size());
   z.next_out = reinterpret_cast<Bytef*>(cluster.data());
   z.avail_out = static_cast<uInt>(cluster.size());
-  if (inflateInit2(&z, kRawMaxWindow) != Z_OK) return "zlib cannot be initialised";
+  if (inflateInit2(&z, kRawMaxWindow) != Z_OK) return {"zlib cannot be initialised", false, 0};
   const int result = inflate(&z, Z_FINISH);
-  const std::string words = z.msg != nullptr ? z.msg : "it ends early";
-  inflateEnd(&z);
+  Decoded decoded;
+  decoded.used = stream.size() - z.avail_in;
   // QEMU takes a full cluster as success, whether or not the stream has more to say.
   const bool filled = z.avail_out == 0 && (result == Z_STREAM_END || result == Z_BUF_ERROR);
-  if (filled) return {};
-  return fmt::format("deflate stream: {} after {} of {} bytes", words, cluster.size() - z.avail_out,
-                     cluster.size());
+  if (!filled) {
+    decoded.ended_early = result == Z_BUF_ERROR && z.avail_in == 0;
+    decoded.complaint = fmt::format("deflate stream: {} after {} of {} bytes",
+                                    z.msg != nullptr             ? z.msg
+                                    : result == Z_STREAM_END     ? "shorter than a cluster"
+                                                                 : "it ends early",
+                                    cluster.size() - z.avail_out, cluster.size());
+  }
+  inflateEnd(&z);
+  return decoded;
 }
 
-std::string unzstd_cluster(std::span<const std::byte> stream, std::span<std::byte> cluster) {
+Decoded unzstd_cluster(std::span<const std::byte> stream, std::span<std::byte> cluster) {
   struct Free {
     void operator()(ZSTD_DCtx* context) const { ZSTD_freeDCtx(context); }
   };
   thread_local const std::unique_ptr<ZSTD_DCtx, Free> context(ZSTD_createDCtx());
-  if (!context) return "zstd cannot be initialised";
+  if (!context) return {"zstd cannot be initialised", false, 0};
   ZSTD_DCtx_reset(context.get(), ZSTD_reset_session_only);
   ZSTD_inBuffer in{stream.data(), stream.size(), 0};
   ZSTD_outBuffer out{cluster.data(), cluster.size(), 0};
@@ -50,15 +57,16 @@ std::string unzstd_cluster(std::span<const std::byte> stream, std::span<std::byt
   while (out.pos < out.size || left != 0) {
     const std::size_t before = in.pos + out.pos;
     left = ZSTD_decompressStream(context.get(), &out, &in);
-    if (ZSTD_isError(left) != 0) {
-      return fmt::format("zstd stream: {} after {} of {} bytes", ZSTD_getErrorName(left), out.pos, out.size);
-    }
+    const auto fail = [&](const char* words, bool ended_early) {
+      return Decoded{fmt::format("zstd stream: {} after {} of {} bytes", words, out.pos, out.size),
+                     ended_early, in.pos};
+    };
+    if (ZSTD_isError(left) != 0) return fail(ZSTD_getErrorName(left), false);
     if (in.pos + out.pos == before) {
-      return fmt::format("zstd stream: {} after {} of {} bytes",
-                         out.pos == out.size ? "longer than a cluster" : "it ends early", out.pos, out.size);
+      return out.pos == out.size ? fail("longer than a cluster", false) : fail("it ends early", true);
     }
   }
-  return {};
+  return {{}, false, in.pos};
 }
 
 }  // namespace
@@ -139,7 +147,7 @@ std::size_t Compressor::compress(std::span<const std::byte> cluster, std::vector
   return length;
 }
 
-std::string decompress(Compression type, std::span<const std::byte> stream, std::span<std::byte> cluster) {
+Decoded decompress(Compression type, std::span<const std::byte> stream, std::span<std::byte> cluster) {
   return type == Compression::Zstd ? unzstd_cluster(stream, cluster) : inflate_cluster(stream, cluster);
 }
 

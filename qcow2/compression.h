@@ -37,9 +37,16 @@ class Compressor {
   std::unique_ptr<State> state_;
 };
 
+/// What came of decoding a stream.
+struct Decoded {
+  std::string complaint;     ///< What is wrong with it; empty: nothing.
+  bool ended_early = false;  ///< Nothing is wrong with what is there, but there is more to come.
+  std::size_t used = 0;      ///< Bytes of the stream that the decoder has taken.
+};
+
 /// Decodes the stream of one compressed cluster: fills `cluster`, never more. `stream` may be followed
-/// by other bytes. Returns what is wrong with it; empty where nothing is. For deflate: a raw stream with
-/// a window of up to 32 KiB. For zstd: one frame or several, the last one finished.
-std::string decompress(Compression type, std::span<const std::byte> stream, std::span<std::byte> cluster);
+/// by other bytes. For deflate: a raw stream with a window of up to 32 KiB. For zstd: one frame or several,
+/// the last one finished.
+Decoded decompress(Compression type, std::span<const std::byte> stream, std::span<std::byte> cluster);
 
 }  // namespace qchain

@@ -1,5 +1,6 @@
 // L1 and L2 table entries. Decoding is total: every bit pattern means something, if only "corrupt
-// here"; judging what that means is for those who read (they refuse) and those who check (they report).
+// here". What that means for the disk is one judgement, judge_entry(): a reader refuses what it calls lost,
+// and a checker reports the same as data loss.
 #pragma once
 
 #include <cstdint>
@@ -60,6 +61,39 @@ L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geome
 
 /// What the entry's words break of the format's rules; empty where nothing. Bounds are not looked at.
 std::string complaint_about(const L2Entry& entry, const Geometry& geometry);
+
+/// What is wrong with an entry.
+enum class EntryFlaw : std::uint8_t {
+  None,
+  ReservedBits,   ///< Bits are set that have to be 0.
+  Misaligned,     ///< Its offset is not cluster-aligned.
+  PastEnd,        ///< What it points to is past the end of the file.
+  Truncated,      ///< The file ends inside what it points to.
+  Contradiction,  ///< It contradicts itself or the image.
+};
+
+struct EntryVerdict {
+  EntryFlaw flaw = EntryFlaw::None;
+  std::string words;  ///< What is wrong; empty where nothing is.
+  GuestRange lost;    ///< The part of the disk that cannot be read for that reason; empty: all of it can.
+};
+
+/// Where the files of an image end.
+struct EntryBounds {
+  static constexpr std::uint64_t kUnknown = ~std::uint64_t{0};
+  std::uint64_t file_bytes = kUnknown;  ///< Of the image: tables and compressed streams are there.
+  std::uint64_t data_bytes = kUnknown;  ///< Of the file that data clusters are in.
+  bool data_file = false;               ///< Data clusters are in another file, at the guest's offset.
+};
+
+/// What an entry means for the disk. `visible`: the part of the disk that it maps, as far as somebody can see
+/// it; it begins where the range of the entry begins. As in QEMU, an offset that is not aligned makes the
+/// cluster unreadable even where it is only the preallocation of a zero cluster, and an L2 table that is cut
+/// short is as good as whole where the disk ends before the cut.
+EntryVerdict judge_entry(const L1Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                         const GuestRange& visible);
+EntryVerdict judge_entry(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                         const GuestRange& visible);
 
 /// The two words of an entry. The second is 0 for a standard one.
 struct RawL2Entry {

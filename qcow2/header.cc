@@ -40,9 +40,7 @@ class Decoder {
 
   void decode_fields() {
     if (bytes_.size() < sizeof(HeaderV2) || decode_struct<HeaderV2>(bytes_.data()).magic != kMagic) {
-      corrupt(
-          "not a qcow2 image (no magic at offset 0); if it is a raw image, say so: --format raw, or "
-          "--parent-format raw");
+      throw NotQcow2(Outcome::Mismatch, fmt::format("{}: not a qcow2 image (no magic at offset 0)", path_));
     }
     const auto v2 = decode_struct<HeaderV2>(bytes_.data());
     header_.version = v2.version;
@@ -97,7 +95,7 @@ class Decoder {
       corrupt(fmt::format("refcount_order {} at offset 96 is above {}", h.refcount_order, kMaxRefcountOrder));
     }
     if (h.has_incompatible(kIncompatibleCompression) != (h.compression_type != 0)) {
-      corrupt(fmt::format("compression type {} at offset 104 does not fit incompatible feature bit 3",
+      corrupt(fmt::format("compression type {} at offset 104 does not match incompatible feature bit 3",
                           h.compression_type));
     }
     if ((h.autoclear_features & kAutoclearRawData) != 0 && !h.has_incompatible(kIncompatibleDataFile)) {
@@ -112,14 +110,16 @@ class Decoder {
       corrupt(fmt::format("an L1 table of {} entries at offset 36; {} bytes of disk need {}", h.l1_entries,
                           h.virtual_size, geometry.l1_entries()));
     }
-    judge_table("L1 table", h.l1_table, h.l1_entries * sizeof(std::uint64_t));
+    judge_l1_table();
     const std::uint64_t refcount_table_bytes =
         checked_multiply(h.refcount_table_clusters, geometry.cluster_size());
     if (refcount_table_bytes > kMaxRefcountTableBytes) {
       corrupt(fmt::format("a refcount table of {} bytes at offset 56 is larger than {}", refcount_table_bytes,
                           kMaxRefcountTableBytes));
     }
-    judge_table("refcount table", h.refcount_table, refcount_table_bytes);
+    // Where it lies is all that matters here: nothing that is read depends on refcounts, and a checker says
+    // whether the table is there.
+    judge_offset("refcount table", h.refcount_table);
     if (h.snapshot_count > kMaxSnapshots) {
       corrupt(fmt::format("{} snapshots at offset 60; at most {}", h.snapshot_count, kMaxSnapshots));
     }
@@ -136,13 +136,15 @@ class Decoder {
     }
   }
 
-  void judge_table(const char* what, HostOffset offset, std::uint64_t length) const {
-    judge_offset(what, offset);
+  void judge_l1_table() const {
+    judge_offset("L1 table", header_.l1_table);
+    const std::uint64_t length = header_.l1_entries * sizeof(std::uint64_t);
     if (length == 0) return;
-    if (offset > HostOffset(file_size_) || length > file_size_ - offset.bytes()) {
-      corrupt(fmt::format("{} of {} bytes at {:#x} ends past the end of the file ({} bytes)", what, length,
-                          offset.bytes(), file_size_));
-    }
+    const std::uint64_t begin = header_.l1_table.bytes();
+    if (begin <= file_size_ && length <= file_size_ - begin) return;
+    corrupt(fmt::format("an L1 table of {} bytes at {:#x} ends past the end of the file ({} bytes): the file is "
+                        "truncated, or offset 40 is wrong",
+                        length, begin, file_size_));
   }
 
   std::string text_at(std::uint64_t offset, std::uint64_t length) const {
@@ -153,7 +155,12 @@ class Decoder {
     std::uint64_t limit = bytes_.size();
     if (backing_name_offset_ != 0) limit = std::min(limit, backing_name_offset_);
     std::vector<std::uint32_t> seen;
-    for (std::uint64_t offset = header_length_; offset + sizeof(ExtensionHeader) <= limit;) {
+    for (std::uint64_t offset = header_length_; offset < limit;) {
+      if (limit - offset < sizeof(ExtensionHeader)) {
+        corrupt(fmt::format("{} bytes are left for a header extension at offset {:#x}, which needs {}, and no "
+                            "end of the extensions is marked",
+                            limit - offset, offset, sizeof(ExtensionHeader)));
+      }
       const auto extension = decode_struct<ExtensionHeader>(bytes_.data() + offset);
       const std::uint32_t id = extension.id;
       const std::uint64_t length = extension.length;

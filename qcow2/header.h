@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "extent/error.h"
 #include "extent/range.h"
 #include "qcow2/geometry.h"
 
@@ -55,9 +56,16 @@ struct Header {
   std::vector<std::string> unsupported() const;
 };
 
+/// There is no qcow2 header at all: perhaps a raw image. Its outcome is Mismatch.
+class NotQcow2 : public Error {
+ public:
+  using Error::Error;
+};
+
 /// Decodes the header in `cluster0`, the beginning of the file (as much as there is of the first
 /// cluster, at most 2 MiB). `file_size` bounds every table. Throws Error (Mismatch), naming `path`,
-/// offset and value, for what breaks the format or QEMU's limits.
+/// offset and value, for what breaks the format or QEMU's limits; NotQcow2 where it is none. A refcount table
+/// past the end of the file is no error here: no byte of the disk depends on it.
 Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size, const std::string& path);
 
 /// The first cluster of an image. Throws Error (Usage) where the header does not fit in it.

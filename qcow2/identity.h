@@ -45,7 +45,7 @@ std::string random_uuid();
 /// Whether `text` is a UUID in its usual form.
 bool is_uuid(const std::string& text);
 
-/// Why a layer that records `child` does not fit where it stands: on a layer that records `parent`
+/// Why a layer that records `child` does not match its backing file: a layer that records `parent`
 /// (nullopt: without an identity), or on nothing at all. Empty where it fits, or where nothing is
 /// recorded that could tell.
 std::string misfit(const Identity& child, bool has_backing, const std::optional<Identity>& parent);

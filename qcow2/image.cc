@@ -59,6 +59,11 @@ void Image::attach_data_file(File data_file) {
   data_file_.emplace(std::move(data_file));
 }
 
+EntryBounds Image::bounds() const noexcept {
+  const bool data_file = header_.has_incompatible(kIncompatibleDataFile);
+  return {file_size_, data_file && !has_data_file() ? EntryBounds::kUnknown : data_size_, data_file};
+}
+
 void Image::require_readable() const {
   std::vector<std::string> names = header_.unsupported();
   if (header_.has_incompatible(kIncompatibleDataFile) && !has_data_file()) {
@@ -75,11 +80,13 @@ void Image::read_compressed(const Mapping& mapping, std::span<std::byte> cluster
   std::vector<std::byte> stream(mapping.compressed_bytes);
   // The length is rounded up to sectors, and the last stream of a file may end before that.
   stream.resize(file_.read_at_most(mapping.host, stream));
-  const std::string complaint = decompress(header_.compression(), stream, cluster);
-  if (!complaint.empty()) {
-    throw Error(Outcome::Mismatch, fmt::format("{}: compressed cluster at {:#x} for guest {}: {}", path(),
-                                               mapping.host.bytes(), to_string(mapping.range), complaint));
-  }
+  const Decoded decoded = decompress(header_.compression(), stream, cluster);
+  if (decoded.complaint.empty()) return;
+  const bool is_cut = decoded.ended_early && stream.size() < mapping.compressed_bytes;
+  throw Error(Outcome::Mismatch,
+              fmt::format("{}: compressed cluster at {:#x} for guest {}: {}{}", path(), mapping.host.bytes(),
+                          to_string(mapping.range), decoded.complaint,
+                          is_cut ? fmt::format("; the file is truncated ({} bytes)", file_size_) : ""));
 }
 
 // One word of a table, read through the window: at least kMinWindowBytes at a time, up to kMaxWindowBytes
@@ -116,34 +123,40 @@ std::uint64_t Mapper::repeats(const Window& window, std::uint64_t index) {
   return end / kWord;
 }
 
-HostOffset Mapper::l2_table(std::uint64_t l1_index) {
+// Of the L2 table for `covered`, which begins in the range of this entry; `covered` ends where the table
+// does.
+HostOffset Mapper::l2_table(std::uint64_t l1_index, GuestRange& covered) {
   const Header& header = image_.header();
+  const Geometry& geometry = image_.geometry();
   const L1Entry entry = decode_l1(word(l1_, header.l1_table, l1_index, 0, header.l1_entries));
-  const std::uint64_t cluster_size = image_.geometry().cluster_size();
-  const std::uint64_t at = entry.table.bytes();
-  const bool outside = at > image_.file_size() || cluster_size > image_.file_size() - at;
-  if (entry.reserved != 0 || image_.geometry().offset_in_cluster(at) != 0 || (at != 0 && outside)) {
-    throw Error(Outcome::Mismatch,
-                fmt::format("{}: L1 entry {} at {:#x} is {:#018x}: {}", image_.path(), l1_index,
-                            (header.l1_table + l1_index * sizeof(std::uint64_t)).bytes(), encode_l1(entry),
-                            entry.reserved != 0 ? "reserved bits are set"
-                            : outside           ? "its L2 table ends past the end of the file"
-                                                : "its L2 table is not at a cluster's beginning"));
+  const GuestRange visible = intersect(guest_range(l1_index * geometry.l2_coverage(), geometry.l2_coverage()),
+                                       guest_range(0, header.virtual_size));
+  const EntryVerdict verdict = judge_entry(entry, geometry, image_.bounds(), visible);
+  if (verdict.lost.empty()) return entry.table;
+  if (covered.begin < verdict.lost.begin) {
+    covered.end = std::min(covered.end, verdict.lost.begin);
+    return entry.table;
   }
-  return entry.table;
+  throw Error(Outcome::Mismatch,
+              fmt::format("{}: L1 entry {} at {:#x} is {:#018x}: {} ({} bytes)", image_.path(), l1_index,
+                          (header.l1_table + l1_index * sizeof(std::uint64_t)).bytes(), encode_l1(entry),
+                          verdict.words, image_.file_size()));
 }
 
-void Mapper::judge(const L2Entry& entry, GuestOffset cluster) const {
-  std::string complaint = complaint_about(entry, image_.geometry());
-  const bool looked_at =
-      entry.storage == Storage::Compressed || (entry.storage == Storage::Plain && entry.allocated != 0);
-  if (complaint.empty() && looked_at && entry.host >= HostOffset(image_.data_size())) {
-    complaint = fmt::format("host offset {:#x} is past the end of {} ({} bytes)", entry.host.bytes(),
-                            image_.data().path(), image_.data_size());
-  }
-  if (complaint.empty()) return;
-  throw Error(Outcome::Mismatch, fmt::format("{}: L2 entry for guest offset {:#x}: {}", image_.path(),
-                                             cluster.bytes(), complaint));
+// Data that the file ends inside of is refused when those very bytes are read.
+void Mapper::judge(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const {
+  const GuestRange visible =
+      intersect({cluster, cluster + image_.geometry().cluster_size()},
+                guest_range(0, image_.header().virtual_size));
+  const EntryVerdict verdict = judge_entry(entry, image_.geometry(), image_.bounds(), visible);
+  if (verdict.flaw == EntryFlaw::Truncated || intersect(verdict.lost, part).empty()) return;
+  throw Error(Outcome::Mismatch,
+              fmt::format("{}: L2 entry for guest offset {:#x}: {}{}", image_.path(), cluster.bytes(),
+                          verdict.words,
+                          verdict.flaw == EntryFlaw::PastEnd
+                              ? fmt::format(" ({:#x} in {}, which has {} bytes)", entry.host.bytes(),
+                                            image_.data().path(), image_.data_size())
+                              : ""));
 }
 
 void Mapper::map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
@@ -172,18 +185,21 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
   const Geometry& geometry = image_.geometry();
   const std::uint64_t coverage = geometry.l2_coverage();
   const std::uint64_t words_per_entry = geometry.l2_entry_bytes() / sizeof(std::uint64_t);
-  const std::uint64_t table_words = geometry.l2_entries() * words_per_entry;
   const bool data_file = image_.header().has_incompatible(kIncompatibleDataFile);
   GuestOffset at = range.begin;
   while (at < range.end && mappings.size() < max) {
     const std::uint64_t l1_index = at.bytes() / coverage;
-    const GuestRange covered = intersect({at, range.end}, guest_range(l1_index * coverage, coverage));
-    const HostOffset table = l2_table(l1_index);
+    GuestRange covered = intersect({at, range.end}, guest_range(l1_index * coverage, coverage));
+    const HostOffset table = l2_table(l1_index, covered);
     if (table == HostOffset(0)) {
       append(mappings, {covered, Kind::Inherit, Storage::None, {}, 0, 0});
       at = covered.end;
       continue;
     }
+    // The file may end behind the entries that the disk needs.
+    const std::uint64_t table_words =
+        std::min(geometry.cluster_size(), image_.file_size() - table.bytes()) / geometry.l2_entry_bytes() *
+        words_per_entry;
     while (at < covered.end && mappings.size() < max) {
       const GuestOffset cluster(align_down(at.bytes(), geometry.cluster_size()));
       const std::uint64_t index = (cluster.bytes() % coverage) / geometry.cluster_size() * words_per_entry;
@@ -192,12 +208,12 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
       const std::uint64_t raw = word(l2_, table, index, wanted, table_words);
       const std::uint64_t bitmap = geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
       const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, data_file);
-      judge(entry, cluster);
       // Most of a large disk is nothing.
       const bool nothing = entry.storage == Storage::None && !geometry.extended_l2();
       const std::uint64_t clusters = nothing ? repeats(l2_, index) : 1;
       const GuestRange part =
           intersect({at, covered.end}, {cluster, cluster + clusters * geometry.cluster_size()});
+      judge(entry, cluster, part);
       if (nothing) {
         append(mappings, {part, entry.kind(0), Storage::None, {}, 0, 0});
       } else {

@@ -46,6 +46,8 @@ class Image {
   const File& data() const noexcept { return data_file_ ? *data_file_ : file_; }
   std::uint64_t data_size() const noexcept { return data_size_; }
   bool has_data_file() const noexcept { return data_file_.has_value(); }
+  /// For judge_entry(). The length of a data file that was not opened is unknown.
+  EntryBounds bounds() const noexcept;
   void attach_data_file(File data_file);
 
   /// Throws Error (Incomplete), naming them, where the image uses features that cannot be read.
@@ -86,10 +88,10 @@ class Mapper {
   std::uint64_t word(Window& window, HostOffset table, std::uint64_t index, std::uint64_t wanted,
                      std::uint64_t table_words);
   static std::uint64_t repeats(const Window& window, std::uint64_t index);
-  HostOffset l2_table(std::uint64_t l1_index);
+  HostOffset l2_table(std::uint64_t l1_index, GuestRange& covered);
   void map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
                    std::vector<Mapping>& mappings) const;
-  void judge(const L2Entry& entry, GuestOffset cluster) const;
+  void judge(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const;
 
   const Image& image_;
   Window l1_;

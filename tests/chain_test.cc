@@ -347,7 +347,10 @@ class IdentityChainTest : public PolicyTest {
   }
 };
 
-TEST_F(IdentityChainTest, ChainsWhoseLinksDoNotFitAreMismatches) {
+TEST_F(IdentityChainTest, LinksThatDoNotMatchAreFindings) {
+  const auto open = [&](const std::string& name) {
+    return outcome_of([&] { Chain::open(folder / name, ImageFormat::Qcow2, {})->require_links(); });
+  };
   const Identity full = identity("", "c1");
   const Identity first = identity(full.id, "c2", "c1");
   const Identity second = identity(first.id, "c3", "c2");
@@ -375,7 +378,13 @@ TEST_F(IdentityChainTest, ChainsWhoseLinksDoNotFitAreMismatches) {
   EXPECT_EQ(found.layers.size(), 2U);
   ASSERT_EQ(found.problems.size(), 1U);
   EXPECT_EQ(found.problems.front().layer, 0U);
+  EXPECT_EQ(found.problems.front().kind, ProblemKind::Link);
+  EXPECT_TRUE(found.is_whole());
   EXPECT_NE(found.problems.front().message.find(first.id), std::string::npos);
+  const auto chain = Chain::open(folder / "tree/missing.qcow2", ImageFormat::Qcow2, {});
+  EXPECT_EQ(content_of(*chain).size(), chain->size()) << "the bytes are there";
+  ASSERT_EQ(chain->link_problems().size(), 1U);
+  EXPECT_EQ(chain->link_problems().front().message, found.problems.front().message);
 }
 
 TEST_F(PolicyTest, TheDepthIsCapped) {
@@ -450,6 +459,149 @@ TEST_F(DamageTest, CorruptTablesAreMismatches) {
     std::filesystem::resize_file(path, size);
     EXPECT_EQ(reading(path), Outcome::Mismatch) << size;
   }
+}
+
+// The disk ends before the cut: every entry that it needs is there, and QEMU reads it too.
+TEST_F(DamageTest, AnL2TableThatIsCutBehindTheDisksEnd) {
+  const std::string path = folder / "image";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", path, "64M"});
+  must({"qemu-io", "-d", "unmap", "-f", "qcow2", "-c", "write 0 64k", "-c", "discard 0 64k", path});
+  std::filesystem::resize_file(path, 0x48000);
+  const auto chain = Chain::open(path, ImageFormat::Qcow2, {});
+  EXPECT_EQ(first_difference(content_of(*chain), content_by_qemu(path)), "");
+  // 1024 entries are needed, and 1023 of them left.
+  std::filesystem::resize_file(path, 0x40000 + 1023 * 8);
+  EXPECT_EQ(reading(path), Outcome::Mismatch);
+}
+
+TEST_F(DamageTest, AnUnalignedPreallocationIsRefusedAsByQemu) {
+  const std::string path = folder / "image";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", path, "1M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write 0 64k", path});
+  const std::uint64_t l1 = Image(File::open_to_read(path)).header().l1_table.bytes();
+  poke(path, decode_l1(peek(path, l1)).table.bytes(), 0x8000000000052a01);
+  EXPECT_NE(run({"qemu-io", "-r", "-f", "qcow2", "-c", "read 0 64k", path}).status, 0);
+  EXPECT_EQ(reading(path), Outcome::Mismatch);
+}
+
+TEST_F(DamageTest, ALostRefcountTableIsInNobodysWay) {
+  const std::string path = folder / "image";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", path, "1M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 7 0 256k", path});
+  poke(path, 48, 0x7000000);
+  EXPECT_EQ(first_difference(content_of(*Chain::open(path, ImageFormat::Qcow2, {})), content_by_qemu(path)), "");
+}
+
+// Holes of the file are zeros, and nobody has to read them.
+TEST_F(QemuChainTest, HolesOfAFileAreZeros) {
+  const std::string path = folder / "image";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "64M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 64k", "-c", "write -P 4 63M 64k", path});
+  const auto chain = Chain::open(path, ImageFormat::Qcow2, {});
+  EXPECT_EQ(usage_of(chain->top()).data, 64 * kMiB) << "the map says data everywhere";
+  std::uint64_t data = 0;
+  ExtentSource extents = extents_of(*chain);
+  while (const std::optional<Extent> extent = extents()) {
+    if (extent->kind == Kind::Data) data += extent->range.length();
+  }
+  EXPECT_GE(data, 128U << 10);
+  EXPECT_LE(data, kMiB);
+  EXPECT_EQ(first_difference(content_of(*chain), content_by_qemu(path)), "");
+  // The file ends where QEMU ends it, and what is past its end is no hole.
+  std::filesystem::resize_file(path, std::filesystem::file_size(path) - 2 * kMiB);
+  const auto cut = Chain::open(path, ImageFormat::Qcow2, {});
+  EXPECT_EQ(outcome_of([&] { digest_of(*cut, cut->size(), {}); }), Outcome::Mismatch);
+}
+
+class SalvageTest : public DamageTest {
+ protected:
+  struct Rescued {
+    Bytes bytes;
+    std::vector<std::uint64_t> lost;  // blocks of 64 KiB
+  };
+  // Block by block, as extents() has it.
+  static Rescued rescue(Chain& chain) {
+    Rescued rescued;
+    rescued.bytes.resize(chain.size());
+    const std::unique_ptr<Reader> reader = chain.open_reader();
+    ExtentSource extents = extents_of(chain);
+    std::vector<bool> data(chain.size() >> 16);
+    while (const std::optional<Extent> extent = extents()) {
+      if (extent->kind != Kind::Data) continue;
+      for (std::uint64_t at = extent->range.begin.bytes(); at < extent->range.end.bytes(); at += 512) {
+        data[at >> 16] = true;
+      }
+    }
+    for (std::uint64_t block = 0; block < data.size(); ++block) {
+      if (!data[block]) continue;
+      const ReadRequest request{GuestOffset(block << 16), std::span(rescued.bytes).subspan(block << 16, 1 << 16)};
+      if (outcome_of([&] { reader->read(std::span(&request, 1)); }) != Outcome::Done) {
+        rescued.lost.push_back(block);
+      }
+    }
+    return rescued;
+  }
+};
+
+TEST_F(SalvageTest, ALayerThatIsMissing) {
+  must({"qemu-img", "create", "-q", "-f", "qcow2", folder / "base", "4M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 9 0 4M", folder / "base"});
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-b", "base", "-F", "qcow2", folder / "top", "4M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 1 1M 1M", "-c", "write -z 2M 1M", folder / "top"});
+  std::filesystem::remove(folder / "base");
+  EXPECT_EQ(outcome_of([&] { Chain::open(folder / "top", ImageFormat::Qcow2, {}); }), Outcome::Io);
+
+  const auto chain = Chain::open_for_salvage(folder / "top", ImageFormat::Qcow2, {});
+  EXPECT_NE(chain->missing().find("base"), std::string::npos);
+  const Rescued rescued = rescue(*chain);
+  std::vector<std::uint64_t> expected;
+  for (std::uint64_t block = 0; block < 64; ++block) {
+    if (block < 16 || block >= 48) expected.push_back(block);
+  }
+  EXPECT_EQ(rescued.lost, expected);
+  Bytes disk(4 * kMiB);
+  std::ranges::fill(std::span(disk).subspan(kMiB, kMiB), std::byte{1});
+  EXPECT_EQ(first_difference(rescued.bytes, disk), "");
+  Bytes block(1 << 16);
+  const ReadRequest request{GuestOffset(0), block};
+  try {
+    chain->open_reader()->read(std::span(&request, 1));
+    FAIL() << "not zeros";
+  } catch (const ReadError& error) {
+    EXPECT_NE(std::string(error.what()).find("base"), std::string::npos) << error.what();
+  }
+}
+
+TEST_F(SalvageTest, AnEntryThatIsCorrupt) {
+  const std::string path = folder / "image";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", path, "4M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 5 0 4M", path});
+  const std::uint64_t l1 = Image(File::open_to_read(path)).header().l1_table.bytes();
+  const std::uint64_t l2 = decode_l1(peek(path, l1)).table.bytes();
+  for (const std::uint64_t block : {7, 40}) poke(path, l2 + 8 * block, kCopied | 0x52a00);
+  const auto chain = Chain::open_for_salvage(path, ImageFormat::Qcow2, {});
+  EXPECT_EQ(chain->missing(), "");
+  const Rescued rescued = rescue(*chain);
+  EXPECT_EQ(rescued.lost, (std::vector<std::uint64_t>{7, 40}));
+  Bytes disk(4 * kMiB, std::byte{5});
+  for (const std::uint64_t block : {7, 40}) {
+    std::ranges::fill(std::span(disk).subspan(block << 16, 1 << 16), std::byte{0});
+  }
+  EXPECT_EQ(first_difference(rescued.bytes, disk), "");
+}
+
+// Of a block of which a part is gone, the rest is there.
+TEST_F(SalvageTest, ABlockOfWhichAPartIsGone) {
+  const std::string path = folder / "image";
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4k", path, "64k"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 5 0 64k", path});
+  const std::uint64_t l1 = Image(File::open_to_read(path)).header().l1_table.bytes();
+  poke(path, decode_l1(peek(path, l1)).table.bytes() + 8 * 3, kCopied | 0x7000000);
+  const Rescued rescued = rescue(*Chain::open_for_salvage(path, ImageFormat::Qcow2, {}));
+  EXPECT_EQ(rescued.lost, std::vector<std::uint64_t>{0});
+  Bytes disk(65536, std::byte{5});
+  std::ranges::fill(std::span(disk).subspan(3 * 4096, 4096), std::byte{0});
+  EXPECT_EQ(first_difference(rescued.bytes, disk), "");
 }
 
 }  // namespace

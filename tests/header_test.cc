@@ -155,7 +155,8 @@ TEST_F(HeaderLimitTest, EachLimitRefuses) {
   EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_clusters = 129; }, kFileSize), kCorrupt);
   EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_clusters = 0xFFFFFFFF; }, kFileSize), kCorrupt);
   EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_offset = 0x10008; }), kCorrupt);
-  EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_offset = 0x40000; }), kCorrupt);
+  EXPECT_EQ(with([](V3& h) { h.v2.refcount_table_offset = 0x40000; }), kFine)
+      << "nothing that is read depends on refcounts";
   // Raw external data, in an image that has no data file.
   EXPECT_EQ(with([](V3& h) { h.autoclear_features = kAutoclearBitmaps | 0x100; }), kFine);
   EXPECT_EQ(with([](V3& h) { h.autoclear_features = kAutoclearRawData; }), kCorrupt);
@@ -179,6 +180,31 @@ TEST_F(HeaderLimitTest, EachLimitRefuses) {
   EXPECT_EQ(with([](V3& h) { h.v2.backing_name_offset = 0x10000 - 3; }), kCorrupt);
   EXPECT_EQ(with([](V3& h) { h.v2.backing_name_offset = 0x10000; }), kCorrupt);
   EXPECT_EQ(with([](V3& h) { h.v2.backing_name_offset = ~std::uint64_t{0}; }), kCorrupt);
+}
+
+// As QEMU has it: the area ends where it is full, at its end mark, or not at all.
+TEST_F(HeaderLimitTest, ExtensionsThatLackAnEndRefuse) {
+  Header plain = valid();
+  plain.backing_name.clear();
+  plain.backing_format.reset();
+  for (std::uint64_t left = 0; left <= 16; ++left) {
+    Bytes bytes = encode_header(plain);
+    auto raw = decode_struct<HeaderV3>(bytes.data());
+    raw.v2.backing_name_offset = sizeof(HeaderV3) + left;
+    encode_struct(raw, bytes.data());
+    const Outcome outcome = outcome_of([&] { decode_header(bytes, kFileSize, "image"); });
+    EXPECT_EQ(outcome, left == 0 || left >= 8 ? Outcome::Done : Outcome::Mismatch) << left << " bytes";
+  }
+}
+
+TEST_F(HeaderLimitTest, ACutL1TableIsCalledTruncated) {
+  const Bytes bytes = encode_header(valid());
+  try {
+    decode_header(bytes, 0x30008, "image");
+    FAIL() << "the L1 table has 16 bytes at 0x30000";
+  } catch (const Error& error) {
+    EXPECT_NE(std::string(error.what()).find("truncated"), std::string::npos) << error.what();
+  }
 }
 
 TEST_F(HeaderLimitTest, BadExtensionsRefuse) {

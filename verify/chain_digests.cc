@@ -30,45 +30,147 @@ StoredBlock block_of(const ChainDigests::Run& run, std::uint64_t index, std::uin
 
 }  // namespace
 
-void ChainDigests::Source::advance_to(std::uint64_t block) {
-  while (!ended && record.end() <= block) ended = !reader.next(record);
-}
+// One layer on the way down.
+class ChainDigests::Source {
+ public:
+  /// `length`: bytes of the disk at this layer.
+  explicit Source(std::uint64_t length) : length_(length) {}
+  virtual ~Source() = default;
+
+  std::uint64_t blocks() const { return divide_up(length_, kDigestBlock); }
+  /// Whether this layer answers for block `first`; `run` says how, and for how many blocks that holds, at most
+  /// as many as it says already.
+  virtual bool tell(std::uint64_t first, Run& run) = 0;
+  /// Reads to the end.
+  virtual void finish() {}
+
+ protected:
+  const std::uint64_t length_;
+};
+
+// A layer with a manifest.
+class ChainDigests::Recorded : public Source {
+ public:
+  explicit Recorded(std::unique_ptr<ManifestReader> reader)
+      : Source(reader->header().length), reader_(std::move(reader)) {}
+
+  const ManifestHeader& header() const { return reader_->header(); }
+
+  bool tell(std::uint64_t first, Run& run) override {
+    while (!ended_ && record_.end() <= first) ended_ = !reader_->next(record_);
+    if (ended_) return false;
+    if (record_.first > first) {
+      run.count = std::min(run.count, record_.first - first);
+      return false;
+    }
+    run.count = std::min(run.count, record_.end() - first);
+    run.held = record_.held;
+    if (record_.held != Held::Zeros) run.whole = &record_.whole[first - record_.first];
+    if (record_.held == Held::Part) run.part = &record_.part[first - record_.first];
+    return true;
+  }
+
+  void finish() override {
+    while (!ended_) ended_ = !reader_->next(record_);
+  }
+
+ private:
+  std::unique_ptr<ManifestReader> reader_;
+  ManifestRecord record_;
+  bool ended_ = false;
+};
+
+// A layer without one: what it holds is in its map, and unknown.
+class ChainDigests::Gap : public Source {
+ public:
+  Gap(const Chain& chain, std::size_t layer)
+      : Source(chain.layers()[layer].true_length()), map_(chain.extents_of_layer(layer, length_)) {
+    if (layer + 1 == chain.layers().size()) return;
+    // The block in which one of the two disks ends is of another length here than beneath.
+    const std::uint64_t beneath = chain.layers()[layer + 1].true_length();
+    const std::uint64_t end = std::min(length_, beneath);
+    if (beneath != length_ && end % kDigestBlock != 0) cut_ = end / kDigestBlock;
+  }
+
+  bool tell(std::uint64_t first, Run& run) override {
+    if (!begun_) advance();
+    while (held_ && end_block(held_->range) <= first) advance();
+    const std::uint64_t begin = held_ ? first_block(held_->range) : first + run.count;
+    const bool is_cut = cut_ == first;
+    if (begin <= first || is_cut) {
+      run.known = false;
+      run.count = is_cut ? 1 : std::min(run.count, end_block(held_->range) - first);
+      return true;
+    }
+    run.count = std::min(run.count, begin - first);
+    if (cut_ && *cut_ > first) run.count = std::min(run.count, *cut_ - first);
+    return false;
+  }
+
+ private:
+  // To the next extent that the layer holds.
+  void advance() {
+    begun_ = true;
+    do {
+      held_ = map_();
+    } while (held_ && held_->kind == Kind::Inherit);
+  }
+
+  ExtentSource map_;
+  std::optional<Extent> held_;
+  bool begun_ = false;
+  std::optional<std::uint64_t> cut_;
+};
 
 ChainDigests::ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete)
-    : first_layer_(first_layer), complete_(complete) {
+    : first_layer_(first_layer), complete_(complete), reaches_bottom_(complete) {
   for (const std::string& path : manifests) {
-    auto source = std::make_unique<Source>(path);
-    if (!readers_.empty() && source->header().algorithm != top().algorithm) {
-      complete_ = false;
+    auto source = std::make_unique<Recorded>(std::make_unique<ManifestReader>(path));
+    if (!sources_.empty() && source->header().algorithm != top_.algorithm) {
+      complete_ = reaches_bottom_ = false;
       break;
     }
-    readers_.push_back(std::move(source));
+    if (sources_.empty()) top_ = source->header();
+    sources_.push_back(std::move(source));
   }
 }
+
+ChainDigests::ChainDigests(const Chain& chain, std::size_t first_layer,
+                           const std::vector<std::string>& manifests)
+    : first_layer_(first_layer), complete_(true), reaches_bottom_(true) {
+  std::optional<Algorithm> algorithm;
+  for (std::size_t i = 0; i < manifests.size(); ++i) {
+    if (!manifests[i].empty()) {
+      auto reader = std::make_unique<ManifestReader>(manifests[i]);
+      if (!algorithm) algorithm = reader->header().algorithm;
+      if (*algorithm == reader->header().algorithm) {
+        if (i == 0) top_ = reader->header();
+        sources_.push_back(std::make_unique<Recorded>(std::move(reader)));
+        continue;
+      }
+    }
+    complete_ = false;
+    sources_.push_back(std::make_unique<Gap>(chain, first_layer + i));
+    if (i != 0) continue;
+    top_.length = chain.layers()[first_layer].true_length();
+    top_.overlay = first_layer + 1 < chain.layers().size();
+  }
+  if (algorithm) top_.algorithm = *algorithm;
+}
+
+ChainDigests::~ChainDigests() = default;
 
 ChainDigests::Run ChainDigests::next(std::uint64_t first, std::uint64_t at_most) {
   Run run;
   run.count = at_most;
-  for (std::size_t i = 0; i < readers_.size(); ++i) {
-    Source& source = *readers_[i];
+  for (std::size_t i = 0; i < sources_.size(); ++i) {
     run.layer = first_layer_ + i;
-    const std::uint64_t blocks = source.header().blocks();
+    const std::uint64_t blocks = sources_[i]->blocks();
     if (first >= blocks) return run;  // past this layer's end: zeros, whatever is beneath
     run.count = std::min(run.count, blocks - first);
-    source.advance_to(first);
-    if (source.ended) continue;
-    const ManifestRecord& record = source.record;
-    if (record.first > first) {
-      run.count = std::min(run.count, record.first - first);
-      continue;
-    }
-    run.count = std::min(run.count, record.end() - first);
-    run.held = record.held;
-    if (record.held != Held::Zeros) run.whole = &record.whole[first - record.first];
-    if (record.held == Held::Part) run.part = &record.part[first - record.first];
-    return run;
+    if (sources_[i]->tell(first, run)) return run;
   }
-  run.known = complete_;
+  run.known = reaches_bottom_;
   return run;
 }
 
@@ -90,9 +192,7 @@ void ChainDigests::add_to(DiskDigest& disk, std::uint64_t first, std::uint64_t c
 }
 
 void ChainDigests::finish() {
-  for (const auto& source : readers_) {
-    while (!source->ended) source->ended = !source->reader.next(source->record);
-  }
+  for (const auto& source : sources_) source->finish();
 }
 
 StoredPiece stored_piece(ChainDigests& digests, const Piece& piece) {

@@ -7,21 +7,31 @@
 #include <vector>
 
 #include "extent/piece.h"
+#include "qcow2/chain.h"
 #include "verify/manifest.h"
 
 namespace qchain {
 
 /// The digest of every block of the disk that a chain describes, from its manifests alone: the one of the
 /// topmost layer that holds the block; zeros where no layer does, or where a layer's end was passed on the
-/// way down. Streamed in the order of the disk: memory for one record a layer.
+/// way down. A layer without a manifest is a gap: its own map tells which blocks it holds any byte of, and
+/// those are unknown; of the others, the manifests beneath tell. Streamed in the order of the disk: memory for
+/// one record a layer.
 class ChainDigests {
  public:
   /// `manifests`: of layers `first_layer`, and so on downwards; not empty. `complete`: there is no further
   /// layer beneath them; else what none of them holds is unknown. One of another algorithm than the first
   /// tells nothing, nor does any beneath it. Throws Error as ManifestReader does.
   ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete);
+  ~ChainDigests();
 
-  const ManifestHeader& top() const noexcept { return readers_.front()->header(); }
+  /// Of layer `first_layer` and all beneath it, from the top: the paths of their manifests, where an empty one
+  /// is a gap; at least one is none. The chain has to outlive this.
+  ChainDigests(const Chain& chain, std::size_t first_layer, const std::vector<std::string>& manifests);
+
+  /// Of the topmost manifest; where the top layer is a gap, `algorithm`, `length` and `overlay` alone.
+  const ManifestHeader& top() const noexcept { return top_; }
+  /// Whether every block is known.
   bool is_complete() const noexcept { return complete_; }
 
   /// Neighbouring blocks, of which one layer holds the digests.
@@ -46,18 +56,15 @@ class ChainDigests {
   void finish();
 
  private:
-  struct Source {
-    ManifestReader reader;
-    ManifestRecord record;
-    bool ended = false;
+  class Source;
+  class Recorded;
+  class Gap;
 
-    explicit Source(const std::string& path) : reader(path) {}
-    const ManifestHeader& header() const { return reader.header(); }
-    void advance_to(std::uint64_t block);
-  };
-  std::vector<std::unique_ptr<Source>> readers_;
+  std::vector<std::unique_ptr<Source>> sources_;
   std::size_t first_layer_;
   bool complete_;
+  bool reaches_bottom_;
+  ManifestHeader top_;
 };
 
 /// What the stored digests say of one block.

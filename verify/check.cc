@@ -3,6 +3,8 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <map>
+#include <set>
 #include <utility>
 
 #include "qcow2/bitmap.h"
@@ -62,6 +64,40 @@ class Locator {
 
   std::vector<Finding*> wanted_;
   std::uint64_t longest_ = 0;
+};
+
+// Finds the plain clusters that a compressed stream really reaches into, of those that are no overlap if none
+// does. What a stream claims is counted in sectors, and qemu-img check -r all counts it as a reference.
+class SharedClusters {
+ public:
+  SharedClusters(const Image& image, const Recount& recount, EntryJudge& judge, FindingList& findings)
+      : size_(image.geometry().cluster_size()),
+        shared_(recount.shared_with_streams()),
+        judge_(judge),
+        findings_(findings) {}
+
+  void see(const Reference& reference) {
+    if (reference.structure != Structure::Compressed) return;
+    const std::uint64_t begin = reference.host.bytes();
+    const auto first = shared_.lower_bound(begin / size_);
+    if (first == shared_.end() || first->first * size_ >= begin + reference.length) return;
+    const std::uint64_t end = begin + judge_.stream_bytes(reference.host, reference.length);
+    for (auto at = first; at != shared_.end() && at->first * size_ < end; ++at) {
+      const auto& [cluster, references] = *at;
+      if (!told_.insert(cluster).second) continue;
+      const HostOffset host(cluster * size_);
+      findings_.add({Flaw::Overlap, Severity::DataLoss, reference.pointer,
+                     fmt::format("used {} times: data and compressed data", references), std::nullopt,
+                     {host, host + size_}, {}});
+    }
+  }
+
+ private:
+  const std::uint64_t size_;
+  const std::map<std::uint64_t, std::uint32_t>& shared_;
+  EntryJudge& judge_;
+  FindingList& findings_;
+  std::set<std::uint64_t> told_;
 };
 
 // Counts what a walk sees.
@@ -148,6 +184,10 @@ void check_tables(const Image& image, Payloads payloads, LayerCheck& layer) {
     recount.compare(count);
     first = false;
   } while (count.advance());
+  if (!recount.shared_with_streams().empty()) {
+    SharedClusters shared(image, recount, judge, findings);
+    walk.run([&](const Reference& reference) { shared.see(reference); }, nullptr, nullptr);
+  }
   layer.used_clusters = recount.used_clusters();
   layer.decoded_payloads = judge.decoded();
 
@@ -197,7 +237,8 @@ CheckReport check_chain(const Survey& survey, Payloads payloads) {
       report.layers.push_back(check_layer(layer, payloads));
     } catch (const Error& error) {
       if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
-      report.problems.push_back({report.layers.size(), error.outcome(), error.what()});
+      report.problems.push_back(
+          {ProblemKind::Unopenable, report.layers.size(), error.outcome(), error.what()});
       report.layers.emplace_back().path = layer.path();
       report.layers.back().format = layer.format();
     }

@@ -19,6 +19,9 @@ struct ManifestVerdict {
   bool exists = false;
   std::optional<ManifestSummary> summary;  ///< nullopt: there is none, or it cannot be read.
   bool belongs = false;  ///< It was read to its end, is this layer's, and is trusted where that was asked.
+  /// The layer does not stand where its manifest has it: another length, parent or kind, or the disk beneath is
+  /// another one. Another tool has rewritten it, or one beneath.
+  bool misfit = false;
   bool root_follows = false;  ///< From the digests of all manifests down to the bottom.
   std::string trusted_key;    ///< Path of the key that accepts its signature; empty: none was asked.
   Outcome outcome = Outcome::Done;
@@ -27,10 +30,15 @@ struct ManifestVerdict {
 
 /// Whether there is a file under the name of the manifest of layer `index`.
 bool has_manifest(const Chain& chain, std::size_t index);
+/// Throws the first of the chain's link problems that no sealed manifest resolves: for what stands on the identity
+/// of layers, such as an increment on this chain, or a verified restore. Throws Error (Io) too.
+void require_resolved_links(const Chain& chain);
+
 /// How many layers from `index` down, without a gap, have a manifest.
 std::size_t manifests_from(const Chain& chain, std::size_t index);
-/// The digests of the disk that layer `index` and those beneath it describe, as far down as there are
-/// manifests of one algorithm; nullptr where layer `index` has none. Throws Error.
+/// The digests of the disk that layer `index` and those beneath it describe. A layer without a manifest is a
+/// gap, as is one whose manifest cannot be read, has another algorithm than the topmost, or is of a layer that
+/// stands elsewhere; see ChainDigests. nullptr where nothing is left. Throws Error (Io).
 std::unique_ptr<ChainDigests> digests_from(const Chain& chain, std::size_t index);
 
 /// How far a manifest is followed.
@@ -41,7 +49,9 @@ enum class Depth {
 
 /// Reads the manifest of layer `index` to its end, and holds it against the layer's identity, the manifest of
 /// the layer beneath, the root that follows from the digests, and, where there are any, the trusted keys: one
-/// of them has to accept its signature. Throws nothing but Io errors and interrupts.
+/// of them has to accept its signature. Where it was sealed again, it is held against the layer that lies
+/// beneath today instead of the one that the identity records. Throws nothing but Io errors of layers, and
+/// interrupts.
 ManifestVerdict judge_manifest(const Chain& chain, std::size_t index, const std::vector<TrustedKey>& trusted,
                                Depth depth = Depth::Chain);
 
@@ -56,6 +66,10 @@ struct LayerDrill {
   std::string file;
   ManifestVerdict manifest;
   std::optional<Proof> proof;  ///< nullopt: its content was not looked at.
+  /// Another tool has rewritten the layer, or one beneath, so that it is not provable block by block; but the
+  /// digest of the whole disk, of bytes that were read, is the recorded one: this one. Empty: that was not
+  /// looked at, or is not so.
+  std::string same_content;
   /// What kept it from being looked at; Done: nothing.
   struct Failure {
     Outcome outcome = Outcome::Done;

@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "extent/range.h"
+#include "qcow2/compression.h"
 #include "qcow2/entry.h"
 #include "qcow2/image.h"
 #include "verify/finding.h"
@@ -27,14 +28,18 @@ struct EntryPlace {
   bool active = true;  ///< Of the active tables; else of a snapshot's alone.
 };
 
-/// Judges L1 and L2 entries one by one, without a look at any other: their bits, and whether what
-/// they point to is in the file.
+/// Reports on L1 and L2 entries one by one, without a look at any other: what judge_entry() says of them, as
+/// readers have it, and what breaks the format without being in a reader's way.
 class EntryJudge {
  public:
   EntryJudge(const Image& image, Payloads payloads, FindingList& findings);
 
   void judge(const L1Entry& entry, const EntryPlace& place);
   void judge(const L2Entry& entry, const EntryPlace& place);
+
+  /// How many of the bytes that a compressed stream claims it has, by decoding it; all of them where it does not
+  /// decode.
+  std::uint64_t stream_bytes(HostOffset host, std::uint64_t compressed_bytes);
 
   /// Payloads that were decoded.
   std::uint64_t decoded() const noexcept { return decoded_; }
@@ -43,17 +48,14 @@ class EntryJudge {
   void find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what);
   void find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what,
             const GuestRange& lost, const HostRange& host = {});
-  void judge_rules(const L2Entry& entry, const EntryPlace& place, const std::string& complaint);
+  void report(const EntryVerdict& verdict, const EntryPlace& place, const char* kind, const HostRange& host);
   void judge_compressed(const L2Entry& entry, const EntryPlace& place);
-  void judge_plain(const L2Entry& entry, const EntryPlace& place);
-  GuestRange lost_bytes(const L2Entry& entry, const EntryPlace& place) const;
-  std::string decode(const L2Entry& entry);
+  Decoded decode(HostOffset host, std::uint64_t compressed_bytes);
 
   const Image& image_;
   const Geometry geometry_;
   const Payloads payloads_;
-  const bool data_file_;      // data clusters are in another file
-  const bool data_is_known_;  // which is open, or the image's own
+  const EntryBounds bounds_;
   const bool can_decode_;
   FindingList& findings_;
   std::vector<std::byte> stream_;

@@ -13,32 +13,49 @@ struct FlawText {
   const char* remedy;
 };
 
-constexpr const char* kRestore =
-    "take this layer from another copy; qemu-img check -r all makes the image consistent, but does "
-    "not "
-    "bring bytes back";
+// Each of these is carried out in tests/e2e/remedies_test.py.
+constexpr const char* kAnotherCopy =
+    "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE COPY "
+    "writes what can still be read, with zeros for the rest";
 constexpr const char* kRepair = "do not write to the image before qemu-img check -r all has repaired it";
 constexpr const char* kRepairLeaks = "qemu-img check -r leaks gives the space back";
 
 constexpr std::array<FlawText, kFlaws> kTexts{{
     {"marked-corrupt", "qemu-img check -r all clears the mark once nothing is wrong any more"},
-    {"bad-extension", kRepair},
-    {"reserved-bits", kRestore},
-    {"misaligned", kRestore},
-    {"past-end", kRestore},
-    {"truncated", kRestore},
-    {"bad-entry", kRestore},
-    {"bad-stream", "take this layer from another copy: its compressed bytes are damaged"},
-    {"overlap", kRestore},
+    {"bad-extension",
+     "take this layer from another copy of the file; where it is about bitmaps alone, qchain restore IMAGE COPY "
+     "--format qcow2 writes an image without them, which QEMU can open: take a full backup next"},
+    {"reserved-bits",
+     "take this layer from another copy of the file; without one, qemu-img convert -O qcow2 IMAGE COPY writes a "
+     "sound image: QEMU ignores these bits"},
+    {"misaligned", kAnotherCopy},
+    {"past-end", kAnotherCopy},
+    {"truncated",
+     "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE COPY "
+     "writes what can still be read, with zeros for the rest; where nothing but refcounts is lost, qemu-img check "
+     "-r all counts them anew"},
+    {"bad-entry", kAnotherCopy},
+    {"bad-stream", kAnotherCopy},
+    {"overlap",
+     "nobody can tell whose bytes they are: take this layer from another copy of the file; without one, qchain "
+     "restore IMAGE COPY --format qcow2 writes an image of what can be read"},
     {"refcount-low", kRepair},
     {"refcount-high", kRepairLeaks},
-    {"refcount-stale", "QEMU counts anew when it opens the image for writing"},
-    {"refcount-past-end", kRepairLeaks},
+    {"refcount-stale", "QEMU counts anew when it opens the image for writing, as does qemu-img check -r all"},
+    {"refcount-past-end",
+     "lengthen the file over these clusters (truncate --size=END IMAGE), then qemu-img check -r leaks: it does "
+     "not look past the end of the file"},
     {"bad-refcount-block", kRepair},
-    {"copied-set", kRepair},
+    {"copied-set",
+     "do not write to the image: qemu-img check -r all repairs it, but for compressed clusters: for those, qchain "
+     "restore IMAGE COPY --format qcow2 writes a sound image"},
     {"copied-missing", kRepair},
-    {"bad-snapshot", kRepair},
-    {"bad-bitmap", "remove the bitmap (qemu-img bitmap --remove), and take a full backup next"},
+    {"bad-snapshot",
+     "qemu-img check -r all repairs what it can; where it does not, qchain restore IMAGE COPY --format qcow2 "
+     "writes an image without snapshots"},
+    {"bad-bitmap",
+     "QEMU may refuse to open the image: qchain restore IMAGE COPY --format qcow2 writes one without bitmaps; "
+     "take a full backup next"},
 }};
 
 // Neighbours' entries are at most that far apart: an extended L2 entry.

@@ -15,7 +15,7 @@ namespace qchain {
 /// What a finding means for the guest's data.
 enum class Severity : std::uint8_t {
   Leak,      ///< Space is lost, or a count is out of date that QEMU repairs; nothing is broken.
-  Harmless,  ///< A rule of the format is broken, but no byte of the disk depends on it.
+  Harmless,  ///< A rule of the format is broken, but no byte of the disk depends on it. QEMU may refuse it.
   DataLoss,  ///< Bytes are lost or wrong, or the next write to the image destroys some.
 };
 /// "leak", "harmless", "data loss".
@@ -26,7 +26,7 @@ enum class Flaw : std::uint8_t {
   MarkedCorrupt,     ///< QEMU found damage before, and marked the image.
   BadExtension,      ///< A header extension breaks the format.
   ReservedBits,      ///< Bits of an entry are set that have to be 0.
-  Misaligned,        ///< An offset that has to be a cluster's beginning is none.
+  Misaligned,        ///< An offset that has to be cluster-aligned is not.
   PastEnd,           ///< An offset is past the end of the file.
   Truncated,         ///< The file ends inside what is referenced.
   BadEntry,          ///< An entry contradicts itself or the image.

@@ -31,7 +31,7 @@ class Inventory {
   std::vector<Region> take() {
     const Header& header = image_.header();
     add({Structure::Header, HostOffset(0), image_.geometry().cluster_size(), HostOffset(0)}, {});
-    // The header is decoded: its tables are aligned and inside the file.
+    // The header is decoded: its tables are aligned, and the L1 table is inside the file.
     add({Structure::L1Table, header.l1_table, header.l1_entries * kWord,
          HostOffset(offsetof(HeaderV2, l1_offset)), 1, image_.geometry().virtual_size()},
         "L1 table");
@@ -58,18 +58,22 @@ class Inventory {
     const std::uint64_t file = image_.file_size();
     const std::uint64_t at = region.at.bytes();
     // A snapshot or a bitmap that is lost takes no byte of the disk with it.
-    const Severity severity =
-        region.structure == Structure::L1Table ? Severity::DataLoss : Severity::Harmless;
+    const bool needed = region.structure == Structure::L1Table || region.structure == Structure::SnapshotL1Table ||
+                        region.structure == Structure::RefcountTable;
+    const bool bitmap =
+        region.structure == Structure::BitmapDirectory || region.structure == Structure::BitmapTable;
     const auto bad = [&](Flaw flaw, const char* why) {
-      find(flaw, region.structure == Structure::SnapshotL1Table ? Severity::DataLoss : severity,
-           region.pointer, fmt::format("{} {}", what, why), at);
+      find(bitmap ? Flaw::BadBitmap : flaw, needed ? Severity::DataLoss : Severity::Harmless, region.pointer,
+           fmt::format("{} {}", what, why), at);
     };
     if (image_.geometry().offset_in_cluster(at) != 0) {
-      bad(Flaw::Misaligned, "is not at a cluster's beginning");
+      bad(Flaw::Misaligned, "is not cluster-aligned");
       return false;
     }
     if (at >= file) {
-      bad(Flaw::PastEnd, "is past the end of the file");
+      // Nothing but the end of the file is missing where a table of refcounts is: QEMU writes it early, and
+      // others at the end.
+      bad(region.structure == Structure::RefcountTable ? Flaw::Truncated : Flaw::PastEnd, "is past the end of the file");
       return false;
     }
     if (region.length > file - at && region.structure != Structure::Header) {

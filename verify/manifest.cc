@@ -52,6 +52,8 @@ std::string encode_header_json(const ManifestHeader& header) {
   put("parent_root", header.parent_root);
   put("checkpoint", header.checkpoint);
   put("since", header.since);
+  put("origin", header.origin);
+  put("accepted", header.accepted);
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -76,6 +78,8 @@ ManifestHeader decode_header_json(std::string_view text) {
   header.parent_root = json.value("parent_root", std::string());
   header.checkpoint = json.value("checkpoint", std::string());
   header.since = json.value("since", std::string());
+  header.origin = json.value("origin", std::string());
+  header.accepted = json.value("accepted", std::string());
   if (number_of(json, "block_size") != kDigestBlock || header.length > kMaxLength ||
       (!header.layer_id.empty() && !is_uuid(header.layer_id))) {
     throw Error(Outcome::BadManifest, "its header has values that cannot be");

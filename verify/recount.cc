@@ -15,7 +15,7 @@ namespace qchain {
 namespace {
 
 constexpr std::uint64_t kWord = sizeof(std::uint64_t);
-constexpr std::uint64_t kUnusable = 1;  // no offset of a block: it is not aligned
+constexpr std::uint64_t kUnusable = ~std::uint64_t{0};  // no offset of a block
 
 // What can be said of a cluster without a look at its refcount.
 bool is_sound(ClusterUse use) {
@@ -32,24 +32,27 @@ Recount::Recount(const Image& image, FindingList& findings)
       per_block_(refcounts_per_block(image.geometry().cluster_size(), order_)),
       file_clusters_(divide_up(image.file_size(), image.geometry().cluster_size())),
       dirty_(image.header().has_incompatible(kIncompatibleDirty)) {
-  read_table();
-  for (std::uint64_t i = 0; i < blocks_.size(); ++i) {
+  const std::uint64_t held = read_table();
+  for (std::uint64_t i = 0; i < std::min<std::uint64_t>(held, blocks_.size()); ++i) {
     if (blocks_[i] != 0) judge_entry(i, blocks_[i]);
   }
   set_aside_duplicates();
 }
 
-// 8 MiB at most, and decode_header() has seen that they are in the file.
-void Recount::read_table() {
+// 8 MiB at most. What of it is past the end of the file is not known, which does not mean that it is 0.
+// Returns how many entries there are.
+std::uint64_t Recount::read_table() {
   const Header& header = image_.header();
   const std::uint64_t bytes = header.refcount_table_clusters * image_.geometry().cluster_size();
   blocks_.resize(bytes / kWord);
   const std::span<std::byte> raw = std::as_writable_bytes(std::span(blocks_));
-  image_.file().read_at_most(header.refcount_table, raw);
-  for (std::size_t i = 0; i < blocks_.size(); ++i) {
+  const std::size_t held = image_.file().read_at_most(header.refcount_table, raw) / kWord;
+  std::fill(blocks_.begin() + static_cast<std::ptrdiff_t>(held), blocks_.end(), kUnusable);
+  for (std::size_t i = 0; i < held; ++i) {
     blocks_[i] = decode_struct<Be64>(raw.data() + i * kWord);
   }
   while (!blocks_.empty() && blocks_.back() == 0) blocks_.pop_back();
+  return held;
 }
 
 HostOffset Recount::entry_at(std::uint64_t index) const {
@@ -70,7 +73,7 @@ void Recount::judge_entry(std::uint64_t index, std::uint64_t raw) {
     bad(Flaw::ReservedBits, "reserved bits are set");
     blocks_[index] = kUnusable;
   } else if (image_.geometry().offset_in_cluster(raw) != 0) {
-    bad(Flaw::Misaligned, "its refcount block is not at a cluster's beginning");
+    bad(Flaw::Misaligned, "its refcount block is not cluster-aligned");
     blocks_[index] = kUnusable;
   } else if (raw >= image_.file_size()) {
     bad(Flaw::PastEnd, "its refcount block is past the end of the file");
@@ -201,7 +204,11 @@ void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse 
          fmt::format("refcount {} for a cluster past the end of the file", refcount));
     return;
   }
-  if (use.is_overlap()) {
+  const bool may_be_shared = use.is_data_and_streams() && use.count_is_exact() && refcount == references &&
+                             !use.copied_set() && shared_.size() < kMaxShared;
+  if (may_be_shared) {
+    shared_.emplace(cluster, use.count());
+  } else if (use.is_overlap()) {
     find(Flaw::Overlap, Severity::DataLoss, cluster, at,
          fmt::format("used {} times: {}", references, use.users()));
   }

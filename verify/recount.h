@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <optional>
 #include <span>
 #include <vector>
@@ -26,11 +27,17 @@ class Recount {
   /// all windows, every refcount is looked at once.
   void compare(const ReferenceCount& counted);
 
+  /// Clusters of plain data that streams claim too, with as many refcounts as there are references and COPIED
+  /// clear, and how many there are of both. A stream's length is rounded up to sectors: it may well end before.
+  /// At most kMaxShared of them; the rest are findings.
+  const std::map<std::uint64_t, std::uint32_t>& shared_with_streams() const noexcept { return shared_; }
+  static constexpr std::size_t kMaxShared = std::size_t{1} << 16;
+
   /// Host clusters that are referenced, in the windows so far.
   std::uint64_t used_clusters() const noexcept { return used_clusters_; }
 
  private:
-  void read_table();
+  std::uint64_t read_table();
   void judge_entry(std::uint64_t index, std::uint64_t raw);
   void set_aside_duplicates();
   HostOffset entry_at(std::uint64_t index) const;
@@ -53,6 +60,7 @@ class Recount {
   std::vector<std::uint64_t> blocks_;  // by index: offset, 0 for none, kUnusable
   std::vector<std::byte> buffer_;
   std::uint64_t used_clusters_ = 0;
+  std::map<std::uint64_t, std::uint32_t> shared_;
 };
 
 }  // namespace qchain

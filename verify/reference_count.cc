@@ -25,6 +25,10 @@ constexpr std::uint32_t kShareable =
 
 const char* to_string(Structure structure) noexcept { return kNames[static_cast<std::size_t>(structure)]; }
 
+bool ClusterUse::is_data_and_streams() const {
+  return (bits_ & kUses) == (bit(Structure::Data) | bit(Structure::Compressed));
+}
+
 bool ClusterUse::is_overlap() const {
   const std::uint32_t uses = bits_ & kUses;
   if (std::popcount(uses) > 1) return true;

@@ -45,6 +45,8 @@ class ClusterUse {
   std::uint32_t count() const { return bits_ >> kCountShift; }
   bool count_is_exact() const { return count() != kMaxCount; }
   bool used_as(Structure structure) const { return (bits_ >> static_cast<unsigned>(structure) & 1) != 0; }
+  /// Used as plain data and by compressed streams, and by nothing else.
+  bool is_data_and_streams() const;
   bool copied_set() const { return (bits_ & kSet) != 0; }
   bool copied_clear() const { return (bits_ & kClear) != 0; }
   /// Whether the users get along: data may be shared, as may streams and L2 tables; all else is

@@ -372,5 +372,79 @@ TEST_F(TrapTest, ADamagedSnapshotIsNamed) {
   EXPECT_NE(found->what.find("\"monday\""), std::string::npos);
 }
 
+TEST_F(TrapTest, ARefcountTablePastTheEnd) {
+  Patient image(make({"write -P 1 0 64k"}));
+  image.put(48, 0x7000000);
+  Finding found = expect_only(check_by_us(image.path()), Flaw::Truncated, Severity::DataLoss);
+  EXPECT_EQ(found.at.bytes(), 48U);
+  image.heal();
+  // Two clusters off the end of an image that has its refcounts there.
+  const std::string path = folder_ / "ours.qcow2";
+  const Bytes bytes(1 << 20, std::byte{7});
+  MemoryDevice device(bytes, {{guest_range(0, 1 << 20), Kind::Data}}, 1 << 20);
+  write_image(device, path, {});
+  Patient ours(path);
+  const std::uint64_t table = Anatomy(ours).refcount_table;
+  if (table + kCluster == ours.size()) {
+    ours.truncate(table);
+    expect_only(check_by_us(path), Flaw::Truncated, Severity::DataLoss);
+  }
+}
+
+TEST_F(TrapTest, PreallocatedZerosWithAnUnalignedOffsetAreLost) {
+  Patient image(make({"write -P 1 0 64k"}));
+  image.put(Anatomy(image).l2.at(0).at, 0x8000000000052a01);
+  const CheckReport report = check_by_us(image.path());
+  const Finding* const found = find(report, Flaw::Misaligned);
+  ASSERT_NE(found, nullptr) << words_of(report);
+  EXPECT_EQ(found->severity, Severity::DataLoss);
+}
+
+TEST_F(TrapTest, TheUnusedHalfOfAnL2TableIsHarmless) {
+  const std::string path = make({}, "cluster_size=64k", "64M");
+  must({"qemu-io", "-d", "unmap", "-f", "qcow2", "-c", "write 0 64k", "-c", "discard 0 64k", path});
+  Patient image(path);
+  image.truncate(0x48000);
+  expect_only(check_by_us(path), Flaw::Truncated, Severity::Harmless);
+  image.truncate(0x40000 + 1000);
+  expect_only(check_by_us(path), Flaw::Truncated, Severity::DataLoss);
+}
+
+// A stream claims whole sectors, here some of the plain cluster behind it. qemu-img check -r all counts that.
+TEST_F(TrapTest, AStreamMayClaimWhatItDoesNotUse) {
+  Patient image(make({"write -c -P 1 0 64k", "write -P 3 64k 64k"}));
+  const Anatomy anatomy(image);
+  constexpr std::uint64_t kSectors = std::uint64_t{1} << 54;
+  const std::uint64_t stream = anatomy.l2.at(0).raw & 0x003FFFFFFFFFFFFF;
+  ASSERT_EQ(align_down(stream, kCluster) + kCluster, anatomy.host(anatomy.l2.at(1)));
+  image.put(anatomy.l2.at(0).at, anatomy.l2.at(0).raw + 128 * kSectors);
+  EXPECT_EQ(check_by_us(image.path()).outcome(false), Outcome::Mismatch) << "refcount 1 of 2";
+  run({"qemu-img", "check", "-q", "-r", "all", image.path()});
+  EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Clean);
+  expect_sound(check_by_us(image.path()));
+  expect_sound(check_by_us(image.path(), Payloads::All));
+  // Where the stream really lies in the plain cluster, one of the two has overwritten the other.
+  Patient again(image.path());
+  const std::uint64_t plain = Anatomy(again).host(Anatomy(again).l2.at(1));
+  again.put(plain, Bytes(again.size() > stream ? 4096 : 0));
+  const Bytes bytes = read_file(again.path());
+  again.put(plain, Bytes(bytes.begin() + static_cast<std::ptrdiff_t>(stream),
+                         bytes.begin() + static_cast<std::ptrdiff_t>(stream) + 512));
+  again.put(Anatomy(again).l2.at(0).at, (std::uint64_t{1} << 62) | plain);
+  run({"qemu-img", "check", "-q", "-r", "all", again.path()});
+  const CheckReport report = check_by_us(again.path());
+  EXPECT_NE(find(report, Flaw::Overlap), nullptr) << words_of(report);
+}
+
+TEST_F(TrapTest, ADamagedLastStreamKeepsTheDecodersReason) {
+  for (const char* type : {"zlib", "zstd"}) {
+    Patient image(make({"write -c -P 1 0 64k"}, fmt::format("cluster_size=64k,compression_type={}", type)));
+    const std::uint64_t stream = Anatomy(image).l2.at(0).raw & 0x003FFFFFFFFFFFFF;
+    image.put(stream, 0xFFFFFFFF, 4);
+    const Finding found = expect_only(check_by_us(image.path()), Flaw::BadStream, Severity::DataLoss);
+    EXPECT_NE(found.what.find("stream: "), std::string::npos) << found.what;
+  }
+}
+
 }  // namespace
 }  // namespace qchain::tests

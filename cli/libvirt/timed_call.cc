@@ -1,0 +1,23 @@
+#include "cli/libvirt/timed_call.h"
+
+#include <fmt/format.h>
+
+#include "extent/error.h"
+#include "extent/interrupt.h"
+
+namespace qchain {
+
+void wait_for_call(const std::function<bool(std::chrono::milliseconds)>& ended, std::chrono::seconds timeout,
+                   const std::string& what) {
+  constexpr std::chrono::milliseconds kPoll{20};
+  const auto deadline = std::chrono::steady_clock::now() + timeout;
+  while (!ended(kPoll)) {
+    throw_if_interrupted();
+    if (std::chrono::steady_clock::now() >= deadline) {
+      throw Error(Outcome::Inconclusive, fmt::format("{}: no answer within {} s", what, timeout.count()));
+    }
+  }
+  throw_if_interrupted();
+}
+
+}  // namespace qchain

@@ -1,11 +1,14 @@
 #include "cli/libvirt/timed_call.h"
 
 #include <fmt/format.h>
+#include <pthread.h>
 
 #include "extent/error.h"
 #include "extent/interrupt.h"
 
 namespace qchain {
+
+void name_this_thread() noexcept { pthread_setname_np(pthread_self(), "libvirt-call"); }
 
 void wait_for_call(const std::function<bool(std::chrono::milliseconds)>& ended, std::chrono::seconds timeout,
                    const std::string& what) {

@@ -150,4 +150,29 @@ NbdOptions CommandLine::nbd() const {
   return nbd;
 }
 
+void CommandLine::add_owner() {
+  const auto text = [] { return po::value<std::string>(); };
+  add()("libvirt", text()->value_name("DOMAIN"),
+        "publish only if this domain's backup job still runs after the last read (name, UUID or id)");
+  add()("connect", text()->value_name("URI"), "the libvirt connection for --libvirt (default: libvirt's own)");
+  add()("still-running", text()->value_name("COMMAND"),
+        "publish only if this shell command exits with 0 after the last read: the job is running");
+  add()("owner-timeout", po::value<unsigned>()->value_name("SECONDS"),
+        "how long --libvirt or --still-running may take to answer, 1 to 3600 (default: 60)");
+}
+
+OwnerOptions CommandLine::owner() const {
+  constexpr unsigned kMaxTimeout = 3600;
+  OwnerOptions owner;
+  for (const char* name : {"libvirt", "still-running"}) {
+    if (has(name) && text(name).empty()) throw Error(Outcome::Usage, fmt::format("--{}: is empty", name));
+  }
+  owner.libvirt_domain = text("libvirt");
+  owner.connect_uri = text("connect");
+  owner.still_running = text("still-running");
+  const unsigned timeout = bounded(values_, "owner-timeout", kMaxTimeout);
+  if (timeout != 0) owner.timeout = std::chrono::seconds(timeout);
+  return owner;
+}
+
 }  // namespace qchain

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/job_owner.h"
 #include "cli/progress.h"
 #include "extent/nbd_connection.h"
 #include "extent/nbd_export.h"
@@ -52,6 +53,7 @@ class CommandLine {
   /// The next positional argument; shown in `usage`, not among the options.
   void add_positional(const char* name, int count = 1);
   void add_nbd();
+  void add_owner();
 
   /// Throws Error (Usage). False where --help was asked for and printed.
   bool parse(const std::vector<std::string>& words);
@@ -65,6 +67,7 @@ class CommandLine {
 
   CommonOptions common() const;
   NbdOptions nbd() const;
+  OwnerOptions owner() const;
 
  private:
   std::string command_;

@@ -139,7 +139,8 @@ void tell_where_parent_is(const std::string& backing_name, Console& console) {
 }
 
 // Where the new layer comes from: the parent has to come from there too.
-void judge_source(const PullOptions& o, const NbdExport& live, const Chain* parent, Console& console) {
+void judge_source(const PullOptions& o, const NbdExport& live, const OwnedDisk* disk, const Chain* parent,
+                  Console& console) {
   if (!live.is_read_only()) {
     if (o.require_read_only)
       usage(fmt::format("{}: the export is writable, and --require-read-only was given", o.uri));
@@ -150,19 +151,22 @@ void judge_source(const PullOptions& o, const NbdExport& live, const Chain* pare
   }
   const std::optional<Identity> below = parent != nullptr ? parent->top().identity() : std::nullopt;
   if (!below || o.allow_other_export) return;
-  const std::string name = live.export_name();
-  if (below->export_name.empty() || name.empty() || below->export_name == name) return;
-  throw Error(
-      Outcome::Mismatch,
-      fmt::format(
-          "{}: the parent {} was pulled from export \"{}\", and this is export \"{}\": if it is the same "
-          "disk all the same, add --allow-other-export",
-          o.uri, parent->top().path(), below->export_name, name));
+  const auto compare = [&](const char* what, const std::string& recorded, const std::string& here) {
+    if (recorded.empty() || here.empty() || recorded == here) return;
+    throw Error(Outcome::Mismatch,
+                fmt::format("{}: the parent {} was pulled from {} \"{}\", and this is \"{}\": if it is the same disk all the "
+                            "same, add --allow-other-export",
+                            o.uri, parent->top().path(), what, recorded, here));
+  };
+  compare("export", below->export_name, live.export_name());
+  if (disk == nullptr) return;
+  compare("libvirt domain", below->domain, disk->domain_uuid);
+  compare("disk", below->target, disk->target);
 }
 
 constexpr std::size_t kMaxRecordedName = 128;  // the identity has room for 1 KiB in all
 
-Identity identity_for(const PullOptions& o, const NbdExport& live) {
+Identity identity_for(const PullOptions& o, const NbdExport& live, const JobOwner* owner) {
   Identity identity;
   identity.id = o.layer_id.empty() ? random_uuid() : o.layer_id;
   identity.checkpoint = o.checkpoint;
@@ -171,6 +175,12 @@ Identity identity_for(const PullOptions& o, const NbdExport& live) {
   identity.time = recorded_time();
   identity.tool = "qchain " QCHAIN_VERSION;
   if (live.export_name().size() <= kMaxRecordedName) identity.export_name = live.export_name();
+  const OwnedDisk* const disk = owner != nullptr ? owner->disk() : nullptr;
+  if (disk != nullptr) {
+    identity.domain = disk->domain_uuid;
+    identity.target = disk->target;
+  }
+  identity.point = owner != nullptr ? owner->description() : "end of the job not excluded";
   identity.source = live.is_read_only() ? "read-only export" : "writable export";
   return identity;
 }
@@ -222,6 +232,7 @@ struct LayerPull {
   const PullOptions& o;
   Console& console;
   std::unique_ptr<Chain> parent;
+  std::unique_ptr<JobOwner> owner;
   std::optional<NbdExport> live;
   std::optional<LayerBuild> build;
   std::optional<Increment> increment;  // of the last attempt
@@ -296,7 +307,7 @@ LayerRecipe recipe_for(const PullOptions& o, LayerPull& pull, const SigningKey* 
   recipe.output = o.output;
   recipe.existing = o.force ? Existing::Replace : Existing::Refuse;
   recipe.parent = pull.parent.get();
-  recipe.identity = identity_for(o, *pull.live);
+  recipe.identity = identity_for(o, *pull.live, pull.owner.get());
   recipe.layer.cluster_bits = cluster_bits_for(o, pull.parent.get());
   recipe.layer.extended_l2 = o.extended_l2;
   recipe.layer.compression = o.compression;
@@ -310,6 +321,11 @@ LayerRecipe recipe_for(const PullOptions& o, LayerPull& pull, const SigningKey* 
   recipe.key = key;
   recipe.warn = [&console](const std::string& message) { console.warn(message); };
   return recipe;
+}
+
+std::string point_in_words(const LayerPull& pull) {
+  if (pull.owner) return "the job was still running after the last read (" + escaped(pull.owner->description()) + ")";
+  return "the end of the job was not excluded (--libvirt or --still-running does)";
 }
 
 void report(const LayerPull& pull, bool is_signed) {
@@ -326,6 +342,7 @@ void report(const LayerPull& pull, bool is_signed) {
           ? fmt::format("{}: digest {}{}\n", escaped(o.output),
                         identity.digest.empty() ? "unknown" : identity.digest, is_signed ? ", signed" : "")
           : ""));
+  pull.console.print(fmt::format("{}: point in time: {}\n", escaped(o.output), point_in_words(pull)));
   const auto or_null = [](const std::string& text) {
     return text.empty() ? Json(nullptr) : Json(escaped(text));
   };
@@ -361,21 +378,22 @@ void report(const LayerPull& pull, bool is_signed) {
 
 void confirm_point_in_time(LayerPull& pull) {
   pull.live->confirm();
-  pull.build->identity().point = "end of the job not excluded";
+  if (pull.owner) pull.owner->require_running();
 }
 
 Outcome pull_layer(const PullOptions& o, Console& console) {
   std::optional<SigningKey> key;
   if (!o.sign_key.empty()) key.emplace(o.sign_key);
-  LayerPull pull{o, console, {}, {}, {}, {}, {}, {}};
+  LayerPull pull{o, console, {}, {}, {}, {}, {}, {}, {}};
   if (!o.parent.empty()) {
     pull.parent = open_chain(o.parent, o.parent_format, o.common, console, "--parent-format raw");
     require_resolved_links(*pull.parent);
     judge_since(o, pull.parent->top(), console);
   }
+  pull.owner = open_owner(o.owner, {}, o.uri);
   pull.live.emplace(o.nbd.target(o.uri), changes_for(o));
   NbdExport& live = *pull.live;
-  judge_source(o, live, pull.parent.get(), console);
+  judge_source(o, live, pull.owner ? pull.owner->disk() : nullptr, pull.parent.get(), console);
   tell_about(o, live, console);
   LayerBuild& build = pull.build.emplace(recipe_for(o, pull, key ? &*key : nullptr, console));
   tell_where_parent_is(build.backing_name(), console);
@@ -419,8 +437,9 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
     output.emplace(o.output, o.force ? Existing::Replace : Existing::Refuse,
                    [&console](const std::string& message) { console.warn(message); });
   }
+  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.uri);
   NbdExport export_(o.nbd.target(o.uri), {});
-  judge_source(o, export_, nullptr, console);
+  judge_source(o, export_, nullptr, nullptr, console);
   tell_about(o, export_, console);
   OpaqueDevice opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
@@ -434,6 +453,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
     try {
       copy_raw(live, range, out, TargetContent::Stream, copy);
       export_.confirm();
+      if (owner) owner->require_running();
     } catch (const Error& error) {
       throw Error(error.outcome(),
                   fmt::format("{}; what went to standard output is not complete", error.what()));
@@ -443,6 +463,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   const CopyResult copied = copy_raw(live, range, output->file(), TargetContent::Zeros, copy);
   output->sync();
   export_.confirm();
+  if (owner) owner->require_running();
   output->publish();
   console.result_stands();
   console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output), human_size(range.length()),
@@ -450,6 +471,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   Json fields;
   fields["output"] = escaped(o.output);
   fields["format"] = "raw";
+  fields["point_in_time"] = owner ? owner->description() : "end of the job not excluded";
   fields["range"] = {{"offset", range.begin.bytes()}, {"length", range.length()}};
   fields["data_bytes"] = copied.data_bytes;
   fields["zero_bytes"] = copied.zero_bytes;
@@ -492,10 +514,12 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   line.add()("no-extents", "read every byte, whatever the server says of zeros");
   line.add()("force", "replace an output that exists");
   line.add_nbd();
+  line.add_owner();
   if (!line.parse(words)) return std::nullopt;
   PullOptions o;
   o.common = line.common();
   o.nbd = line.nbd();
+  o.owner = line.owner();
   o.uri = line.required("URI");
   o.output = line.text("output");
   o.parent = line.text("parent");

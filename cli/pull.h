@@ -30,6 +30,7 @@ enum class OnMissed {
 struct PullOptions {
   CommonOptions common;
   NbdOptions nbd;
+  OwnerOptions owner;
   std::string uri;
   std::string output;  ///< "-": standard output, raw only.
   std::string parent;  ///< Empty: a full image.

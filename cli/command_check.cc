@@ -1,0 +1,168 @@
+#include "cli/command_check.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spawn.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <csignal>
+#include <thread>
+
+#include "cli/text.h"
+#include "extent/error.h"
+#include "extent/interrupt.h"
+
+namespace qchain {
+
+namespace {
+
+using Clock = std::chrono::steady_clock;
+constexpr std::chrono::milliseconds kPoll{20};
+constexpr std::chrono::milliseconds kGrace{
+    400};  // between SIGTERM and SIGKILL: a signal ends us within a second
+
+// What posix_spawn is given.
+class SpawnSettings {
+ public:
+  SpawnSettings() {
+    posix_spawn_file_actions_init(&actions_);
+    posix_spawn_file_actions_addopen(&actions_, STDIN_FILENO, "/dev/null", O_RDONLY, 0);
+    posix_spawn_file_actions_adddup2(&actions_, STDERR_FILENO, STDOUT_FILENO);
+    posix_spawn_file_actions_addclosefrom_np(&actions_, STDERR_FILENO + 1);
+
+    posix_spawnattr_init(&attributes_);
+    posix_spawnattr_setpgroup(&attributes_, 0);
+    // What this process ignores would be ignored by the command too.
+    sigset_t signals;
+    sigemptyset(&signals);
+    posix_spawnattr_setsigmask(&attributes_, &signals);
+    for (const int signal : {SIGPIPE, SIGXFSZ, SIGHUP, SIGINT, SIGTERM}) sigaddset(&signals, signal);
+    posix_spawnattr_setsigdefault(&attributes_, &signals);
+    posix_spawnattr_setflags(&attributes_,
+                             POSIX_SPAWN_SETPGROUP | POSIX_SPAWN_SETSIGMASK | POSIX_SPAWN_SETSIGDEF);
+  }
+  ~SpawnSettings() {
+    posix_spawn_file_actions_destroy(&actions_);
+    posix_spawnattr_destroy(&attributes_);
+  }
+  SpawnSettings(const SpawnSettings&) = delete;
+  SpawnSettings& operator=(const SpawnSettings&) = delete;
+
+  const posix_spawn_file_actions_t* actions() const noexcept { return &actions_; }
+  const posix_spawnattr_t* attributes() const noexcept { return &attributes_; }
+
+ private:
+  posix_spawn_file_actions_t actions_;
+  posix_spawnattr_t attributes_;
+};
+
+[[noreturn]] void cannot(const char* what, int error_number) {
+  throw Error(Outcome::Inconclusive,
+              system_error(fmt::format("--still-running: cannot {}", what), error_number).what());
+}
+
+// A shell command and its process group; both are gone after the destructor, unless it ended by itself.
+class ShellCommand {
+ public:
+  explicit ShellCommand(const std::string& command) {
+    const SpawnSettings settings;
+    std::string shell = "sh", option = "-c", text = command;
+    char* const argv[] = {shell.data(), option.data(), text.data(), nullptr};
+    const int error = posix_spawn(&pid_, "/bin/sh", settings.actions(), settings.attributes(), argv, environ);
+    if (error != 0) cannot("start /bin/sh", error);
+  }
+  ~ShellCommand() {
+    if (!reaped_) end();
+  }
+  ShellCommand(const ShellCommand&) = delete;
+  ShellCommand& operator=(const ShellCommand&) = delete;
+
+  // Whether the shell has ended. It is not reaped: its number still names the group.
+  bool ended() const {
+    siginfo_t info{};
+    while (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0) {
+      if (errno != EINTR) cannot("wait for the command", errno);
+    }
+    return info.si_pid != 0;
+  }
+
+  // The status of a shell that has ended, as waitpid() gives it.
+  int reap() noexcept {
+    int status = -1;
+    while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
+    }
+    reaped_ = true;
+    return status;
+  }
+
+ private:
+  void end() noexcept {
+    kill(-pid_, SIGTERM);
+    const Clock::time_point deadline = Clock::now() + kGrace;
+    siginfo_t info{};
+    while (info.si_pid == 0 && Clock::now() < deadline) {
+      std::this_thread::sleep_for(kPoll);
+      if (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0 && errno != EINTR)
+        break;
+    }
+    kill(-pid_, SIGKILL);  // whoever of the group did not listen
+    reap();
+  }
+
+  pid_t pid_ = -1;
+  bool reaped_ = false;
+};
+
+std::string how_it_ended(int status) {
+  if (WIFSIGNALED(status)) return fmt::format("was killed by signal {}", WTERMSIG(status));
+  return fmt::format("exited with {}", WEXITSTATUS(status));
+}
+
+class CommandOwner : public JobOwner {
+ public:
+  CommandOwner(std::string command, std::chrono::seconds timeout)
+      : command_(std::move(command)), timeout_(timeout) {}
+
+  void require_running() override {
+    const Clock::time_point deadline = Clock::now() + timeout_;
+    throw_if_interrupted();
+    ShellCommand command(command_);
+    while (!command.ended()) {
+      throw_if_interrupted();
+      if (Clock::now() >= deadline) {
+        fail(fmt::format(
+            "did not end within {} s, so whether the job is running is not known; see --owner-timeout",
+            timeout_.count()));
+      }
+      std::this_thread::sleep_for(kPoll);
+    }
+    const int status = command.reap();
+    throw_if_interrupted();
+    if (status != 0) fail(how_it_ended(status) + ", so the job is not known to be running");
+  }
+
+  std::string description() const override { return "command"; }
+
+ private:
+  [[noreturn]] void fail(const std::string& what) const {
+    throw Error(Outcome::Inconclusive,
+                fmt::format("--still-running: \"{}\" {}; nothing is published", escaped(command_), what));
+  }
+
+  std::string command_;
+  std::chrono::seconds timeout_;
+};
+
+}  // namespace
+
+std::unique_ptr<JobOwner> open_command_owner(const std::string& command, std::chrono::seconds timeout) {
+  // Whoever started this process may have left it ignored: then nobody can learn how a child ended.
+  std::signal(SIGCHLD, SIG_DFL);
+  auto owner = std::make_unique<CommandOwner>(command, timeout);
+  owner->require_running();
+  return owner;
+}
+
+}  // namespace qchain

@@ -17,7 +17,7 @@ constexpr std::uint64_t kMaxCluster = std::uint64_t{1} << kMaxClusterBits;
 Increment::Increment(NbdExport& live, Chain& parent)
     : live_(live),
       parent_(parent),
-      live_reader_(live.witness_reader()),
+      live_reader_(live.control_reader()),
       parent_reader_(parent.open_reader()),
       live_bytes_(kBlock),
       parent_bytes_(kBlock) {}

@@ -47,7 +47,8 @@ NbdExportState::Connection NbdExportState::reconnect() {
   // Each reader has its own count of attempts. Where they take long, those of all readers add up.
   if (unreachable_since_ && begin - *unreachable_since_ > kMaxLosses * target.timeout) {
     throw Error(Outcome::Io, fmt::format("{}: the server has not been reachable for {}", target.uri,
-                                         to_string(begin - *unreachable_since_)));
+                                         to_string(std::chrono::duration_cast<std::chrono::seconds>(
+                                             begin - *unreachable_since_))));
   }
   try {
     Connection connection = std::make_unique<NbdConnection>(target);

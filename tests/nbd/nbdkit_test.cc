@@ -78,7 +78,7 @@ TEST_F(Nbdkit, APullThatCannotReadNamesTheRangeAndLeavesNothing) {
 }
 
 TEST_F(Nbdkit, RandomErrorsAreRecoveredFrom) {
-  serve(disk_bytes(8 * kMiB), {"--filter=error"}, {"error-pread-rate=25%"});
+  serve(disk_bytes(8 * kMiB), {"--filter=error"}, {"error-pread-rate=10%"});
   EXPECT_EQ(pull_raw(), content);
 }
 
@@ -134,7 +134,7 @@ TEST_F(Nbdkit, AnExportThatIsNotThereIsAnError) {
           [&] {
             NbdExport(target_of(missing), {source, {}});
           },
-          Fails(Outcome::Io, "does not offer this export"));
+          Fails(Outcome::Io, "does not offer this export: No such file or directory; on offer: \"vda\""));
     }
   }
 }
@@ -303,15 +303,13 @@ TEST_F(NbdkitPause, IsAnErrorWhenItDoesNot) {
   NbdExport live(target_of(uri(), kSoon), {});
   const auto reader = live.open_reader();
   control('p');
-  const Stopwatch stopwatch;
-  EXPECT_THAT([&] { read(*reader, 0, kMiB); }, Fails(Outcome::Io, "connection lost while reading"));
-  EXPECT_LT(stopwatch.seconds(), 10);
+  EXPECT_THAT([&] { read(*reader, 0, kMiB); }, Fails(Outcome::Io, "no answer within 300 ms"));
 }
 
-TEST_F(NbdkitPause, OfTheWitnessIsInconclusive) {
+TEST_F(NbdkitPause, AtTheEndIsAnError) {
   NbdExport live(target_of(uri(), kSoon), {});
   control('p');
-  EXPECT_THAT([&] { live.confirm(); }, Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live.confirm(); }, Fails(Outcome::Io, "cannot confirm"));
 }
 
 TEST_F(Nbdkit, AStoppedServerIsAnError) {
@@ -319,7 +317,7 @@ TEST_F(Nbdkit, AStoppedServerIsAnError) {
   NbdExport live(target_of(uri(), kSoon), {});
   server->freeze();
   const Stopwatch stopwatch;
-  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "the server is gone"));
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "qchain gave up"));
   EXPECT_THAT([&] { NbdExport(target_of(uri(), kSoon), {}); }, Fails(Outcome::Io, "no answer"));
   EXPECT_LT(stopwatch.seconds(), 5);
 }

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <cerrno>
 #include <cstdlib>
+#include <string_view>
 
 #include "extent/interrupt.h"
 
@@ -17,10 +18,15 @@ namespace qchain {
 
 namespace {
 
-// libnbd's words for the last failed call of this thread; they last only until the next call.
+// libnbd's words for the last failed call of this thread, without the name of its function; they last only
+// until the next call.
 std::string last_error() {
-  const char* words = nbd_get_error();
-  return words != nullptr ? words : "unknown error";
+  const char* const words = nbd_get_error();
+  if (words == nullptr) return "unknown error";
+  const std::string_view all(words);
+  const std::size_t colon = all.find(": ");
+  const bool names_function = all.starts_with("nbd_") && colon != std::string_view::npos;
+  return std::string(names_function ? all.substr(colon + 2) : all);
 }
 
 int last_errno() {
@@ -311,12 +317,18 @@ void NbdSession::throw_refused(const OptionAnswer& answer) {
                   on_offer);
 }
 
-// With TLS 1.3 a server that misses a client's certificate says so after the client's handshake, and hangs
-// up.
+// A server that misses a client's certificate, or refuses it, hangs up; with TLS 1.3 only after the client's
+// part of the handshake. That libnbd's words say nothing of it is no reason to leave the user without the
+// cause.
 std::string NbdSession::client_certificate_hint() const {
-  if (target_.tls_certificates.empty() || gave_up() || socket_ < 0) return {};
+  if (target_.tls_certificates.empty() || loss_.find("gnutls") == std::string::npos ||
+      loss_.find("verification") != std::string::npos) {
+    return {};
+  }
   const std::string certificate = target_.tls_certificates + "/client-cert.pem";
-  if (access(certificate.c_str(), R_OK) == 0) return {};
+  if (access(certificate.c_str(), R_OK) == 0) {
+    return fmt::format("; the server may have refused the client certificate {}", certificate);
+  }
   return fmt::format(
       "; the server may require a client certificate, and there is no {} (with client-key.pem)", certificate);
 }

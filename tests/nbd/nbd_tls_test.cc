@@ -156,6 +156,10 @@ TEST_F(NbdTlsCertificates, RefuseAServerOfAnotherAuthority) {
 TEST_F(NbdTlsCertificates, AreSuggestedWhereTheServerMissesTheClients) {
   serve_on_tcp({"--tls=require", "--tls-verify-peer", "--tls-certificates=" + folder / "here"});
   expect_refused(secure("client"), Outcome::Io, "the server may require a client certificate");
+  make_authority("nobody");
+  std::filesystem::copy_file(folder / "nobody.pem", folder / "client" + "/client-cert.pem");
+  std::filesystem::copy_file(folder / "nobody.key", folder / "client" + "/client-key.pem");
+  expect_refused(secure("client"), Outcome::Io, "the server may have refused the client certificate");
 }
 
 TEST_F(NbdTlsCertificates, RefuseWithoutAnAuthorityToVerifyBy) {

@@ -126,7 +126,8 @@ TEST_F(Nbdkit, WithoutStructuredRepliesAnErrorNamesTheRange) {
 TEST_F(Nbdkit, AnExportThatIsNotThereIsAnError) {
   // With structured replies, base:allocation is listed for any name.
   for (const Words& filters : {Words{"--filter=exportname"}, {"--no-sr", "--filter=exportname"}}) {
-    serve(disk_bytes(kMiB), filters, {"exportname=vda", "exportname-strict=true"});
+    serve(disk_bytes(kMiB), filters,
+          {"exportname=vda", "exportname-strict=true", "exportname-list=explicit"});
     const std::string missing = unix_uri(folder / "s", "vdb");
     EXPECT_NO_THROW(NbdExport(target_of(unix_uri(folder / "s", "vda")), {}));
     for (const auto source : {Changes::Source::None, Changes::Source::DirtyBitmap}) {

@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include <boost/program_options/parsers.hpp>
+#include <chrono>
 #include <cstdio>
 #include <sstream>
 #include <utility>
@@ -19,6 +20,7 @@ namespace {
 constexpr unsigned kLineLength = 100;
 constexpr unsigned kMaxConnections = kMaxWorkers;
 constexpr unsigned kMaxRequests = 1024;
+constexpr unsigned kMaxTimeout = 86400;  // a day
 
 unsigned bounded(const po::variables_map& values, const char* name, unsigned max) {
   if (values.count(name) == 0) return 0;
@@ -36,6 +38,7 @@ NbdTarget NbdOptions::target(const std::string& uri) const {
   target.tls_certificates = tls_certificates;
   target.tls_psk_file = tls_psk_file;
   if (requests != 0) target.requests_in_flight = requests;
+  if (timeout != 0) target.timeout = target.connect_timeout = std::chrono::seconds(timeout);
   return target;
 }
 
@@ -81,6 +84,8 @@ void CommandLine::add_nbd() {
         "NBD connections, 1 to 16 (default: by cores and by how long the server takes to answer)");
   add()("requests", po::value<unsigned>()->value_name("N"),
         "requests in flight on each connection (default: 16)");
+  add()("timeout", po::value<unsigned>()->value_name("SECONDS"),
+        "how long the server may take for one answer, 1 to 86400 (default: 30)");
   add()("tls-certificates", po::value<std::string>()->value_name("DIR"),
         "for nbds URIs: directory with ca-cert.pem");
   add()("tls-psk-file", po::value<std::string>()->value_name("FILE"),
@@ -145,6 +150,7 @@ NbdOptions CommandLine::nbd() const {
   NbdOptions nbd;
   nbd.connections = bounded(values_, "connections", kMaxConnections);
   nbd.requests = bounded(values_, "requests", kMaxRequests);
+  nbd.timeout = bounded(values_, "timeout", kMaxTimeout);
   nbd.tls_certificates = text("tls-certificates");
   nbd.tls_psk_file = text("tls-psk-file");
   return nbd;

@@ -10,8 +10,8 @@
 
 #include "cli/job_owner.h"
 #include "cli/progress.h"
-#include "extent/nbd_connection.h"
 #include "extent/nbd_export.h"
+#include "extent/nbd_session.h"
 #include "qcow2/chain.h"
 
 namespace qchain {
@@ -31,6 +31,7 @@ enum class Work { Read, ReadAndWrite };
 struct NbdOptions {
   unsigned connections = 0;  ///< 0: by what cores and server allow.
   unsigned requests = 0;     ///< In flight on each connection; 0: the default.
+  unsigned timeout = 0;      ///< Seconds for one answer of the server; 0: the default.
   std::string tls_certificates;
   std::string tls_psk_file;
 

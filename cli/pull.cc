@@ -376,6 +376,15 @@ void report(const LayerPull& pull, bool is_signed) {
   pull.console.document(Outcome::Done, fields);
 }
 
+// Errors that came and went are the first sign of a disk, or a network, that fails.
+void tell_about_recovery(const NbdExport& live, Console& console) {
+  const Recovered recovered = live.recovered();
+  if (recovered.failed_requests == 0 && recovered.reconnects == 0) return;
+  console.warn(fmt::format("{}: {} requests failed and were repeated, {} connections were lost and made again: all of it "
+                           "was read in the end; look at the server's storage",
+                           live.name(), recovered.failed_requests, recovered.reconnects));
+}
+
 void confirm_point_in_time(LayerPull& pull) {
   pull.live->confirm();
   if (pull.owner) pull.owner->require_running();
@@ -411,6 +420,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
     OpaqueDevice opaque(live);
     pull.written = build.write(o.no_extents ? static_cast<BlockDevice&>(opaque) : live);
   }
+  tell_about_recovery(live, console);
   build.identity().checked = pull.checked;
   // Everything is durable before the header makes it an image, and the export is the same one after the last
   // byte was read.
@@ -461,6 +471,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
     return Outcome::Done;
   }
   const CopyResult copied = copy_raw(live, range, output->file(), TargetContent::Zeros, copy);
+  tell_about_recovery(export_, console);
   output->sync();
   export_.confirm();
   if (owner) owner->require_running();

@@ -9,7 +9,7 @@
 
 #include "cli/proof_log.h"
 #include "cli/text.h"
-#include "extent/nbd_connection.h"
+#include "extent/nbd_session.h"
 
 namespace qchain {
 

@@ -44,6 +44,14 @@ void write_at_once(const File& file, FileWrite& write) {
 
 }  // namespace
 
+void WriteQueue::CommandList::push(Command& command) noexcept {
+  command.next = nullptr;
+  (first_ == nullptr ? first_ : last_->next) = &command;
+  last_ = &command;
+}
+
+WriteQueue::Command& WriteQueue::CommandList::pop() noexcept { return *std::exchange(first_, first_->next); }
+
 WriteQueue::~WriteQueue() {
   {
     const std::lock_guard lock(mutex_);
@@ -54,13 +62,23 @@ WriteQueue::~WriteQueue() {
   if (context_ != nullptr) io_destroy(context_);
 }
 
-bool WriteQueue::is_usable() {
+bool WriteQueue::is_usable() noexcept {
   const std::lock_guard lock(mutex_);
-  if (!std::exchange(asked_for_context_, true)) {
-    if (io_setup(static_cast<int>(kMaxUnderWay), &context_) != 0) context_ = nullptr;
-    if (context_ != nullptr) collector_ = std::jthread([this] { collect(); });
-  }
+  if (!std::exchange(asked_for_context_, true)) set_up();
   return context_ != nullptr;
+}
+
+// Called with the lock held, which the new thread takes before anything else. The context becomes visible
+// only when there is a thread that collects what is submitted to it.
+void WriteQueue::set_up() noexcept {
+  io_context_t context = nullptr;
+  if (calls_.set_up(static_cast<int>(kMaxUnderWay), &context) != 0) return;
+  try {
+    collector_ = calls_.start([this] { collect(); });
+    context_ = context;
+  } catch (...) {  // no thread, or no memory for one: writes are synchronous
+    io_destroy(context);
+  }
 }
 
 void WriteQueue::add(BackgroundWrites& owner) {
@@ -71,7 +89,7 @@ void WriteQueue::add(BackgroundWrites& owner) {
                     write.parts.data(), static_cast<int>(write.parts.size()),
                     static_cast<long long>(write.offset.bytes()));
     command.control.data = &command;
-    waiting_.push_back(&command);
+    waiting_.push(command);
     ++owner.unfinished_;
   }
   submit();
@@ -85,15 +103,16 @@ void WriteQueue::wait_for(BackgroundWrites& owner) {
 
 // As many as may be under way.
 void WriteQueue::submit() {
+  while (context_ == nullptr && !waiting_.empty()) finish(waiting_.pop(), 0);  // it failed meanwhile
   for (;;) {
     std::array<iocb*, kMaxUnderWay> some;
     std::size_t count = 0;
     std::uint64_t bytes = bytes_under_way_;
-    while (count < waiting_.size() && under_way_ + count < kMaxUnderWay) {
-      Command& next = *waiting_[count];
-      if (under_way_ + count > 0 && bytes + next.length > kMaxBytesUnderWay) break;
-      bytes += next.length;
-      some[count++] = &next.control;
+    for (Command* next = waiting_.first(); next != nullptr && under_way_count_ + count < kMaxUnderWay;
+         next = next->next) {
+      if (under_way_count_ + count > 0 && bytes + next->length > kMaxBytesUnderWay) break;
+      bytes += next->length;
+      some[count++] = &next->control;
     }
     if (count == 0) return;
     submit_some(std::span(some).first(count));
@@ -103,35 +122,51 @@ void WriteQueue::submit() {
 void WriteQueue::submit_some(std::span<iocb*> some) {
   const int accepted = io_submit(context_, static_cast<long>(some.size()), some.data());
   for (int i = 0; i < accepted; ++i) {
-    ++under_way_;
-    bytes_under_way_ += waiting_.front()->length;
-    waiting_.pop_front();
+    Command& command = waiting_.pop();
+    command.slot = under_way_count_;
+    under_way_[under_way_count_++] = &command;
+    bytes_under_way_ += command.length;
   }
   if (accepted > 0 || accepted == -EINTR) return;
-  Command& refused = *waiting_.front();
-  waiting_.pop_front();
-  finish(refused, 0);
+  finish(waiting_.pop(), 0);
 }
 
-// The thread that learns what is written.
+WriteQueue::Command& WriteQueue::take_from_under_way(Command& command) noexcept {
+  Command* const last = under_way_[--under_way_count_];
+  under_way_[command.slot] = last;
+  last->slot = command.slot;
+  bytes_under_way_ -= command.length;
+  return command;
+}
+
+// The thread that learns what is written. No exception may leave it: that would end the process.
 void WriteQueue::collect() {
+  try {
+    collect_until_the_end();
+  } catch (...) {
+    const std::lock_guard lock(mutex_);
+    fail_all(std::current_exception());
+  }
+}
+
+void WriteQueue::collect_until_the_end() {
   std::array<io_event, kMaxUnderWay> events;
-  std::unique_lock lock(mutex_);
   for (;;) {
-    begun_.wait(lock, [&] { return under_way_ > 0 || ending_; });
-    if (under_way_ == 0) return;
-    lock.unlock();
-    const int count = io_getevents(context_, 1, static_cast<long>(events.size()), events.data(), nullptr);
-    lock.lock();
-    if (count == -EINTR) continue;
-    // Not to be expected; but who cannot tell what is written must not go on.
-    if (count < 0) {
-      throw system_error(fmt::format("{}: cannot learn what became of a write", file_.path()), -count);
+    int count = 0;
+    {
+      std::unique_lock lock(mutex_);
+      begun_.wait(lock, [&] { return under_way_count_ > 0 || ending_; });
+      if (under_way_count_ == 0) return;
     }
+    count = calls_.get_events(context_, 1, static_cast<long>(events.size()), events.data(), nullptr);
+    if (count == -EINTR) continue;
+    if (count < 0) {
+      throw system_error(
+          fmt::format("{}: cannot learn whether a write is complete (io_getevents)", file_.path()), -count);
+    }
+    const std::lock_guard lock(mutex_);
     for (const io_event& event : std::span(events).first(static_cast<std::size_t>(count))) {
-      Command& command = *static_cast<Command*>(event.data);
-      --under_way_;
-      bytes_under_way_ -= command.length;
+      Command& command = take_from_under_way(*static_cast<Command*>(event.data));
       const auto result = static_cast<std::int64_t>(event.res);
       finish(command, static_cast<std::uint64_t>(std::max<std::int64_t>(0, result)));
     }
@@ -139,7 +174,15 @@ void WriteQueue::collect() {
   }
 }
 
-// What was not written, for whatever reason, is written at once: that tells the reason, if there is one.
+// The context cannot be used any more. It is destroyed first: io_destroy() returns when nothing is being
+// written any more, so that the owners' buffers are theirs again when they learn of the error.
+void WriteQueue::fail_all(const std::exception_ptr& error) noexcept {
+  io_destroy(std::exchange(context_, nullptr));
+  while (under_way_count_ > 0) finish_with(take_from_under_way(*under_way_.front()), error);
+  while (!waiting_.empty()) finish_with(waiting_.pop(), error);
+}
+
+// Whatever was not written, for any reason, is written synchronously: that tells the reason, if there is one.
 void WriteQueue::finish(Command& command, std::uint64_t written) {
   const HostOffset offset = command.write.offset + written;
   std::span<iovec> rest = command.write.parts;
@@ -147,23 +190,30 @@ void WriteQueue::finish(Command& command, std::uint64_t written) {
     written -= rest.front().iov_len;
     rest = rest.subspan(1);
   }
-  BackgroundWrites& owner = *command.owner;
+  std::exception_ptr error;
   if (!rest.empty()) {
     rest.front().iov_base = static_cast<std::byte*>(rest.front().iov_base) + written;
     rest.front().iov_len -= written;
     try {
       file_.write(offset, rest);
     } catch (...) {
-      if (!owner.error_) owner.error_ = std::current_exception();
+      error = std::current_exception();
     }
   }
+  finish_with(command, error);
+}
+
+// The command is gone when its owner wakes up.
+void WriteQueue::finish_with(Command& command, const std::exception_ptr& error) noexcept {
+  BackgroundWrites& owner = *command.owner;
+  if (!owner.error_) owner.error_ = error;
   if (--owner.unfinished_ == 0) owner.finished_.notify_one();
 }
 
 BackgroundWrites::~BackgroundWrites() {
   try {
     wait();
-  } catch (...) {  // told by the wait() of who wanted to know
+  } catch (...) {  // whoever needs to know calls wait()
   }
 }
 

@@ -4,11 +4,15 @@
 #include <condition_variable>
 #include <cstdint>
 #include <exception>
+#include <functional>
 #include <mutex>
+#include <new>
+#include <system_error>
 #include <thread>
 #include <utility>
 #include <vector>
 
+#include "extent/error.h"
 #include "extent/interrupt.h"
 
 namespace qchain {
@@ -73,23 +77,45 @@ class Engine {
   std::uint64_t turn_ = 0;
 };
 
+// A further worker, or null. What is missing for it (a connection, memory, descriptors) is no reason to fail:
+// the others can do all the work.
+std::unique_ptr<Worker> make_further_worker(const WorkerFactory& make_worker) {
+  try {
+    return make_worker();
+  } catch (const Error& error) {
+    if (error.outcome() != Outcome::Io) throw;
+  } catch (const std::bad_alloc&) {
+  } catch (const std::system_error&) {
+  }
+  return nullptr;
+}
+
+// Starts as many threads as can be had. Those that run when one cannot be started are enough.
+std::vector<std::jthread> start_threads(unsigned count, const std::function<void()>& run,
+                                        ThreadStarter start) {
+  std::vector<std::jthread> threads;
+  try {
+    threads.reserve(count);
+    while (threads.size() < count) threads.push_back(start(run));
+  } catch (const std::bad_alloc&) {
+  } catch (const std::system_error&) {
+  }
+  return threads;
+}
+
 }  // namespace
 
-void run_workers(const WorkerFactory& make_worker, unsigned threads) {
+void run_workers(const WorkerFactory& make_worker, unsigned threads, ThreadStarter start) {
   Engine engine;
   const std::unique_ptr<Worker> first = make_worker();
-  std::vector<std::jthread> others;
-  for (unsigned i = 1; i < threads; ++i) {
-    others.emplace_back([&engine, &make_worker] {
-      std::unique_ptr<Worker> worker;
-      try {
-        worker = make_worker();
-      } catch (...) {
-        engine.fail(std::current_exception());
-      }
-      if (worker) engine.run(*worker);
-    });
-  }
+  const std::function<void()> run = [&engine, &make_worker] {
+    try {
+      if (const std::unique_ptr<Worker> worker = make_further_worker(make_worker)) engine.run(*worker);
+    } catch (...) {
+      engine.fail(std::current_exception());
+    }
+  };
+  std::vector<std::jthread> others = start_threads(threads - 1, run, start);
   engine.run(*first);
   others.clear();  // joins
   engine.rethrow();

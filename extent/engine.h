@@ -13,6 +13,8 @@
 #include <functional>
 #include <memory>
 
+#include "extent/thread_starter.h"
+
 namespace qchain {
 
 class Worker {
@@ -27,15 +29,16 @@ class Worker {
   virtual void finish() {}
 };
 
-/// Makes a worker; nullptr where the resources for a further one cannot be had. Called side by side.
+/// Makes a worker; nullptr where the resources for a further one are not available. Called side by side.
 using WorkerFactory = std::function<std::unique_ptr<Worker>()>;
 
 /// Runs up to `threads` (>= 1) workers until there is no work left. The first worker is made before
-/// the others, and has to exist. The first exception of any worker stops all of them and is thrown
-/// here, as is an interrupt.
-void run_workers(const WorkerFactory& make_worker, unsigned threads);
+/// the others, and has to exist: its factory's exception is thrown here. A further worker for which there is
+/// no thread, no memory, no connection (any Error of outcome Io) is left out. The first exception of any
+/// worker at work stops all of them and is thrown here, as is an interrupt.
+void run_workers(const WorkerFactory& make_worker, unsigned threads, ThreadStarter start = start_thread);
 
-/// More than this are no faster, and their pieces would take memory.
+/// More than this are no faster, and take memory.
 inline constexpr unsigned kMaxWorkers = 16;
 
 /// How many workers to use where the user does not say: enough to keep every core and one device busy.

@@ -1,9 +1,6 @@
-// One connection to an NBD server: libnbd, with time-outs of our own, and with distrust of what the
-// server says. Only nbd_export.cc and nbd_writer.cc use it.
+// One connection to an NBD server, for batches of requests. Only the NBD sources of this folder use it.
 #pragma once
 
-#include <atomic>
-#include <chrono>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -14,69 +11,40 @@
 
 #include "extent/block_device.h"
 #include "extent/copy_target.h"
-#include "extent/error.h"
-
-struct nbd_handle;
+#include "extent/nbd_session.h"
 
 namespace qchain {
-
-/// The flags that one meta context gives to a range; for qemu:allocation-depth, the depth.
-struct ContextExtent {
-  std::uint64_t length = 0;
-  std::uint32_t flags = 0;
-};
-
-/// How a connection is made.
-struct NbdTarget {
-  std::string uri;
-  /// A directory with ca-cert.pem (and a client certificate), or a PSK file: for nbds URIs.
-  std::string tls_certificates;
-  std::string tls_psk_file;
-  /// How long a server may take for one answer before it counts as gone.
-  std::chrono::milliseconds timeout{30000};
-  /// The same for each step of connecting, where that is shorter.
-  std::chrono::milliseconds connect_timeout{30000};
-  /// Whether the server is to keep the space of zeros that are written.
-  bool keep_space = false;
-  unsigned requests_in_flight = 16;
-  std::uint64_t request_size = std::uint64_t{256} << 10;
-};
 
 /// A request that failed, and why.
 struct FailedRead {
   ReadRequest request;
   int error_number = 0;
+  const char* complaint = nullptr;  ///< More about it, where the reply was wrong in itself.
 };
 
 class NbdConnection {
  public:
-  /// Connects and negotiates. `choose` is given the meta contexts that the server offers and returns
-  /// those to ask for; it may throw. Throws Error: Io where the server or the export is not there.
-  template <class Choose>
-  NbdConnection(const NbdTarget& target, const Choose& choose) : NbdConnection(target) {
-    const std::vector<std::string> offered = offered_contexts();
-    std::vector<std::string> contexts;
-    try {
-      contexts = choose(offered);
-    } catch (const Error&) {
-      require_export();
-      throw;
-    }
-    negotiate(contexts);
-  }
+  /// Connects and negotiates, as NbdSession does. Throws Error: Io where the server or the export is not
+  /// there.
+  explicit NbdConnection(const NbdTarget& target, const ContextChooser& choose = {});
   ~NbdConnection();
   NbdConnection(const NbdConnection&) = delete;
   NbdConnection& operator=(const NbdConnection&) = delete;
 
-  std::uint64_t size() const noexcept { return size_; }
-  bool can_multi_conn() const noexcept { return multi_conn_; }
-  bool is_read_only() const noexcept { return read_only_; }
+  std::uint64_t size() const noexcept { return session_.features().size; }
+  bool can_multi_conn() const noexcept { return session_.features().multi_conn; }
+  bool is_read_only() const noexcept { return session_.features().read_only; }
   /// The smallest unit that can be read or written: at least 1.
-  std::uint64_t minimum_block() const noexcept { return minimum_block_; }
+  std::uint64_t minimum_block() const noexcept { return session_.features().minimum_block; }
+  std::string export_name() const { return session_.export_name(); }
   /// Whether the server agreed to `context`.
-  bool has_context(const std::string& context) const;
-  /// Whether the connection was lost. It does not come back.
-  bool is_dead() const;
+  bool has_context(const std::string& context) const { return session_.has_context(context); }
+  /// Whether the connection was lost or given up. It does not come back.
+  bool is_dead() const { return session_.is_dead(); }
+  /// Whether it is dead because the server took longer than the time-out.
+  bool gave_up() const noexcept { return session_.gave_up(); }
+  /// Why it is dead.
+  std::string reason() const { return session_.reason(); }
 
   /// Reads a batch, many requests in flight at a time. Returns what could not be read: parts of the
   /// batch; after a loss of the connection, all that was not complete. Throws only on an interrupt and
@@ -97,56 +65,32 @@ class NbdConnection {
   void flush();
 
  private:
-  struct Close {
-    void operator()(nbd_handle* handle) const noexcept;
-  };
   struct InFlight;
   struct Writing;
-  /// How zeros are written: each way serves where the one before was refused.
+  /// How zeros are written: each way is used where the one before was refused.
   enum class Zeroing { Fast, Slow, Plain };
 
-  explicit NbdConnection(const NbdTarget& target);
-  void set_up_tls();
-  std::vector<std::string> offered_contexts();
-  void negotiate(const std::vector<std::string>& contexts);
-  void learn_limits();
-  /// A server that knows no such export lists no contexts of it, or even some that suit nobody.
-  void require_export();
-  [[noreturn]] void throw_not_offered(int error_number) const;
-  /// From now on, the server has the target's time-out for an answer.
-  void expect_answer();
-  /// Waits for the server once; false where its time is over, or it is gone.
-  bool wait_for_server();
-  void wait_until_connected(const char* step);
   std::vector<ReadRequest> requests_for(std::span<const ReadRequest> batch) const;
+  std::vector<FailedRead> read_all(std::span<const ReadRequest> batch);
+  bool is_aligned(const ReadRequest& request) const;
   bool start(const ReadRequest& request, std::vector<InFlight>& in_flight);
   void retire(std::vector<InFlight>& in_flight, std::vector<FailedRead>& failed);
   std::optional<FailedRead> read_unaligned(const ReadRequest& request);
   /// Waits for one command; throws Error (Io), saying `what` it was, where it fails.
-  void complete(std::int64_t cookie, const std::string& what);
+  void complete(NbdSession::Cookie cookie, const std::string& what);
   void write_unaligned(const WriteRequest& request);
   void write_blocks(std::deque<WriteRequest> todo);
+  std::optional<Writing> write_all(std::deque<WriteRequest> todo);
   WriteRequest take_step(std::deque<WriteRequest>& todo) const;
-  Writing start(const WriteRequest& request);
+  std::optional<Writing> start(const WriteRequest& request);
   void retire(std::vector<Writing>& in_flight, std::deque<WriteRequest>& todo,
               std::optional<Writing>& failed);
+  [[noreturn]] void throw_lost_while_writing(const GuestRange& range) const;
 
-  NbdTarget target_;
-  std::unique_ptr<nbd_handle, Close> handle_;
-  std::uint64_t size_ = 0;
-  std::uint64_t minimum_block_ = 1;
+  const unsigned requests_in_flight_;
+  NbdSession session_;
   std::uint64_t request_size_ = 0;
-  bool multi_conn_ = false;
-  bool df_ = false;
-  bool structured_ = false;
-  bool read_only_ = false;
-  bool flush_ = false;
   Zeroing zeroing_ = Zeroing::Plain;
-  std::chrono::steady_clock::duration patience_{};  // how long the next answer may still take
-  std::atomic<bool> silent_ = false;                // timed out: as good as dead
 };
-
-/// Of libnbd, "1.14.2".
-std::string nbd_version();
 
 }  // namespace qchain

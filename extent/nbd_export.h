@@ -1,42 +1,29 @@
 #pragma once
 
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "extent/block_device.h"
-#include "extent/nbd_connection.h"
+#include "extent/nbd_session.h"
+#include "extent/nbd_status.h"
 
 namespace qchain {
 
-/// What tells an increment's changes from what it inherits.
-struct Changes {
-  enum class Source {
-    None,             ///< Everything counts as changed: a full image.
-    DirtyBitmap,      ///< qemu:dirty-bitmap:NAME.
-    AllocationDepth,  ///< qemu:allocation-depth: what the active layer holds.
-  };
-  Source source = Source::None;
-  /// The bitmap's name; empty for the only one on offer.
-  std::string bitmap;
-};
-
-/// What a live export says of a range.
-struct ExportStatus {
-  GuestRange range;
-  bool zero = false;   ///< Reads as zeros: the server said so twice.
-  bool dirty = false;  ///< Changed, by the source of changes; true where there is none.
-
-  friend bool operator==(const ExportStatus&, const ExportStatus&) = default;
+/// What went wrong on the way, and was made good.
+struct Recovered {
+  std::uint64_t failed_requests = 0;  ///< Reads and block status requests that failed, and later succeeded.
+  unsigned reconnects = 0;            ///< Connections that were lost and made again.
 };
 
 struct NbdExportState;
 
 /// A live NBD export.
 ///
-/// The first connection is the witness: it stays open as long as the export is used, so that confirm()
-/// can tell that the server never changed in between. Readers have connections of their own, as far as
-/// the server allows; they reconnect after a loss, and narrow a failed read down to the bytes that
+/// The first connection is the control connection: it stays open as long as the export is used, so that
+/// confirm() can tell that the server never changed in between. Readers have connections of their own, as far
+/// as the server allows; they reconnect after a loss, and narrow a failed read down to the bytes that
 /// cannot be read.
 class NbdExport : public BlockDevice {
  public:
@@ -55,9 +42,9 @@ class NbdExport : public BlockDevice {
   /// Reads its first sector to find out. Throws Error.
   unsigned useful_readers();
 
-  /// A reader on the witness connection, beside those of open_reader(): for the few bytes that help to
+  /// A reader on the control connection, beside those of open_reader(): for the few bytes that help to
   /// decide what the extents are.
-  std::unique_ptr<Reader> witness_reader();
+  std::unique_ptr<Reader> control_reader();
 
   /// As extents(), with zero and dirty apart.
   std::vector<ExportStatus> status(const GuestRange& range);
@@ -65,13 +52,18 @@ class NbdExport : public BlockDevice {
   const std::vector<std::string>& offered_bitmaps() const;
   /// The bitmap in use; empty where none is.
   const std::string& bitmap() const;
-  bool is_read_only() const;
-  std::string export_name() const;
   /// Whether the server can tell zeros from data; where it cannot, everything is read.
   bool has_allocation() const;
 
-  /// Throws Error (Inconclusive) unless the export is still the one that was opened. Called after the
-  /// last read and before the result is published.
+  /// Whether the server forbids writing through this export.
+  bool is_read_only() const;
+  /// The export's name, as the URI has it, decoded.
+  std::string export_name() const;
+  Recovered recovered() const;
+
+  /// Throws Error unless the export is still the one that was opened: Inconclusive where the connection is
+  /// lost, Io where there is no answer within the time-out. Called after the last read and before the result
+  /// is published.
   void confirm();
 
  private:

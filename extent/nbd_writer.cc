@@ -18,14 +18,10 @@ constexpr std::uint64_t kMaxBlock = std::uint64_t{64} << 10;
 // A server that has enough connections keeps a further one waiting for ever.
 constexpr std::chrono::milliseconds kConnectTimeout{2000};
 
-std::unique_ptr<NbdConnection> connect(const NbdTarget& target) {
-  return std::make_unique<NbdConnection>(target, [](const auto&) { return std::vector<std::string>(); });
-}
-
 }  // namespace
 
 NbdWriter::NbdWriter(const NbdTarget& target) : target_(target) {
-  Connection first = connect(target_);
+  auto first = std::make_unique<NbdConnection>(target_);
   if (first->is_read_only()) {
     throw Error(Outcome::Usage, fmt::format("{}: the export is read-only", target.uri));
   }
@@ -62,7 +58,8 @@ NbdWriter::Connection NbdWriter::take() {
     try {
       NbdTarget further = target_;
       further.connect_timeout = std::min(further.connect_timeout, kConnectTimeout);
-      Connection connection = connect(further);
+      const std::lock_guard one_at_a_time(connecting_);
+      auto connection = std::make_unique<NbdConnection>(further);
       if (connection->size() == size_ && !connection->is_read_only()) return connection;
     } catch (const Error& error) {
       if (error.outcome() != Outcome::Io) throw;

@@ -36,6 +36,7 @@ class NbdWriter : public CopyTarget {
   std::atomic<bool> touched_ = false;
   std::mutex in_use_;  // of what follows
   std::condition_variable given_back_;
+  std::mutex connecting_;  // one after another, as readers do; see NbdExportState
   std::vector<Connection> idle_;
   bool may_connect_ = false;  // once more
 };

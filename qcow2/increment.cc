@@ -157,7 +157,7 @@ void Increment::check_sample(std::uint64_t read_bytes) {
   constexpr std::size_t kBatch = 16;
   const std::vector<std::uint64_t> blocks = sample_.blocks(read_bytes / kBlock * kSharePercent / 100);
   const std::uint64_t end = std::min(live_.size(), parent_.size());
-  const std::unique_ptr<Reader> live_reader = live_.witness_reader();
+  const std::unique_ptr<Reader> live_reader = live_.control_reader();
   const std::unique_ptr<Reader> parent_reader = parent_.open_reader();
   std::vector<std::byte> live_bytes(kBatch * kBlock);
   std::vector<std::byte> parent_bytes(live_bytes.size());

@@ -9,8 +9,13 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
 #include <csignal>
 #include <cstring>
+#include <functional>
+#include <new>
+#include <system_error>
 #include <thread>
 
 #include "extent/page_buffer.h"
@@ -197,6 +202,109 @@ TEST_F(BackgroundWritesTest, ShareAQueue) {
   EXPECT_NO_THROW(succeeds.wait());
   EXPECT_THROW(fails.wait(), Error);
   EXPECT_NO_THROW(fails.wait()) << "is told once";
+}
+
+// What the system can refuse.
+
+class WriteQueueFaults : public BackgroundWritesTest {
+ protected:
+  WriteQueueFaults() : file(create("disk")) { file.bypass_cache(); }
+
+  // Several threads write 32 pieces each through one queue. True where every wait() succeeded.
+  bool write_by_threads(const AsyncWriteCalls& calls) {
+    constexpr std::size_t kThreads = 4, kRounds = 32, kPiece = std::size_t{256} << 10;
+    WriteQueue queue(file, calls);
+    std::atomic<bool> failed = false;
+    for (std::size_t i = 0; i < kThreads; ++i) bytes(kPiece, true);
+    {
+      std::vector<std::jthread> threads;
+      for (std::size_t thread = 0; thread < kThreads; ++thread) {
+        threads.emplace_back([&, thread] {
+          BackgroundWrites background(queue);
+          const std::span<std::byte> piece = std::span(buffers[thread]).first(kPiece);
+          for (std::size_t round = 0; round < kRounds; ++round) {
+            try {
+              background.start({{HostOffset((round * kThreads + thread) * kPiece), {part_of(piece)}}});
+              background.wait();
+            } catch (const Error& error) {
+              EXPECT_EQ(error.outcome(), Outcome::Io);
+              EXPECT_THAT(error.what(), HasSubstr("cannot learn whether a write is complete"));
+              failed = true;
+            }
+          }
+        });
+      }
+    }
+    expected.clear();
+    for (std::size_t round = 0; round < kRounds; ++round) {
+      for (std::size_t i = 0; i < kThreads; ++i) {
+        const std::span<std::byte> piece = std::span(buffers[i]).first(kPiece);
+        expected.insert(expected.end(), piece.begin(), piece.end());
+      }
+    }
+    return !failed;
+  }
+  void expect_all_written() const { EXPECT_EQ(first_difference(read_file(file.path()), expected), ""); }
+
+  File file;
+  Bytes expected;
+};
+
+TEST_F(WriteQueueFaults, WithoutAContextWritesAreSynchronous) {
+  AsyncWriteCalls calls;
+  calls.set_up = [](int, io_context_t*) { return -EAGAIN; };
+  EXPECT_TRUE(write_by_threads(calls));
+  expect_all_written();
+}
+
+TEST_F(WriteQueueFaults, WithoutAThreadWritesAreSynchronous) {
+  AsyncWriteCalls calls;
+  calls.start = [](std::function<void()>) -> std::jthread {
+    throw std::system_error(EAGAIN, std::generic_category());
+  };
+  EXPECT_TRUE(write_by_threads(calls));
+  expect_all_written();
+  calls.start = [](std::function<void()>) -> std::jthread { throw std::bad_alloc(); };
+  EXPECT_TRUE(write_by_threads(calls));
+  expect_all_written();
+}
+
+// The owners of what is under way or waits are told; what comes later is written all the same.
+TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
+  const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
+  const iovec whole = part_of(data);
+  if (file.descriptor_past_cache(HostOffset(0), std::span(&whole, 1)) < 0) {
+    GTEST_LOG_(INFO) << "no direct I/O on this file system";
+    return;
+  }
+  AsyncWriteCalls calls;
+  calls.get_events = [](io_context_t, long, long, io_event*, timespec*) { return -EINVAL; };
+  WriteQueue queue(file, calls);
+  BackgroundWrites background(queue);
+  const auto write = [&] {
+    background.start({{HostOffset(0), {whole}}});
+    background.wait();
+  };
+  try {
+    write();
+    FAIL() << "nobody knows whether it is written";
+  } catch (const Error& error) {
+    EXPECT_EQ(error.outcome(), Outcome::Io);
+    EXPECT_THAT(error.what(), HasSubstr("cannot learn whether a write is complete"));
+  }
+  random.fill(data);
+  EXPECT_NO_THROW(write());
+  EXPECT_EQ(first_difference(read_file(file.path()), Bytes(data.begin(), data.end())), "");
+}
+
+TEST_F(WriteQueueFaults, AContextThatFailsUnderSeveralThreadsLeavesNoneWaiting) {
+  static std::atomic<int> left;
+  left = 10;
+  AsyncWriteCalls calls;
+  calls.get_events = [](io_context_t context, long least, long most, io_event* events, timespec* time) {
+    return left-- > 0 ? io_getevents(context, least, most, events, time) : -EIO;
+  };
+  write_by_threads(calls);
 }
 
 }  // namespace

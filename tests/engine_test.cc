@@ -4,13 +4,18 @@
 #include <gtest/gtest.h>
 
 #include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <csignal>
+#include <functional>
 #include <mutex>
+#include <new>
 #include <set>
 #include <stdexcept>
 #include <string>
+#include <system_error>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "extent/error.h"
@@ -181,6 +186,55 @@ TEST_P(EngineTest, TheFactorysExceptionArrives) {
                      GetParam()),
                  std::runtime_error);
     EXPECT_LT(work.next, 10000);
+  }
+}
+
+// What a further worker lacks is no reason to fail: the others do all the work.
+TEST_P(EngineTest, AFurtherWorkerThatCannotBeMadeIsLeftOut) {
+  const std::vector<std::function<void()>> failures{
+      [] { throw Error(Outcome::Io, "no connection"); }, [] { throw std::bad_alloc(); },
+      [] { throw std::system_error(EAGAIN, std::generic_category()); }};
+  for (const auto& fail : failures) {
+    Work work;
+    work.count = 100;
+    std::atomic<int> asked{0};
+    const auto make = [&]() -> std::unique_ptr<Worker> {
+      if (asked++ > 0) fail();
+      return std::make_unique<NumberWorker>(work);
+    };
+    EXPECT_NO_THROW(run_workers(make, GetParam()));
+    EXPECT_EQ(work.settled, numbers(100));
+    EXPECT_THROW(run_workers(make, GetParam()), std::exception) << "the first one has to exist";
+  }
+}
+
+TEST_P(EngineTest, AnotherErrorOfTheFactoryArrives) {
+  if (GetParam() == 1) return;
+  Work work;
+  work.count = 100000;
+  std::atomic<int> asked{0};
+  EXPECT_THROW(run_workers(
+                   [&]() -> std::unique_ptr<Worker> {
+                     if (asked++ > 0) throw Error(Outcome::Inconclusive, "another export");
+                     return std::make_unique<NumberWorker>(work);
+                   },
+                   GetParam()),
+               Error);
+  EXPECT_LT(work.next, 10000);
+}
+
+TEST_P(EngineTest, WorksWithTheThreadsThatCanBeHad) {
+  static std::atomic<int> started;
+  for (const int possible : {0, 1}) {
+    started = possible;
+    Work work;
+    work.count = 100;
+    run_workers(factory_of(work), GetParam(), [](std::function<void()> run) {
+      if (started-- <= 0) throw std::system_error(EAGAIN, std::generic_category());
+      return start_thread(std::move(run));
+    });
+    EXPECT_EQ(work.settled, numbers(100));
+    EXPECT_LE(work.most_in_fetch, 1 + possible);
   }
 }
 

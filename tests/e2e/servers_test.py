@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import unittest
+from pathlib import Path
 
-from harness import K, M, Argument, Case, nbdkit, qemu_nbd
+from harness import QCHAIN, K, M, Argument, Case, nbdkit, qemu_nbd
 
 SIZE = 8 * M + 512
 
@@ -155,6 +156,63 @@ class LesserServers(Case):
         self.image("full.qcow2", size=SIZE)
         with nbdkit(self.folder, "--no-sr", "file", self.disk) as live:
             self.refuses(2, "pull", live.uri, "-o", "inc.qcow2", "--parent", "full.qcow2", says=["bitmap"])
+
+
+class OwnLimits(Case):
+    """Limits that qchain sets to itself, or that the system sets to it."""
+
+    def test_a_server_that_takes_too_long_is_given_up_and_that_is_said(self) -> None:
+        """Exit 3, and not 6: nothing is known of another job."""
+        with nbdkit(self.folder, "--filter=delay", "memory", "1M", "delay-extents=5000ms") as live:
+            done = self.refuses(3, "pull", live.uri, "-o", "full.qcow2", "--timeout", "1",
+                                says=["block status", "no answer within 1 s", "qchain gave up"])
+            self.assertNotIn("another job", done.err)
+            self.refuses(3, "digest", live.uri, "--timeout", "1", says=["no answer within 1 s"])
+
+    def test_a_slow_server_is_waited_for(self) -> None:
+        with nbdkit(self.folder, "--filter=delay", "memory", "1M", "delay-extents=1500ms") as live:
+            self.qchain("pull", live.uri, "-o", "full.qcow2", "--timeout", "60")
+
+    def test_time_outs_that_are_refused(self) -> None:
+        for seconds in ("0", "86401", "-1", "soon"):
+            with self.subTest(seconds=seconds):
+                self.refuses(2, "pull", "nbd://localhost:1/", "-o", "full.qcow2", "--timeout", seconds, says=["timeout"])
+
+    def test_little_address_space(self) -> None:
+        """Whatever cannot be had, a thread, a context or memory: the image is right, or it is an error, and never a hang."""
+        self.path("disk.raw").write_bytes(os.urandom(4 * M))
+        with nbdkit(self.folder, "file", self.path("disk.raw")) as live:
+            for mebibytes in (100, 150, 200, 250, 300, 350, 400, 450, 500, 550):
+                with self.subTest(mebibytes=mebibytes):
+                    limits = f"ulimit -v {mebibytes * K}; exec \"$@\""
+                    done = self.qchain("-c", limits, "sh", QCHAIN, "pull", live.uri, "-o", "full.qcow2", "--force",
+                                       program=Path("/bin/sh"), expect=(0, 3), timeout=60)
+                    self.assertEqual(self.path("full.qcow2").exists(), done.code == 0 or self.made, done)
+                    if done.code == 0:
+                        self.made = True
+                        self.assert_holds("full.qcow2", "disk.raw")
+
+    made = False
+
+
+class Addresses(Case):
+    """What a URI names has to be there, and to be a URI."""
+
+    def test_an_export_that_is_not_there(self) -> None:
+        self.image("disk.qcow2")
+        with qemu_nbd(self.folder, "-f", "qcow2", self.path("disk.qcow2")) as live:
+            missing = live.uri.replace("vda", "vdb")
+            self.refuses(3, "pull", missing, "-o", "full.qcow2", says=["does not offer this export", 'on offer: "vda"'])
+
+    def test_a_malformed_uri(self) -> None:
+        for uri in ("nbd:///%zz", "nbd+unix:///vda", "nbd://host:port/"):
+            with self.subTest(uri=uri):
+                self.refuses(2, "pull", uri, "-o", "full.qcow2", says=["malformed NBD URI"])
+
+    def test_a_server_that_requires_tls(self) -> None:
+        self.path("keys.psk").write_text("alice:0123456789abcdef0123456789abcdef\n")
+        with nbdkit(self.folder, "--tls=require", f"--tls-psk={self.path('keys.psk')}", "pattern", "1M") as live:
+            self.refuses(3, "pull", live.uri, "-o", "full.qcow2", says=["requires TLS", "nbds"])
 
 
 if __name__ == "__main__":

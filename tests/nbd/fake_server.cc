@@ -74,8 +74,8 @@ class Handshake {
  public:
   Handshake(int socket, const Offer& offer) : socket_(socket), wire_(socket, false), offer_(offer) {}
 
-  // Returns when the client has opened the export.
-  void run() {
+  // Returns when the client has opened the export. Counts the questions for contexts.
+  void run(std::atomic<unsigned>& context_lists) {
     if (offer_.greeting == Offer::Greeting::Hangup) throw Hangup();
     if (offer_.greeting == Offer::Greeting::Silent) receive(socket_, 1);  // which never comes
     if (offer_.greeting == Offer::Greeting::Garbage) wire_.send(Packet().text("HTTP/1.1 200 OK\r\n\r\n"));
@@ -88,6 +88,7 @@ class Handshake {
       Parser head(receive(socket_, 16));
       if (head.u64() != kOptionMagic) throw Hangup();
       option = head.u32();
+      if (option == kOptList) ++context_lists;
       negotiate(option, Parser(receive(socket_, head.u32())));
     } while (option != kOptGo || !offer_.known);
   }
@@ -100,9 +101,12 @@ class Handshake {
     if (offer_.dribbling == Offer::Step::List && option == kOptList) wire_.dribble();
     if (offer_.dribbling == Offer::Step::Go && option == kOptGo) wire_.dribble();
     wire_.wait(offer_.thinking);
+    while (offer_.endless == Offer::Step::List && option == kOptList) send_context(option, 0, "qemu:x");
+    while (offer_.endless == Offer::Step::Go && option == kOptGo) send_info(option);
     if (opening && !offer_.known) return reply(option, kRepUnknown, {});
     if (option == kOptList || option == kOptSet) send_contexts(option, payload);
     if (opening) send_info(option);
+    if (option == kOptGo) offer_.opened();
     reply(option, known ? kRepAck : kRepUnsupported, {});
     if (option == kOptAbort) throw Hangup();
   }
@@ -121,8 +125,12 @@ class Handshake {
       const std::string& name = offer_.contexts[i];
       const bool asked = std::ranges::find(queries, name) != queries.end() && name != offer_.refused;
       if (option == kOptSet && !asked) continue;
-      reply(option, kRepContext, Packet().u32(option == kOptSet ? i + 1 : 0).text(name));
+      send_context(option, option == kOptSet ? i + 1 : 0, name);
     }
+  }
+
+  void send_context(std::uint32_t option, std::uint32_t id, const std::string& name) {
+    reply(option, kRepContext, Packet().u32(id).text(name));
   }
 
   void send_info(std::uint32_t option) {
@@ -274,7 +282,7 @@ void FakeServer::accept_all() {
 void FakeServer::serve(int socket, unsigned connection) {
   Offer adapted = offer;
   adapt(adapted, connection);
-  Handshake(socket, adapted).run();
+  Handshake(socket, adapted).run(context_lists_);
   Wire wire(socket, adapted.structured);
   for (;;) {
     const Request request = receive_request(socket, connection);

@@ -47,15 +47,17 @@ struct Offer {
   bool df = true;
   std::vector<std::string> contexts{"base:allocation"};  ///< Their ids are 1, 2, ...
   std::string refused;                                   ///< One of them that is listed, and then not set.
-  std::uint32_t minimum_block = 0;                       ///< 0: none is advertised.
-  std::uint32_t maximum_block = 32U << 20U;              ///< Advertised with a minimum only.
+  Step endless = Step::Never;                            ///< List or Go: the answer has no end.
+  std::function<void()> opened = [] {};      ///< Called before a client learns that the export is open.
+  std::uint32_t minimum_block = 0;           ///< 0: none is advertised.
+  std::uint32_t maximum_block = 32U << 20U;  ///< Advertised with a minimum only.
 };
 
 inline constexpr std::uint16_t kRead = 0;
 inline constexpr std::uint16_t kStatus = 7;
 
 struct Request {
-  unsigned connection = 0;  ///< 0 is the first one that came: the witness.
+  unsigned connection = 0;  ///< 0 is the first one that came: the control connection.
   std::uint16_t flags = 0;
   std::uint16_t type = 0;
   std::uint64_t cookie = 0;
@@ -127,6 +129,8 @@ class FakeServer {
   const Bytes& disk() const { return disk_; }
   std::string uri() const { return unix_uri(folder_ / "s", "vda"); }
   unsigned connections() const { return connections_; }
+  /// How many clients have asked which meta contexts there are.
+  unsigned context_lists() const { return context_lists_; }
   /// Ends all connections; no further one is accepted.
   void stop();
   /// Ends the connection of that number.
@@ -140,6 +144,7 @@ class FakeServer {
   Folder folder_;
   int listening_ = -1;
   std::atomic<unsigned> connections_{0};
+  std::atomic<unsigned> context_lists_{0};
   std::mutex sockets_in_use_;
   std::vector<int> sockets_;
   std::vector<std::jthread> threads_;

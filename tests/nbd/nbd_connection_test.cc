@@ -3,6 +3,9 @@
 
 #include <atomic>
 #include <filesystem>
+#include <string>
+#include <thread>
+#include <vector>
 
 #include "cli/pull.h"
 #include "extent/nbd_export.h"
@@ -103,7 +106,43 @@ TEST_F(NbdOpening, ToleratesAMaximumThatIsNoMultipleOfTheMinimum) {
   EXPECT_EQ(read_all(live), server.disk());
 }
 
+TEST_F(NbdOpening, TellsWhatTheExportIs) {
+  NbdExport live(target_of(server.uri()), {});
+  EXPECT_TRUE(live.is_read_only());
+  EXPECT_EQ(live.export_name(), "vda");
+  std::string uri = server.uri();
+  uri.replace(uri.find("vda"), 3, "a%20b%2Fc");
+  EXPECT_EQ(NbdExport(target_of(uri), {}).export_name(), "a b/c");
+}
+
+TEST_F(NbdOpening, AMalformedUriIsAUsageError) {
+  for (const char* const uri : {"nbd:///%zz", "nbd+unix:///vda", "nbd:host", "nbd://host:port/",
+                                "nbd+ssh://host/", "nbd://host/?socket=/s"}) {
+    EXPECT_THAT([&] { NbdExport(target_of(uri), {}); }, Fails(Outcome::Usage, "malformed NBD URI")) << uri;
+  }
+}
+
 // The connections of the readers.
+
+// QEMU 7.2 can hang for good when the end of a job meets many negotiations.
+TEST_F(NbdOpening, NegotiatesOneConnectionAtATimeAndBriefly) {
+  std::atomic<int> now = 0, most = 0;
+  server.offer.thinking = std::chrono::milliseconds(5);
+  server.offer.opened = [&] { --now; };
+  server.adapt = [&](Offer&, unsigned) {
+    const int count = ++now;
+    for (int seen = most; count > seen && !most.compare_exchange_weak(seen, count);) {
+    }
+  };
+  NbdExport live(target_of(server.uri()), {});
+  {
+    std::vector<std::jthread> threads;
+    for (int i = 0; i < 8; ++i) threads.emplace_back([&] { EXPECT_NE(live.open_reader(), nullptr); });
+  }
+  EXPECT_EQ(server.connections(), 9U);
+  EXPECT_EQ(most, 1);
+  EXPECT_EQ(server.context_lists(), 1U) << "further readers need no contexts";
+}
 
 TEST_F(NbdOpening, GivesReadersConnectionsOfTheirOwn) {
   NbdExport live(target_of(server.uri()), {});
@@ -114,7 +153,7 @@ TEST_F(NbdOpening, GivesReadersConnectionsOfTheirOwn) {
   EXPECT_EQ(read(*b, 4096, 4096), slice(server.disk(), 4096, 4096));
 }
 
-TEST_F(NbdOpening, SharesTheWitnessWhereOneConnectionIsAllThereIs) {
+TEST_F(NbdOpening, SharesTheControlConnectionWhereOneConnectionIsAllThereIs) {
   for (const bool multi_conn : {false, true}) {
     FakeServer lonely(disk_bytes(kMiB));
     lonely.offer.multi_conn = multi_conn;
@@ -167,13 +206,13 @@ class NbdConfirm : public NbdOpening {
   }
 };
 
-TEST_F(NbdConfirm, IsContentWithAWitnessThatAnswers) {
+TEST_F(NbdConfirm, IsContentWithAControlConnectionThatAnswers) {
   NbdExport live(target_of(server.uri()), {});
   EXPECT_EQ(read_all(live), server.disk());
   EXPECT_NO_THROW(live.confirm());
 }
 
-TEST_F(NbdConfirm, AsksTheWitness) {
+TEST_F(NbdConfirm, AsksTheControlConnection) {
   std::atomic<int> asked = 0;
   server.on_read = [&](Wire& wire, const Request& request) {
     if (request.connection == 0) ++asked;
@@ -190,25 +229,24 @@ TEST_F(NbdConfirm, IsContentWithAnErrorForAnAnswer) {
   EXPECT_NO_THROW(live.confirm());
 }
 
-TEST_F(NbdConfirm, IsInconclusiveWhenTheWitnessHasDied) {
+TEST_F(NbdConfirm, IsInconclusiveWhenTheControlConnectionIsLost) {
   NbdExport live(target_of(server.uri()), {});
   EXPECT_EQ(read_all(live), server.disk());
   server.drop(0);
-  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "start over"));
 }
 
 TEST_F(NbdConfirm, IsInconclusiveWhenTheServerHasStopped) {
   NbdExport live(target_of(server.uri()), {});
   server.stop();
-  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "start over"));
 }
 
-TEST_F(NbdConfirm, IsInconclusiveWhenTheWitnessIsSilent) {
+// qchain gave up by itself: that says nothing of the job.
+TEST_F(NbdConfirm, IsAnIoErrorWhenTheServerIsSilent) {
   server.on_read = [](Wire&, const Request&) {};
   NbdExport live(target_of(server.uri(), kSoon), {});
-  const Stopwatch stopwatch;
-  EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "begin anew"));
-  EXPECT_LT(stopwatch.seconds(), 3);
+  EXPECT_THAT(confirming(live), Fails(Outcome::Io, "no answer within 300 ms; qchain gave up"));
 }
 
 TEST_F(NbdConfirm, LetsTheEndOfAJobShow) {
@@ -224,7 +262,7 @@ TEST_F(NbdConfirm, LetsTheEndOfAJobShow) {
 TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
   const Folder folder;
   for (const char* format : {"raw", "qcow2"}) {
-    // The last block of the disk is read, and then the witness is gone.
+    // The last block of the disk is read, and then the control connection is gone.
     FakeServer ending(disk_bytes(kMiB));
     ending.on_read = [&](Wire& wire, const Request& request) {
       ending.answer(wire, request);
@@ -233,7 +271,7 @@ TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
     const std::string out = folder / format;
     const auto options = parse_pull({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
     Console console("pull", false, ProgressStyle::None);
-    EXPECT_THAT([&] { pull(*options, console); }, Fails(Outcome::Inconclusive, "begin anew"));
+    EXPECT_THAT([&] { pull(*options, console); }, Fails(Outcome::Inconclusive, "start over"));
     EXPECT_FALSE(std::filesystem::exists(out));
     EXPECT_FALSE(std::filesystem::exists(out + ".partial"));
   }

@@ -66,6 +66,7 @@ const std::vector<Malformation> kMalformations{
      [](Wire& wire, const Request& r) { wire.data(r, 512, junk(kRequest), Last::Yes); }},
     {"ChunkFarAway", true,
      [](Wire& wire, const Request& r) { wire.data(r, ~std::uint64_t{0} - 100, junk(kRequest), Last::Yes); }},
+    {"HoleInPlaceOfData", true, [](Wire& wire, const Request& r) { wire.hole(r, 0, kRequest, Last::Yes); }},
     {"HoleBeyondTheRequest", true,
      [](Wire& wire, const Request& r) { wire.hole(r, 0, 0xFFFFFFFF, Last::Yes); }},
     {"WrongCookie", true,

@@ -194,12 +194,12 @@ TEST_F(NbdStatus, PassesTheServersErrorOn) {
   EXPECT_THAT(asking(), Fails(Outcome::Io, "block status of [0x0, 0x100000)"));
 }
 
-// What follows makes libnbd give the connection up. The witness is gone then, and the server is
-// there: nobody can say any more that it is the same job.
+// What follows makes libnbd give the connection up. The control connection is lost then, and the server
+// answers: it may be another job.
 
 TEST_F(NbdStatus, IsInconclusiveAfterAnEmptyList) {
   answer_with({}, {});
-  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "start over"));
 }
 
 TEST_F(NbdStatus, IsInconclusiveAfterAWrongCookie) {
@@ -207,14 +207,14 @@ TEST_F(NbdStatus, IsInconclusiveAfterAWrongCookie) {
     ++request.cookie;
     wire.status(request, kBase, {{kMiB, 0}}, Last::Yes);
   };
-  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "start over"));
 }
 
 TEST_F(NbdStatus, IsInconclusiveAfterDataInPlaceOfStatus) {
   server.on_status = [](Wire& wire, const Request& request) {
     wire.data(request, request.offset, Bytes(512), Last::Yes);
   };
-  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "start over"));
 }
 
 TEST_F(NbdStatus, IsInconclusiveWhenTheConnectionDropsInMidReply) {
@@ -223,7 +223,7 @@ TEST_F(NbdStatus, IsInconclusiveWhenTheConnectionDropsInMidReply) {
     wire.send(Packet().u32(0x668e33ef).u16(1));  // the beginning of a chunk
     wire.hang_up();
   };
-  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT(asking(), Fails(Outcome::Inconclusive, "start over"));
 }
 
 TEST_F(NbdStatus, FailsWhenTheServerGoesAway) {
@@ -235,16 +235,13 @@ TEST_F(NbdStatus, FailsWhenTheServerGoesAway) {
 }
 
 TEST_F(NbdStatus, GivesUpOnASilentServer) {
-  server.adapt = [](Offer& offer, unsigned connection) {
-    if (connection > 0) offer.greeting = Offer::Greeting::Silent;
-  };
+  // That it answers to others is no reason to suspect another job.
   server.on_status = [](Wire& wire, const Request& request) {
     wire.status(request, kBase, {{kMiB, kZero}}, Last::No);  // and no more
   };
   NbdExport live(target_of(server.uri(), kSoon), kByBitmap);
-  const Stopwatch stopwatch;
-  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "no answer within 300 ms"));
-  EXPECT_LT(stopwatch.seconds(), 3);
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); },
+              Fails(Outcome::Io, "block status of [0x0, 0x100000): no answer within 300 ms; qchain gave up"));
 }
 
 TEST_F(NbdStatus, HoldsEverythingForDataWhereTheServerHasNoContexts) {

@@ -3,11 +3,14 @@
 #include <gmock/gmock.h>
 
 #include <atomic>
+#include <chrono>
+#include <functional>
 #include <memory>
 #include <string>
 #include <utility>
 
 #include "extent/nbd_export.h"
+#include "extent/time_limit.h"
 #include "tests/nbd/fake_server.h"
 
 namespace qchain::tests {
@@ -41,9 +44,6 @@ TEST_F(NbdTime, IsUpWhereAStatusReplyDribbles) {
   server.on_status = [this](Wire& wire, const Request& request) {
     wire.dribble();
     server.answer(wire, request);
-  };
-  server.adapt = [](Offer& offer, unsigned connection) {
-    if (connection > 0) offer.greeting = Offer::Greeting::Hangup;
   };
   NbdExport live(target_of(server.uri(), kSoon), {});
   const Stopwatch stopwatch;
@@ -84,6 +84,80 @@ TEST_F(NbdTime, IsUpWhereOnlyPiecesOfNoLengthCome) {
   const auto reader = live.open_reader();
   EXPECT_EQ(read(*reader, 0, 4096), slice(server.disk(), 0, 4096));
   EXPECT_EQ(server.connections(), 3U);
+}
+
+// A server that sends all the time, and never an answer.
+
+class NbdFlood : public NbdTime {
+ protected:
+  auto opening() {
+    return [this] { NbdExport(target_of(server.uri(), kSoon), {}); };
+  }
+  // Sends `packet` as long as the client is there.
+  static void flood(Wire& wire, const std::function<void()>& send) {
+    for (;;) {
+      send();
+      wire.wait(milliseconds(0));
+    }
+  }
+};
+
+TEST_F(NbdFlood, OfContextsIsGivenUp) {
+  server.offer.endless = Step::List;
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "cannot list meta contexts: no answer within 300 ms"));
+}
+
+TEST_F(NbdFlood, OfFactsAboutTheExportIsGivenUp) {
+  server.offer.endless = Step::Go;
+  EXPECT_THAT(opening(), Fails(Outcome::Io, "cannot open the export: no answer within 300 ms"));
+}
+
+TEST_F(NbdFlood, OfEmptyChunksIsGivenUp) {
+  server.offer.df = false;
+  server.on_read = server.once([](Wire& wire, const Request& request) {
+    flood(wire, [&] { wire.hole(request, request.offset, 0, Last::No); });
+  });
+  NbdExport live(target_of(server.uri(), kSoon), {});
+  const auto reader = live.open_reader();
+  EXPECT_EQ(read(*reader, 0, 4096), slice(server.disk(), 0, 4096));
+  EXPECT_EQ(server.connections(), 3U);
+}
+
+TEST_F(NbdFlood, OfStatusChunksIsGivenUp) {
+  server.on_status = [](Wire& wire, const Request& request) {
+    flood(wire, [&] { wire.status(request, 77, {{512, 0}}, Last::No); });
+  };
+  NbdExport live(target_of(server.uri(), kSoon), {});
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "no answer within 300 ms"));
+}
+
+// The limit itself, by a clock of the test's.
+
+TEST(TimeLimitTest, IsOverWhenItsTimeIsOver) {
+  const TimeLimit::Clock::time_point begin{};
+  TimeLimit limit;
+  limit.renew(milliseconds(1500), begin);
+  EXPECT_FALSE(limit.is_over(begin + milliseconds(1000)));
+  EXPECT_FALSE(limit.is_over(begin + milliseconds(1499)));
+  EXPECT_TRUE(limit.is_over(begin + milliseconds(1500)));
+  EXPECT_TRUE(limit.is_over(begin + milliseconds(1500))) << "and stays so";
+  limit.renew(milliseconds(100), begin + milliseconds(1500));
+  EXPECT_FALSE(limit.is_over(begin + milliseconds(1599)));
+}
+
+TEST(TimeLimitTest, DoesNotCountTheTimeThatTheProcessWasStopped) {
+  const TimeLimit::Clock::time_point begin{};
+  TimeLimit limit;
+  limit.renew(std::chrono::seconds(30), begin);
+  const auto continued = begin + std::chrono::hours(8);
+  EXPECT_FALSE(limit.is_over(continued));
+  for (int i = 1; i < 29; ++i) EXPECT_FALSE(limit.is_over(continued + std::chrono::seconds(i)));
+  EXPECT_TRUE(limit.is_over(continued + std::chrono::seconds(29)));
+}
+
+TEST(TimeLimitTest, IsShownInSecondsWherePossible) {
+  EXPECT_EQ(to_string(std::chrono::seconds(30)), "30 s");
+  EXPECT_EQ(to_string(milliseconds(300)), "300 ms");
 }
 
 // Five answers that take a fourth of the time-out each.

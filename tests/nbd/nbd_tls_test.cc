@@ -72,7 +72,11 @@ TEST_F(NbdTlsPsk, WantsAKeyOrCertificates) {
 
 TEST_F(NbdTlsPsk, DoesNotDropToPlainText) {
   // Neither where the server wants TLS and the client does not, nor the other way round.
-  expect_refused(target_of(unix_uri(folder / "s")), Outcome::Io, "nbd+unix");
+  expect_refused(target_of(unix_uri(folder / "s")), Outcome::Io,
+                 "the server requires TLS; use an nbds:// or nbds+unix:// URI");
+  const Changes by_bitmap{Changes::Source::DirtyBitmap, {}};
+  EXPECT_THAT([&] { NbdExport(target_of(unix_uri(folder / "s")), by_bitmap); },
+              Fails(Outcome::Io, "the server requires TLS"));
   serve_on_unix({"--tls=off"});
   expect_refused(secure("right.psk"), Outcome::Io, "nbds+unix");
 }
@@ -147,6 +151,15 @@ TEST_F(NbdTlsCertificates, RefuseAServerOfAnotherName) {
 TEST_F(NbdTlsCertificates, RefuseAServerOfAnotherAuthority) {
   serve_as("here");
   expect_refused(secure("stranger"), Outcome::Io, "cannot connect");
+}
+
+TEST_F(NbdTlsCertificates, AreSuggestedWhereTheServerMissesTheClients) {
+  serve_on_tcp({"--tls=require", "--tls-verify-peer", "--tls-certificates=" + folder / "here"});
+  expect_refused(secure("client"), Outcome::Io, "the server may require a client certificate");
+  make_authority("nobody");
+  std::filesystem::copy_file(folder / "nobody.pem", folder / "client" + "/client-cert.pem");
+  std::filesystem::copy_file(folder / "nobody.key", folder / "client" + "/client-key.pem");
+  expect_refused(secure("client"), Outcome::Io, "the server may have refused the client certificate");
 }
 
 TEST_F(NbdTlsCertificates, RefuseWithoutAnAuthorityToVerifyBy) {

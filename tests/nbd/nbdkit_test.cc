@@ -78,7 +78,7 @@ TEST_F(Nbdkit, APullThatCannotReadNamesTheRangeAndLeavesNothing) {
 }
 
 TEST_F(Nbdkit, RandomErrorsAreRecoveredFrom) {
-  serve(disk_bytes(8 * kMiB), {"--filter=error"}, {"error-pread-rate=25%"});
+  serve(disk_bytes(8 * kMiB), {"--filter=error"}, {"error-pread-rate=10%"});
   EXPECT_EQ(pull_raw(), content);
 }
 
@@ -126,7 +126,8 @@ TEST_F(Nbdkit, WithoutStructuredRepliesAnErrorNamesTheRange) {
 TEST_F(Nbdkit, AnExportThatIsNotThereIsAnError) {
   // With structured replies, base:allocation is listed for any name.
   for (const Words& filters : {Words{"--filter=exportname"}, {"--no-sr", "--filter=exportname"}}) {
-    serve(disk_bytes(kMiB), filters, {"exportname=vda", "exportname-strict=true"});
+    serve(disk_bytes(kMiB), filters,
+          {"exportname=vda", "exportname-strict=true", "exportname-list=explicit"});
     const std::string missing = unix_uri(folder / "s", "vdb");
     EXPECT_NO_THROW(NbdExport(target_of(unix_uri(folder / "s", "vda")), {}));
     for (const auto source : {Changes::Source::None, Changes::Source::DirtyBitmap}) {
@@ -134,7 +135,7 @@ TEST_F(Nbdkit, AnExportThatIsNotThereIsAnError) {
           [&] {
             NbdExport(target_of(missing), {source, {}});
           },
-          Fails(Outcome::Io, "does not offer this export"));
+          Fails(Outcome::Io, "does not offer this export: No such file or directory; on offer: \"vda\""));
     }
   }
 }
@@ -303,15 +304,13 @@ TEST_F(NbdkitPause, IsAnErrorWhenItDoesNot) {
   NbdExport live(target_of(uri(), kSoon), {});
   const auto reader = live.open_reader();
   control('p');
-  const Stopwatch stopwatch;
-  EXPECT_THAT([&] { read(*reader, 0, kMiB); }, Fails(Outcome::Io, "connection lost while reading"));
-  EXPECT_LT(stopwatch.seconds(), 10);
+  EXPECT_THAT([&] { read(*reader, 0, kMiB); }, Fails(Outcome::Io, "no answer within 300 ms"));
 }
 
-TEST_F(NbdkitPause, OfTheWitnessIsInconclusive) {
+TEST_F(NbdkitPause, AtTheEndIsAnError) {
   NbdExport live(target_of(uri(), kSoon), {});
   control('p');
-  EXPECT_THAT([&] { live.confirm(); }, Fails(Outcome::Inconclusive, "begin anew"));
+  EXPECT_THAT([&] { live.confirm(); }, Fails(Outcome::Io, "cannot confirm"));
 }
 
 TEST_F(Nbdkit, AStoppedServerIsAnError) {
@@ -319,7 +318,7 @@ TEST_F(Nbdkit, AStoppedServerIsAnError) {
   NbdExport live(target_of(uri(), kSoon), {});
   server->freeze();
   const Stopwatch stopwatch;
-  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "the server is gone"));
+  EXPECT_THAT([&] { live.status(guest_range(0, kMiB)); }, Fails(Outcome::Io, "qchain gave up"));
   EXPECT_THAT([&] { NbdExport(target_of(uri(), kSoon), {}); }, Fails(Outcome::Io, "no answer"));
   EXPECT_LT(stopwatch.seconds(), 5);
 }

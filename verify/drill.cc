@@ -329,7 +329,11 @@ void require_resolved_links(const Chain& chain) {
   for (const Survey::Problem& problem : chain.link_problems()) {
     const ManifestVerdict verdict = judge_manifest(chain, problem.layer, {}, Depth::ManifestAlone);
     const bool resealed = verdict.belongs && !verdict.misfit && verdict.summary->header.is_resealed();
-    if (!resealed) throw Error(problem.outcome, problem.message);
+    if (resealed) continue;
+    throw Error(problem.outcome,
+                fmt::format("{}; qchain verify tells whether the content is what was recorded, and qchain verify "
+                            "--seal makes it provable again where it is",
+                            problem.message));
   }
 }
 

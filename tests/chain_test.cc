@@ -489,7 +489,8 @@ TEST_F(DamageTest, ALostRefcountTableIsInNobodysWay) {
   must({"qemu-img", "create", "-q", "-f", "qcow2", path, "1M"});
   must({"qemu-io", "-f", "qcow2", "-c", "write -P 7 0 256k", path});
   poke(path, 48, 0x7000000);
-  EXPECT_EQ(first_difference(content_of(*Chain::open(path, ImageFormat::Qcow2, {})), content_by_qemu(path)), "");
+  EXPECT_EQ(first_difference(content_of(*Chain::open(path, ImageFormat::Qcow2, {})), content_by_qemu(path)),
+            "");
 }
 
 // Holes of the file are zeros, and nobody has to read them.
@@ -534,7 +535,8 @@ class SalvageTest : public DamageTest {
     }
     for (std::uint64_t block = 0; block < data.size(); ++block) {
       if (!data[block]) continue;
-      const ReadRequest request{GuestOffset(block << 16), std::span(rescued.bytes).subspan(block << 16, 1 << 16)};
+      const ReadRequest request{GuestOffset(block << 16),
+                                std::span(rescued.bytes).subspan(block << 16, 1 << 16)};
       if (outcome_of([&] { reader->read(std::span(&request, 1)); }) != Outcome::Done) {
         rescued.lost.push_back(block);
       }

@@ -41,8 +41,8 @@ struct ChainInfo {
 void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
   LayerInfo& known = info.layers[index];
   const auto problem = [&](const char* what, const std::string& why) {
-    info.survey.problems.push_back(
-        {ProblemKind::Unopenable, index, Outcome::Incomplete, fmt::format("{}: {}: {}", image.file().path(), what, why)});
+    info.survey.problems.push_back({ProblemKind::Unopenable, index, Outcome::Incomplete,
+                                    fmt::format("{}: {}: {}", image.file().path(), what, why)});
   };
   known.snapshots = read_snapshots(image, kMaxListed);
   if (!known.snapshots.problem.empty()) problem("snapshots", known.snapshots.problem);
@@ -201,10 +201,9 @@ std::string layer_text(std::size_t index, const LayerInfo& info) {
   text +=
       fmt::format("    virtual size {} ({} bytes)\n", human_size(layer.virtual_size()), layer.virtual_size());
   if (info.usage) {
-    text +=
-        fmt::format("    holds        {} of data, {} of zeros, {} {}\n", human_size(info.usage->data),
-                    human_size(info.usage->zero), human_size(info.usage->inherit),
-                    has_backing_file(layer) ? "inherited" : "unallocated");
+    text += fmt::format("    holds        {} of data, {} of zeros, {} {}\n", human_size(info.usage->data),
+                        human_size(info.usage->zero), human_size(info.usage->inherit),
+                        has_backing_file(layer) ? "inherited" : "unallocated");
   }
   text += fmt::format("    on disk      {} (file of {})\n", human_size(layer.file().allocated_bytes()),
                       human_size(layer.file().size()));

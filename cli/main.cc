@@ -103,7 +103,7 @@ std::string help() {
     text += fmt::format("  {:10} {}\n", command.name, command.summary);
   }
   return text +
-         "\nqchain COMMAND --help tells more; --version names this version.\n"
+         "\nRun 'qchain COMMAND --help' for details; --version prints the version.\n"
          "Exit codes: 0 done, 1 mismatch or corruption, 2 usage, 3 I/O error, 4 incomplete,\n"
          "5 manifest or signature bad, 6 inconclusive, 130 and 143 interrupted.\n";
 }

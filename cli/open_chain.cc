@@ -14,7 +14,8 @@ std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const C
     return Chain::open(path, format, options.open);
   } catch (const NotQcow2& error) {
     if (format_option.empty()) throw;
-    throw Error(error.outcome(), fmt::format("{}; if it is a raw image, add {}", error.what(), format_option));
+    throw Error(error.outcome(),
+                fmt::format("{}; if it is a raw image, add {}", error.what(), format_option));
   }
 }
 

@@ -171,10 +171,11 @@ Sealed seal(const Chain& chain, std::size_t index, const SealOptions& options) {
   try {
     return seal_layer(chain, index, options);
   } catch (const ContentChanged& error) {
-    throw Error(error.outcome(),
-                fmt::format("{}; if another tool has changed the disk on purpose (qemu-img commit, a resize), "
-                            "add --accept-changed to seal what is there on your word; if not, the layer is damaged",
-                            error.what()));
+    throw Error(
+        error.outcome(),
+        fmt::format("{}; if another tool has changed the disk on purpose (qemu-img commit, a resize), "
+                    "add --accept-changed to seal what is there on your word; if not, the layer is damaged",
+                    error.what()));
   }
 }
 
@@ -186,8 +187,8 @@ Outcome seal(const VerifyOptions& o, Console& console) {
   for (std::size_t i = chain->layers().size(); i-- > 0;) {
     const Layer& layer = chain->layers()[i];
     Progress progress(console.progress_style(), "seal", layer.virtual_size());
-    const Sealed sealed = seal(*chain, i, {o.nbd.workers(Work::Read), key ? &*key : nullptr,
-                                           progress.updater(), o.accept_changed});
+    const Sealed sealed = seal(
+        *chain, i, {o.nbd.workers(Work::Read), key ? &*key : nullptr, progress.updater(), o.accept_changed});
     const ManifestSummary summary = read_manifest(manifest_of(layer));
     const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
     const std::string& accepted = summary.header.accepted;

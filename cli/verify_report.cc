@@ -113,7 +113,8 @@ std::string manifest_text(const ManifestVerdict& verdict) {
           : "root unknown";
   if (!is_cryptographic(verdict.summary->header.algorithm)) text += " (not cryptographic)";
   if (!followed) text += " (not followed to the bottom)";
-  if (!verdict.summary->header.accepted.empty()) text += ", " + accepted_text(verdict.summary->header.accepted);
+  if (!verdict.summary->header.accepted.empty())
+    text += ", " + accepted_text(verdict.summary->header.accepted);
   if (!verdict.trusted_key.empty()) text += ", signed by " + escaped(verdict.trusted_key);
   return text;
 }
@@ -206,9 +207,10 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
       for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
     }
     if (!layer.same_content.empty()) {
-      note(fmt::format("{}: the content is what was recorded ({}); the layer was rewritten by another tool "
-                       "since; --seal makes it provable block by block again",
-                       layer.file, layer.same_content));
+      note(
+          fmt::format("{}: the content is what was recorded ({}); the layer was rewritten by another tool "
+                      "since; --seal makes it provable block by block again",
+                      layer.file, layer.same_content));
     }
     if (layer.manifest.summary && !layer.manifest.summary->header.accepted.empty()) {
       note(fmt::format("{}: {}", layer.file, accepted_text(layer.manifest.summary->header.accepted)));
@@ -239,8 +241,8 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
   }
 }
 
-// A link that does not match counts unless the content was proven without it, or somebody has sealed the layer
-// where it stands.
+// A link that does not match counts unless the content was proven without it, or somebody has sealed the
+// layer where it stands.
 void VerifyReport::take_links(const Chain& chain, const std::vector<LayerDrill>& layers) {
   for (const Survey::Problem& problem : chain.link_problems()) {
     if (is_resolved(layers[problem.layer])) {

@@ -169,7 +169,8 @@ class ChainReader : public Reader {
     }
   }
 
-  // Reads as much as there is, and keeps the first failure. What cannot be mapped is halved until the rest can.
+  // Reads as much as there is, and keeps the first failure. What cannot be mapped is halved until the rest
+  // can.
   void rescue(const ReadRequest& request, std::exception_ptr& failure) {
     std::vector<Mapping> found;
     for (GuestRange rest = request.range(); !rest.empty();) {
@@ -352,8 +353,7 @@ Extents Chain::extents_without_holes(const GuestRange& range) {
     // The rest of a long answer is for the next one.
     for (GuestRange rest = mapping.range; !rest.empty() && extents.size() < kMaxMappings;) {
       const HoleMap::Run run = holes.at(mapping.host + (rest.begin - mapping.range.begin), rest.length());
-      qchain::append(extents,
-                     {{rest.begin, rest.begin + run.length}, run.is_hole ? Kind::Zero : Kind::Data});
+      qchain::append(extents, {{rest.begin, rest.begin + run.length}, run.is_hole ? Kind::Zero : Kind::Data});
       rest.begin = rest.begin + run.length;
     }
     if (extents.size() >= kMaxMappings) break;

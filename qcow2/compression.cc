@@ -35,9 +35,9 @@ Decoded inflate_cluster(std::span<const std::byte> stream, std::span<std::byte> 
   if (!filled) {
     decoded.ended_early = result == Z_BUF_ERROR && z.avail_in == 0;
     decoded.complaint = fmt::format("deflate stream: {} after {} of {} bytes",
-                                    z.msg != nullptr             ? z.msg
-                                    : result == Z_STREAM_END     ? "shorter than a cluster"
-                                                                 : "it ends early",
+                                    z.msg != nullptr         ? z.msg
+                                    : result == Z_STREAM_END ? "shorter than a cluster"
+                                                             : "it ends early",
                                     cluster.size() - z.avail_out, cluster.size());
   }
   inflateEnd(&z);

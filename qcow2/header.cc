@@ -142,9 +142,10 @@ class Decoder {
     if (length == 0) return;
     const std::uint64_t begin = header_.l1_table.bytes();
     if (begin <= file_size_ && length <= file_size_ - begin) return;
-    corrupt(fmt::format("an L1 table of {} bytes at {:#x} ends past the end of the file ({} bytes): the file is "
-                        "truncated, or offset 40 is wrong",
-                        length, begin, file_size_));
+    corrupt(
+        fmt::format("an L1 table of {} bytes at {:#x} ends past the end of the file ({} bytes): the file is "
+                    "truncated, or offset 40 is wrong",
+                    length, begin, file_size_));
   }
 
   std::string text_at(std::uint64_t offset, std::uint64_t length) const {
@@ -157,9 +158,10 @@ class Decoder {
     std::vector<std::uint32_t> seen;
     for (std::uint64_t offset = header_length_; offset < limit;) {
       if (limit - offset < sizeof(ExtensionHeader)) {
-        corrupt(fmt::format("{} bytes are left for a header extension at offset {:#x}, which needs {}, and no "
-                            "end of the extensions is marked",
-                            limit - offset, offset, sizeof(ExtensionHeader)));
+        corrupt(
+            fmt::format("{} bytes are left for a header extension at offset {:#x}, which needs {}, and no "
+                        "end of the extensions is marked",
+                        limit - offset, offset, sizeof(ExtensionHeader)));
       }
       const auto extension = decode_struct<ExtensionHeader>(bytes_.data() + offset);
       const std::uint32_t id = extension.id;

@@ -19,9 +19,7 @@ HoleMap::Run HoleMap::at(HostOffset begin, std::uint64_t length) {
 // A file system without holes answers that all is data; so does this, for anything unexpected.
 void HoleMap::look(std::uint64_t begin) {
   constexpr std::uint64_t kForever = std::numeric_limits<std::uint64_t>::max();
-  const auto seek = [&](int whence) {
-    return lseek(file_.descriptor(), static_cast<off_t>(begin), whence);
-  };
+  const auto seek = [&](int whence) { return lseek(file_.descriptor(), static_cast<off_t>(begin), whence); };
   begin_ = begin;
   is_hole_ = false;
   end_ = kForever;

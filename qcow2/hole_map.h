@@ -6,9 +6,9 @@
 
 namespace qchain {
 
-/// Where a file has holes, which read as zeros: asked of the file system when it is needed, and only of a file
-/// that takes less space than it is long. An image with preallocated metadata maps every cluster, and most of
-/// them are holes. One thread at a time.
+/// Where a file has holes, which read as zeros: asked of the file system when it is needed, and only of a
+/// file that takes less space than it is long. An image with preallocated metadata maps every cluster, and
+/// most of them are holes. One thread at a time.
 class HoleMap {
  public:
   /// The file has to outlive it.

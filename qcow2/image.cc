@@ -145,18 +145,17 @@ HostOffset Mapper::l2_table(std::uint64_t l1_index, GuestRange& covered) {
 
 // Data that the file ends inside of is refused when those very bytes are read.
 void Mapper::judge(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const {
-  const GuestRange visible =
-      intersect({cluster, cluster + image_.geometry().cluster_size()},
-                guest_range(0, image_.header().virtual_size));
+  const GuestRange visible = intersect({cluster, cluster + image_.geometry().cluster_size()},
+                                       guest_range(0, image_.header().virtual_size));
   const EntryVerdict verdict = judge_entry(entry, image_.geometry(), image_.bounds(), visible);
   if (verdict.flaw == EntryFlaw::Truncated || intersect(verdict.lost, part).empty()) return;
-  throw Error(Outcome::Mismatch,
-              fmt::format("{}: L2 entry for guest offset {:#x}: {}{}", image_.path(), cluster.bytes(),
-                          verdict.words,
-                          verdict.flaw == EntryFlaw::PastEnd
-                              ? fmt::format(" ({:#x} in {}, which has {} bytes)", entry.host.bytes(),
-                                            image_.data().path(), image_.data_size())
-                              : ""));
+  throw Error(
+      Outcome::Mismatch,
+      fmt::format("{}: L2 entry for guest offset {:#x}: {}{}", image_.path(), cluster.bytes(), verdict.words,
+                  verdict.flaw == EntryFlaw::PastEnd
+                      ? fmt::format(" ({:#x} in {}, which has {} bytes)", entry.host.bytes(),
+                                    image_.data().path(), image_.data_size())
+                      : ""));
 }
 
 void Mapper::map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
@@ -197,9 +196,8 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
       continue;
     }
     // The file may end behind the entries that the disk needs.
-    const std::uint64_t table_words =
-        std::min(geometry.cluster_size(), image_.file_size() - table.bytes()) / geometry.l2_entry_bytes() *
-        words_per_entry;
+    const std::uint64_t table_words = std::min(geometry.cluster_size(), image_.file_size() - table.bytes()) /
+                                      geometry.l2_entry_bytes() * words_per_entry;
     while (at < covered.end && mappings.size() < max) {
       const GuestOffset cluster(align_down(at.bytes(), geometry.cluster_size()));
       const std::uint64_t index = (cluster.bytes() % coverage) / geometry.cluster_size() * words_per_entry;

@@ -467,11 +467,11 @@ TEST_F(DamageTest, AnL2TableThatIsCutBehindTheDisksEnd) {
   must({"qemu-img", "create", "-q", "-f", "qcow2", path, "64M"});
   must({"qemu-io", "-d", "unmap", "-f", "qcow2", "-c", "write 0 64k", "-c", "discard 0 64k", path});
   std::filesystem::resize_file(path, 0x48000);
-  const auto chain = Chain::open(path, ImageFormat::Qcow2, {});
-  EXPECT_EQ(first_difference(content_of(*chain), content_by_qemu(path)), "");
+  must({"qemu-io", "-r", "-f", "qcow2", "-c", "read -P 0 0 64M", path});
+  EXPECT_EQ(mapping(path), Outcome::Done);
   // 1024 entries are needed, and 1023 of them left.
   std::filesystem::resize_file(path, 0x40000 + 1023 * 8);
-  EXPECT_EQ(reading(path), Outcome::Mismatch);
+  EXPECT_EQ(mapping(path), Outcome::Mismatch);
 }
 
 TEST_F(DamageTest, AnUnalignedPreallocationIsRefusedAsByQemu) {
@@ -489,16 +489,17 @@ TEST_F(DamageTest, ALostRefcountTableIsInNobodysWay) {
   must({"qemu-img", "create", "-q", "-f", "qcow2", path, "1M"});
   must({"qemu-io", "-f", "qcow2", "-c", "write -P 7 0 256k", path});
   poke(path, 48, 0x7000000);
-  EXPECT_EQ(first_difference(content_of(*Chain::open(path, ImageFormat::Qcow2, {})), content_by_qemu(path)), "");
+  EXPECT_EQ(first_difference(content_of(*Chain::open(path, ImageFormat::Qcow2, {})), content_by_qemu(path)),
+            "");
 }
 
 // Holes of the file are zeros, and nobody has to read them.
 TEST_F(QemuChainTest, HolesOfAFileAreZeros) {
   const std::string path = folder / "image";
-  must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "64M"});
-  must({"qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 64k", "-c", "write -P 4 63M 64k", path});
+  must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "16M"});
+  must({"qemu-io", "-f", "qcow2", "-c", "write -P 3 1M 64k", "-c", "write -P 4 15M 64k", path});
   const auto chain = Chain::open(path, ImageFormat::Qcow2, {});
-  EXPECT_EQ(usage_of(chain->top()).data, 64 * kMiB) << "the map says data everywhere";
+  EXPECT_EQ(usage_of(chain->top()).data, 16 * kMiB) << "the map says data everywhere";
   std::uint64_t data = 0;
   ExtentSource extents = extents_of(*chain);
   while (const std::optional<Extent> extent = extents()) {
@@ -534,7 +535,8 @@ class SalvageTest : public DamageTest {
     }
     for (std::uint64_t block = 0; block < data.size(); ++block) {
       if (!data[block]) continue;
-      const ReadRequest request{GuestOffset(block << 16), std::span(rescued.bytes).subspan(block << 16, 1 << 16)};
+      const ReadRequest request{GuestOffset(block << 16),
+                                std::span(rescued.bytes).subspan(block << 16, 1 << 16)};
       if (outcome_of([&] { reader->read(std::span(&request, 1)); }) != Outcome::Done) {
         rescued.lost.push_back(block);
       }

@@ -38,8 +38,8 @@ class ChainDigests::Source {
   virtual ~Source() = default;
 
   std::uint64_t blocks() const { return divide_up(length_, kDigestBlock); }
-  /// Whether this layer answers for block `first`; `run` says how, and for how many blocks that holds, at most
-  /// as many as it says already.
+  /// Whether this layer answers for block `first`; `run` says how, and for how many blocks that holds, at
+  /// most as many as it says already.
   virtual bool tell(std::uint64_t first, Run& run) = 0;
   /// Reads to the end.
   virtual void finish() {}

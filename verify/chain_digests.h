@@ -15,8 +15,8 @@ namespace qchain {
 /// The digest of every block of the disk that a chain describes, from its manifests alone: the one of the
 /// topmost layer that holds the block; zeros where no layer does, or where a layer's end was passed on the
 /// way down. A layer without a manifest is a gap: its own map tells which blocks it holds any byte of, and
-/// those are unknown; of the others, the manifests beneath tell. Streamed in the order of the disk: memory for
-/// one record a layer.
+/// those are unknown; of the others, the manifests beneath tell. Streamed in the order of the disk: memory
+/// for one record a layer.
 class ChainDigests {
  public:
   /// `manifests`: of layers `first_layer`, and so on downwards; not empty. `complete`: there is no further
@@ -25,8 +25,8 @@ class ChainDigests {
   ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete);
   ~ChainDigests();
 
-  /// Of layer `first_layer` and all beneath it, from the top: the paths of their manifests, where an empty one
-  /// is a gap; at least one is none. The chain has to outlive this.
+  /// Of layer `first_layer` and all beneath it, from the top: the paths of their manifests, where an empty
+  /// one is a gap; at least one is none. The chain has to outlive this.
   ChainDigests(const Chain& chain, std::size_t first_layer, const std::vector<std::string>& manifests);
 
   /// Of the topmost manifest; where the top layer is a gap, `algorithm`, `length` and `overlay` alone.

@@ -86,9 +86,13 @@ class SharedClusters {
       const auto& [cluster, references] = *at;
       if (!told_.insert(cluster).second) continue;
       const HostOffset host(cluster * size_);
-      findings_.add({Flaw::Overlap, Severity::DataLoss, reference.pointer,
-                     fmt::format("used {} times: data and compressed data", references), std::nullopt,
-                     {host, host + size_}, {}});
+      findings_.add({Flaw::Overlap,
+                     Severity::DataLoss,
+                     reference.pointer,
+                     fmt::format("used {} times: data and compressed data", references),
+                     std::nullopt,
+                     {host, host + size_},
+                     {}});
     }
   }
 

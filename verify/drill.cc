@@ -238,8 +238,8 @@ std::string usable_manifest(const Chain& chain, std::size_t index) {
     const ManifestHeader header = ManifestReader(path).header();
     const bool has_parent = index + 1 < chain.layers().size();
     const bool same_parent = header.parent_id.empty() || header.parent_id == id_beneath(chain, index);
-    const bool fits = header.overlay == has_parent && same_parent &&
-                      header.length == chain.layers()[index].true_length();
+    const bool fits =
+        header.overlay == has_parent && same_parent && header.length == chain.layers()[index].true_length();
     return fits ? path : std::string();
   } catch (const Error& error) {
     if (is_interrupt(error)) throw;
@@ -267,16 +267,16 @@ class DiskAt : public BlockDevice {
   const std::size_t index_;
 };
 
-// Whether nothing is wrong but that the layer holds other blocks than its manifest has it: whole blocks are what
-// was recorded.
+// Whether nothing is wrong but that the layer holds other blocks than its manifest has it: whole blocks are
+// what was recorded.
 bool is_about_structure(const Proof& proof) {
   return proof.lists_all() && std::ranges::all_of(proof.damages, [](const Damage& damage) {
            return damage.found == damage.stored || damage.stored == "not held";
          });
 }
 
-// Reads the whole disk at a layer that another tool has rewritten, and forgives its structure where the content
-// is what was recorded. `rewritten_beneath`: a layer that it stands on was rewritten.
+// Reads the whole disk at a layer that another tool has rewritten, and forgives its structure where the
+// content is what was recorded. `rewritten_beneath`: a layer that it stands on was rewritten.
 void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath, const ProofOptions& options,
                    LayerDrill& layer) {
   ManifestVerdict& manifest = layer.manifest;
@@ -288,7 +288,8 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath
   if (layer.proof && layer.proof->unreadable_bytes != 0) return;
   const bool damaged = layer.proof && layer.proof->damaged_bytes != 0;
   const bool rewritten = manifest.misfit || (!manifest.exists && has_link_problem(chain, index)) ||
-                         (manifest.exists && rewritten_beneath) || (damaged && is_about_structure(*layer.proof));
+                         (manifest.exists && rewritten_beneath) ||
+                         (damaged && is_about_structure(*layer.proof));
   if (!rewritten) return;
   const Algorithm algorithm = algorithm_named(recorded.substr(0, recorded.find(':')));
   DiskAt disk(chain, index);
@@ -329,7 +330,12 @@ void require_resolved_links(const Chain& chain) {
   for (const Survey::Problem& problem : chain.link_problems()) {
     const ManifestVerdict verdict = judge_manifest(chain, problem.layer, {}, Depth::ManifestAlone);
     const bool resealed = verdict.belongs && !verdict.misfit && verdict.summary->header.is_resealed();
-    if (!resealed) throw Error(problem.outcome, problem.message);
+    if (resealed) continue;
+    throw Error(
+        problem.outcome,
+        fmt::format("{}; qchain verify tells whether the content is what was recorded, and qchain verify "
+                    "--seal makes it provable again where it is",
+                    problem.message));
   }
 }
 

@@ -19,8 +19,8 @@ struct ManifestVerdict {
   bool exists = false;
   std::optional<ManifestSummary> summary;  ///< nullopt: there is none, or it cannot be read.
   bool belongs = false;  ///< It was read to its end, is this layer's, and is trusted where that was asked.
-  /// The layer does not stand where its manifest has it: another length, parent or kind, or the disk beneath is
-  /// another one. Another tool has rewritten it, or one beneath.
+  /// The layer does not stand where its manifest has it: another length, parent or kind, or the disk beneath
+  /// is another one. Another tool has rewritten it, or one beneath.
   bool misfit = false;
   bool root_follows = false;  ///< From the digests of all manifests down to the bottom.
   std::string trusted_key;    ///< Path of the key that accepts its signature; empty: none was asked.
@@ -30,15 +30,15 @@ struct ManifestVerdict {
 
 /// Whether there is a file under the name of the manifest of layer `index`.
 bool has_manifest(const Chain& chain, std::size_t index);
-/// Throws the first of the chain's link problems that no sealed manifest resolves: for what stands on the identity
-/// of layers, such as an increment on this chain, or a verified restore. Throws Error (Io) too.
+/// Throws the first of the chain's link problems that no sealed manifest resolves: for what stands on the
+/// identity of layers, such as an increment on this chain, or a verified restore. Throws Error (Io) too.
 void require_resolved_links(const Chain& chain);
 
 /// How many layers from `index` down, without a gap, have a manifest.
 std::size_t manifests_from(const Chain& chain, std::size_t index);
 /// The digests of the disk that layer `index` and those beneath it describe. A layer without a manifest is a
-/// gap, as is one whose manifest cannot be read, has another algorithm than the topmost, or is of a layer that
-/// stands elsewhere; see ChainDigests. nullptr where nothing is left. Throws Error (Io).
+/// gap, as is one whose manifest cannot be read, has another algorithm than the topmost, or is of a layer
+/// that stands elsewhere; see ChainDigests. nullptr where nothing is left. Throws Error (Io).
 std::unique_ptr<ChainDigests> digests_from(const Chain& chain, std::size_t index);
 
 /// How far a manifest is followed.

@@ -37,8 +37,8 @@ class EntryJudge {
   void judge(const L1Entry& entry, const EntryPlace& place);
   void judge(const L2Entry& entry, const EntryPlace& place);
 
-  /// How many of the bytes that a compressed stream claims it has, by decoding it; all of them where it does not
-  /// decode.
+  /// How many of the bytes that a compressed stream claims it has, by decoding it; all of them where it does
+  /// not decode.
   std::uint64_t stream_bytes(HostOffset host, std::uint64_t compressed_bytes);
 
   /// Payloads that were decoded.

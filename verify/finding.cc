@@ -15,7 +15,8 @@ struct FlawText {
 
 // Each of these is carried out in tests/e2e/remedies_test.py.
 constexpr const char* kAnotherCopy =
-    "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE COPY "
+    "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE "
+    "COPY "
     "writes what can still be read, with zeros for the rest";
 constexpr const char* kRepair = "do not write to the image before qemu-img check -r all has repaired it";
 constexpr const char* kRepairLeaks = "qemu-img check -r leaks gives the space back";
@@ -23,38 +24,46 @@ constexpr const char* kRepairLeaks = "qemu-img check -r leaks gives the space ba
 constexpr std::array<FlawText, kFlaws> kTexts{{
     {"marked-corrupt", "qemu-img check -r all clears the mark once nothing is wrong any more"},
     {"bad-extension",
-     "take this layer from another copy of the file; where it is about bitmaps alone, qchain restore IMAGE COPY "
+     "take this layer from another copy of the file; where it is about bitmaps alone, qchain restore IMAGE "
+     "COPY "
      "--format qcow2 writes an image without them, which QEMU can open: take a full backup next"},
     {"reserved-bits",
-     "take this layer from another copy of the file; without one, qemu-img convert -O qcow2 IMAGE COPY writes a "
+     "take this layer from another copy of the file; without one, qemu-img convert -O qcow2 IMAGE COPY "
+     "writes a "
      "sound image: QEMU ignores these bits"},
     {"misaligned", kAnotherCopy},
     {"past-end", kAnotherCopy},
     {"truncated",
-     "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE COPY "
-     "writes what can still be read, with zeros for the rest; where nothing but refcounts is lost, qemu-img check "
+     "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE "
+     "COPY "
+     "writes what can still be read, with zeros for the rest; where nothing but refcounts is lost, qemu-img "
+     "check "
      "-r all counts them anew"},
     {"bad-entry", kAnotherCopy},
     {"bad-stream", kAnotherCopy},
     {"overlap",
-     "nobody can tell whose bytes they are: take this layer from another copy of the file; without one, qchain "
+     "nobody can tell whose bytes they are: take this layer from another copy of the file; without one, "
+     "qchain "
      "restore IMAGE COPY --format qcow2 writes an image of what can be read"},
     {"refcount-low", kRepair},
     {"refcount-high", kRepairLeaks},
     {"refcount-stale", "QEMU counts anew when it opens the image for writing, as does qemu-img check -r all"},
     {"refcount-past-end",
-     "lengthen the file over these clusters (truncate --size=END IMAGE), then qemu-img check -r leaks: it does "
+     "lengthen the file over these clusters (truncate --size=END IMAGE), then qemu-img check -r leaks: it "
+     "does "
      "not look past the end of the file"},
     {"bad-refcount-block", kRepair},
     {"copied-set",
-     "do not write to the image: qemu-img check -r all repairs it, but for compressed clusters: for those, qchain "
+     "do not write to the image: qemu-img check -r all repairs it, but for compressed clusters: for those, "
+     "qchain "
      "restore IMAGE COPY --format qcow2 writes a sound image"},
     {"copied-missing", kRepair},
     {"bad-snapshot",
      "qemu-img check -r all repairs what it can; where it does not, qchain restore IMAGE COPY --format qcow2 "
      "writes an image without snapshots"},
     {"bad-bitmap",
-     "QEMU may refuse to open the image: qchain restore IMAGE COPY --format qcow2 writes one without bitmaps; "
+     "QEMU may refuse to open the image: qchain restore IMAGE COPY --format qcow2 writes one without "
+     "bitmaps; "
      "take a full backup next"},
 }};
 

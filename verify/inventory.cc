@@ -58,7 +58,8 @@ class Inventory {
     const std::uint64_t file = image_.file_size();
     const std::uint64_t at = region.at.bytes();
     // A snapshot or a bitmap that is lost takes no byte of the disk with it.
-    const bool needed = region.structure == Structure::L1Table || region.structure == Structure::SnapshotL1Table ||
+    const bool needed = region.structure == Structure::L1Table ||
+                        region.structure == Structure::SnapshotL1Table ||
                         region.structure == Structure::RefcountTable;
     const bool bitmap =
         region.structure == Structure::BitmapDirectory || region.structure == Structure::BitmapTable;
@@ -73,7 +74,8 @@ class Inventory {
     if (at >= file) {
       // Nothing but the end of the file is missing where a table of refcounts is: QEMU writes it early, and
       // others at the end.
-      bad(region.structure == Structure::RefcountTable ? Flaw::Truncated : Flaw::PastEnd, "is past the end of the file");
+      bad(region.structure == Structure::RefcountTable ? Flaw::Truncated : Flaw::PastEnd,
+          "is past the end of the file");
       return false;
     }
     if (region.length > file - at && region.structure != Structure::Header) {

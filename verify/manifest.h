@@ -25,10 +25,12 @@ struct ManifestHeader {
   std::string parent_root;  ///< "ALGORITHM:HEX"; empty: unknown.
   std::string checkpoint;   ///< As the layer's identity has it.
   std::string since;
-  /// "seal": sealed afterwards for a layer that another tool has rewritten, so that kind, parent and parent's root
-  /// are those of today and not those that the layer's identity records. Empty: they are the recorded ones.
+  /// "seal": sealed afterwards for a layer that another tool has rewritten, so that kind, parent and parent's
+  /// root are those of today and not those that the layer's identity records. Empty: they are the recorded
+  /// ones.
   std::string origin;
-  /// With "seal": the digest that the identity records, where the content was sealed although it is another one.
+  /// With "seal": the digest that the identity records, where the content was sealed although it is another
+  /// one.
   std::string accepted;
 
   bool is_resealed() const { return origin == "seal"; }

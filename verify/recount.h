@@ -28,8 +28,8 @@ class Recount {
   void compare(const ReferenceCount& counted);
 
   /// Clusters of plain data that streams claim too, with as many refcounts as there are references and COPIED
-  /// clear, and how many there are of both. A stream's length is rounded up to sectors: it may well end before.
-  /// At most kMaxShared of them; the rest are findings.
+  /// clear, and how many there are of both. A stream's length is rounded up to sectors: it may well end
+  /// before. At most kMaxShared of them; the rest are findings.
   const std::map<std::uint64_t, std::uint32_t>& shared_with_streams() const noexcept { return shared_; }
   static constexpr std::size_t kMaxShared = std::size_t{1} << 16;
 

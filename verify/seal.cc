@@ -62,8 +62,8 @@ ManifestHeader header_for(const Chain& chain, std::size_t index, const ParentDig
   header.parent_id = identity->parent_id;
   header.checkpoint = identity->checkpoint;
   header.since = identity->since;
-  const bool elsewhere = std::ranges::any_of(chain.link_problems(),
-                                             [&](const auto& problem) { return problem.layer == index; });
+  const bool elsewhere =
+      std::ranges::any_of(chain.link_problems(), [&](const auto& problem) { return problem.layer == index; });
   const bool other_parent = !identity->parent_digest.empty() && identity->parent_digest != parent.root;
   if (!elsewhere && !other_parent && header.overlay == identity->overlay) return header;
   header.origin = "seal";
@@ -174,8 +174,8 @@ ExtentSource recorded_blocks(const std::string& path, std::uint64_t length) {
     std::optional<Extent> pending;
     bool ended = false;
   };
-  return [length, s = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})]()
-             -> std::optional<Extent> {
+  return [length,
+          s = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})]() -> std::optional<Extent> {
     if (s->pending) return std::exchange(s->pending, std::nullopt);
     if (s->ended) return std::nullopt;
     ManifestRecord record;
@@ -192,14 +192,13 @@ ExtentSource recorded_blocks(const std::string& path, std::uint64_t length) {
 // Whether an overlay holds the blocks that its manifest says it holds, by its map alone: nothing is read.
 bool holds_what_is_recorded(const Chain& chain, std::size_t index, const ManifestHeader& header) {
   if (!header.overlay) return true;  // a full layer may hold zeros that are not recorded
-  ExtentSource wrong = zip(recorded_blocks(manifest_of(chain.layers()[index]), header.length),
-                           chain.extents_of_layer(index, header.length), [](Kind recorded, Kind held) {
-                             const bool is_held = held != Kind::Inherit;
-                             const bool bad = recorded == Kind::Data      ? !is_held
-                                              : recorded == Kind::Inherit ? is_held
-                                                                          : false;
-                             return bad ? Kind::Data : Kind::Inherit;
-                           });
+  ExtentSource wrong =
+      zip(recorded_blocks(manifest_of(chain.layers()[index]), header.length),
+          chain.extents_of_layer(index, header.length), [](Kind recorded, Kind held) {
+            const bool is_held = held != Kind::Inherit;
+            const bool bad = recorded == Kind::Data ? !is_held : recorded == Kind::Inherit ? is_held : false;
+            return bad ? Kind::Data : Kind::Inherit;
+          });
   while (const std::optional<Extent> extent = wrong()) {
     if (extent->kind == Kind::Data && !extent->range.empty()) return false;
   }

@@ -14,7 +14,8 @@ enum class Sealed {
   Already,    ///< It had a manifest with a root.
   Completed,  ///< Its manifest had no root, or no signature, and has it now. Nothing of the layer was read.
   Written,    ///< It had none: what it holds was read, and the digests are of what is there now.
-  Rewritten,  ///< The same, of a layer that another tool has rewritten: it had one that does not match any more.
+  Rewritten,  ///< The same, of a layer that another tool has rewritten: it had one that does not match any
+              ///< more.
 };
 
 struct SealOptions {
@@ -31,10 +32,10 @@ class ContentChanged : public Error {
   using Error::Error;
 };
 
-/// Makes the manifest of layer `index` complete, once all beneath it have theirs; writes it anew where another
-/// tool has put the layer on another parent, or changed what it holds, and the disk is the recorded one all the
-/// same. Throws Error: BadManifest where it has one that is bad or another's, ContentChanged where the disk is
-/// not what was recorded; nothing is changed then.
+/// Makes the manifest of layer `index` complete, once all beneath it have theirs; writes it anew where
+/// another tool has put the layer on another parent, or changed what it holds, and the disk is the recorded
+/// one all the same. Throws Error: BadManifest where it has one that is bad or another's, ContentChanged
+/// where the disk is not what was recorded; nothing is changed then.
 Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& options);
 
 }  // namespace qchain

@@ -58,6 +58,11 @@ class SpawnSettings {
   posix_spawnattr_t attributes_;
 };
 
+[[noreturn]] void cannot(const char* what, int error_number) {
+  throw Error(Outcome::Inconclusive,
+              system_error(fmt::format("--still-running: cannot {}", what), error_number).what());
+}
+
 // A shell command and its process group; both are gone after the destructor, unless it ended by itself.
 class ShellCommand {
  public:
@@ -66,7 +71,7 @@ class ShellCommand {
     std::string shell = "sh", option = "-c", text = command;
     char* const argv[] = {shell.data(), option.data(), text.data(), nullptr};
     const int error = posix_spawn(&pid_, "/bin/sh", settings.actions(), settings.attributes(), argv, environ);
-    if (error != 0) throw system_error("--still-running: cannot start /bin/sh", error);
+    if (error != 0) cannot("start /bin/sh", error);
   }
   ~ShellCommand() {
     if (!reaped_) end();
@@ -78,7 +83,7 @@ class ShellCommand {
   bool ended() const {
     siginfo_t info{};
     while (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0) {
-      if (errno != EINTR) throw system_error("--still-running: cannot wait for the command", errno);
+      if (errno != EINTR) cannot("wait for the command", errno);
     }
     return info.si_pid != 0;
   }
@@ -153,6 +158,8 @@ class CommandOwner : public JobOwner {
 }  // namespace
 
 std::unique_ptr<JobOwner> open_command_owner(const std::string& command, std::chrono::seconds timeout) {
+  // Whoever started this process may have left it ignored: then nobody can learn how a child ended.
+  std::signal(SIGCHLD, SIG_DFL);
   auto owner = std::make_unique<CommandOwner>(command, timeout);
   owner->require_running();
   return owner;

@@ -6,7 +6,6 @@
 #include <libvirt/libvirt.h>
 #include <libvirt/virterror.h>
 
-#include <algorithm>
 #include <charconv>
 #include <cstdlib>
 
@@ -54,7 +53,7 @@ class Api {
  private:
   Api() {
     if (virInitialize() != 0)
-      throw LibvirtError(Outcome::Io, LibvirtError::Kind::Final, "libvirt: cannot be initialized");
+      throw LibvirtError(Outcome::Io, LibvirtError::Kind::Other, "libvirt: cannot be initialized");
     virSetErrorFunc(nullptr, [](void*, virErrorPtr) {});  // by default libvirt prints them
   }
 
@@ -70,7 +69,7 @@ class Api {
     return reinterpret_cast<Function>(symbol);
   }
   [[noreturn]] static void fail(const char* why) {
-    throw LibvirtError(Outcome::Io, LibvirtError::Kind::Final,
+    throw LibvirtError(Outcome::Io, LibvirtError::Kind::Other,
                        fmt::format("--libvirt needs libvirt's client library (package libvirt0): {}", why));
   }
 };
@@ -89,17 +88,25 @@ int last_code() {
   return error == nullptr ? VIR_ERR_OK : error->code;
 }
 
+LibvirtError::Kind kind_of(int code) {
+  switch (code) {
+    case VIR_ERR_OPERATION_TIMEOUT:
+      return LibvirtError::Kind::Busy;
+    case VIR_ERR_INTERNAL_ERROR:  // "client socket is closed", and others
+    case VIR_ERR_SYSTEM_ERROR:
+    case VIR_ERR_RPC:
+      return LibvirtError::Kind::Unreachable;
+    default:
+      return LibvirtError::Kind::Other;
+  }
+}
+
 [[noreturn]] void fail(const std::string& what, Outcome outcome = Outcome::Io) {
   const virErrorPtr error = Api::get().virGetLastError();
   const int code = last_code();
   const std::string why =
       error == nullptr || error->message == nullptr ? "no reason given" : escaped(error->message);
-  // "Internal error" and the last two are what a client gets of a daemon that goes away.
-  constexpr int kTemporary[] = {VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_INTERNAL_ERROR, VIR_ERR_SYSTEM_ERROR,
-                                VIR_ERR_RPC};
-  const bool temporary = std::ranges::find(kTemporary, code) != std::end(kTemporary);
-  throw LibvirtError(outcome, temporary ? LibvirtError::Kind::Temporary : LibvirtError::Kind::Final,
-                     fmt::format("{}: {}", what, why));
+  throw LibvirtError(outcome, kind_of(code), fmt::format("{}: {}", what, why));
 }
 
 Domain look_up(const Connection& connection, const std::string& name) {

@@ -13,9 +13,11 @@ namespace qchain {
 /// libvirt has refused a call. The outcome is Usage where there is no such domain, else Io.
 class LibvirtError : public Error {
  public:
-  /// Whether the same call may succeed a moment later: libvirtd restarts, or its job lock is held by other
-  /// calls.
-  enum class Kind { Temporary, Final };
+  enum class Kind {
+    Busy,         ///< Other calls held the domain's job lock for longer than libvirtd waits for it (30 s).
+    Unreachable,  ///< libvirtd does not answer, or the connection to it was lost; it may be restarting.
+    Other,
+  };
   LibvirtError(Outcome outcome, Kind kind, const std::string& message)
       : Error(outcome, message), kind_(kind) {}
   Kind kind() const noexcept { return kind_; }

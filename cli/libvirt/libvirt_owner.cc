@@ -99,6 +99,26 @@ void confirm(const std::string& connect_uri, const JobFacts& facts) {
   }
 }
 
+enum class Unreachable { Fail, TryAgain };
+
+// Makes a call, and makes it again where libvirtd was busy or, if wanted, unreachable: until the deadline.
+template <class Call>
+auto persist(const Call& call, Unreachable unreachable, Clock::time_point deadline) {
+  constexpr std::chrono::milliseconds kPause{100};
+  while (true) {
+    try {
+      return call();
+    } catch (const LibvirtError& error) {
+      const bool again =
+          error.kind() == LibvirtError::Kind::Busy ||
+          (error.kind() == LibvirtError::Kind::Unreachable && unreachable == Unreachable::TryAgain);
+      if (!again) throw;
+      if (Clock::now() + kPause >= deadline) throw Error(Outcome::Inconclusive, error.what());
+    }
+    std::this_thread::sleep_for(kPause);
+  }
+}
+
 // A connection for each question: it outlives a restart of libvirtd, and a call that nobody waits for any
 // more owns it.
 class LibvirtOwner : public JobOwner {
@@ -108,9 +128,11 @@ class LibvirtOwner : public JobOwner {
 
   void require_running() override {
     try {
-      timed_call([uri = connect_uri_, facts = facts_,
-                  deadline = Clock::now() + timeout_] { persist(uri, facts, deadline); },
-                 timeout_, fmt::format("libvirt domain {}", escaped(facts_.disk.domain_name)));
+      timed_call(
+          [uri = connect_uri_, facts = facts_, deadline = Clock::now() + timeout_] {
+            persist([&] { confirm(uri, facts); }, Unreachable::TryAgain, deadline);
+          },
+          timeout_, fmt::format("libvirt domain {}", escaped(facts_.disk.domain_name)));
     } catch (const Error& error) {
       if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
       throw Error(
@@ -127,19 +149,6 @@ class LibvirtOwner : public JobOwner {
   const OwnedDisk* disk() const override { return &facts_.disk; }
 
  private:
-  // As confirm(), and again where that can be worth it.
-  static void persist(const std::string& uri, const JobFacts& facts, Clock::time_point deadline) {
-    constexpr std::chrono::milliseconds kPause{100};
-    while (true) {
-      try {
-        return confirm(uri, facts);
-      } catch (const LibvirtError& error) {
-        if (error.kind() == LibvirtError::Kind::Final || Clock::now() + kPause >= deadline) throw;
-      }
-      std::this_thread::sleep_for(kPause);
-    }
-  }
-
   std::string connect_uri_;
   std::chrono::seconds timeout_;
   JobFacts facts_;
@@ -149,8 +158,11 @@ class LibvirtOwner : public JobOwner {
 
 std::unique_ptr<JobOwner> open_libvirt_owner(const OwnerOptions& options, const std::string& export_name,
                                              const std::string& nbd_uri) {
-  JobFacts facts = timed_call([=] { return learn(options, export_name, nbd_uri); }, options.timeout,
-                              fmt::format("libvirt domain {}", escaped(options.libvirt_domain)));
+  JobFacts facts = timed_call(
+      [=, deadline = Clock::now() + options.timeout] {
+        return persist([&] { return learn(options, export_name, nbd_uri); }, Unreachable::Fail, deadline);
+      },
+      options.timeout, fmt::format("libvirt domain {}", escaped(options.libvirt_domain)));
   return std::make_unique<LibvirtOwner>(options, std::move(facts));
 }
 

@@ -213,6 +213,15 @@ class LibvirtOwner(OwnerTest):
         process.send_signal(signal.SIGCONT)
         self.assert_refused(process, self.guest.connect_uri, "nothing is published")
 
+    def test_libvirt_that_is_restarted(self) -> None:
+        """The job runs on, and so does the proof."""
+        self.begin()
+        process = self.stopped_pull(*self.libvirt)
+        self.guest.restart_libvirtd()
+        process.send_signal(signal.SIGCONT)
+        self.finish(process)
+        self.assert_holds("out.qcow2", "reference.raw")
+
     def test_a_signal_while_libvirt_does_not_answer(self) -> None:
         self.begin()
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):

@@ -247,6 +247,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   }
   Publication publication(o.output, o.force ? Existing::Replace : Existing::Refuse);
   publication.bypass_cache();
+  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.uri);
   NbdExport live(o.nbd.target(o.uri), changes_for(o));
   tell_about(o, live, console);
 
@@ -289,6 +290,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   // last byte was read.
   publication.sync();
   live.confirm();
+  if (owner) owner->require_running();
   write_header(publication.file(), written.header);
   publish(publication, manifest.get());
 
@@ -325,6 +327,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   fields["parent_id"] = identity.parent_id.empty() ? Json(nullptr) : Json(identity.parent_id);
   fields["checkpoint"] = o.checkpoint.empty() ? Json(nullptr) : Json(o.checkpoint);
   fields["since"] = o.since.empty() ? Json(nullptr) : Json(o.since);
+  fields["owner"] = owner ? Json(owner->description()) : Json(nullptr);
   console.document(Outcome::Done, fields);
   return Outcome::Done;
 }
@@ -341,6 +344,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   const bool to_pipe = o.output == "-";
   std::optional<Publication> publication;
   if (!to_pipe) publication.emplace(o.output, o.force ? Existing::Replace : Existing::Refuse).bypass_cache();
+  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.uri);
   NbdExport live(o.nbd.target(o.uri), {});
   tell_about(o, live, console);
   const GuestRange range = range_of(o, live.size());
@@ -353,6 +357,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
     try {
       copy_raw(live, range, out, TargetContent::Stream, copy);
       live.confirm();
+      if (owner) owner->require_running();
     } catch (const Error& error) {
       throw Error(error.outcome(),
                   fmt::format("{}; what went to standard output is not complete", error.what()));
@@ -362,6 +367,7 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   const CopyResult copied = copy_raw(live, range, publication->file(), TargetContent::Zeros, copy);
   publication->sync();
   live.confirm();
+  if (owner) owner->require_running();
   publication->publish();
   unlink(manifest_path(o.output).c_str());  // of a file that was replaced
   console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output), human_size(range.length()),
@@ -402,10 +408,12 @@ std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
   line.add()("sign-key", text()->value_name("FILE"), "sign the manifest with this Ed25519 key (PEM)");
   line.add()("force", "replace an output that exists");
   line.add_nbd();
+  line.add_owner();
   if (!line.parse(words)) return std::nullopt;
   PullOptions o;
   o.common = line.common();
   o.nbd = line.nbd();
+  o.owner = line.owner();
   o.uri = line.required("URI");
   o.output = line.text("output");
   o.parent = line.text("parent");

@@ -17,6 +17,7 @@ namespace qchain {
 struct PullOptions {
   CommonOptions common;
   NbdOptions nbd;
+  OwnerOptions owner;
   std::string uri;
   std::string output;  ///< "-": standard output, raw only.
   std::string parent;  ///< Empty: a full image.

@@ -213,6 +213,15 @@ class LibvirtOwner(OwnerTest):
         process.send_signal(signal.SIGCONT)
         self.assert_refused(process, self.guest.connect_uri, "nothing is published")
 
+    def test_libvirt_that_is_restarted(self) -> None:
+        """The job runs on, and so does the proof."""
+        self.begin()
+        process = self.stopped_pull(*self.libvirt)
+        self.guest.restart_libvirtd()
+        process.send_signal(signal.SIGCONT)
+        self.finish(process)
+        self.assert_holds("out.qcow2", "reference.raw")
+
     def test_a_signal_while_libvirt_does_not_answer(self) -> None:
         self.begin()
         for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -323,9 +332,9 @@ class CommandOwner(OwnerTest):
 
     def test_a_parent_that_ignores_sigchld(self) -> None:
         self.begin()
-        pull = f"trap '' CHLD; exec {QCHAIN} pull '{self.uri}' -o out.qcow2 --still-running"
-        self.run_tool("sh", "-c", f"{pull} true")
-        self.run_tool("sh", "-c", f"{pull} false --force", expect=6)
+        pull = ("env", "--ignore-signal=CHLD", QCHAIN, "pull", self.uri, "-o", "out.qcow2", "--force", "--still-running")
+        self.run_tool(*pull, "true")
+        self.run_tool(*pull, "false", expect=6)
         self.guest.end()
 
     def test_its_words_go_to_standard_error(self) -> None:
@@ -371,12 +380,14 @@ class CommandOwner(OwnerTest):
 
     def held_pull(self, command: str, *options: str) -> subprocess.Popen[bytes]:
         """A pull that has read everything and waits for its command, which can read from the FIFO `go`."""
-        for name in ("go", "ready"):
-            if not self.path(name).exists():
-                os.mkfifo(self.path(name))
+        self.path("go").unlink(missing_ok=True)
+        os.mkfifo(self.path("go"))
         process = self.start("pull", self.uri, "-o", "out.qcow2", *options, "--still-running",
-                             f"{self.FIRST}echo $$ >ready; {command}")
+                             f"{self.FIRST}echo $$ >pid; mv pid ready; {command}")
+        wait_until(lambda: process.poll() is not None or self.path("ready").exists(), "the pull does not ask", 60)
+        self.assertIsNone(process.poll(), "the pull ended without asking")
         self.group = int(self.path("ready").read_text())
+        self.path("ready").unlink()
         return process
 
     def assert_group_is_gone(self) -> None:

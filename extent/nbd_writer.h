@@ -1,6 +1,7 @@
 #pragma once
 
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -27,6 +28,7 @@ class NbdWriter : public CopyTarget {
  private:
   using Connection = std::unique_ptr<NbdConnection>;
   Connection take();
+  Connection connect_further();
   void give_back(Connection connection);
 
   const NbdTarget target_;
@@ -35,7 +37,8 @@ class NbdWriter : public CopyTarget {
   std::condition_variable given_back_;
   std::mutex connecting_;  // one after another, as readers do; see NbdExportState
   std::vector<Connection> idle_;
-  bool may_connect_ = false;  // once more
+  std::size_t connections_ = 1;  // that there are, idle or not
+  bool may_connect_ = false;     // once more
 };
 
 }  // namespace qchain

@@ -36,16 +36,12 @@ NbdExportState::NbdExportState(const NbdTarget& nbd_target, const Changes& chang
   }
 }
 
-NbdExportState::Connection NbdExportState::connect(milliseconds timeout) {
-  const std::lock_guard lock(connecting_);
-  return std::make_unique<NbdConnection>(with_connect_timeout(target, timeout));
-}
-
 NbdExportState::Connection NbdExportState::reconnect() {
   const std::lock_guard lock(connecting_);
   const Clock::time_point begin = Clock::now();
   // Each reader has its own count of attempts. Where they take long, those of all readers add up.
-  if (unreachable_since_ && begin - *unreachable_since_ > kMaxLosses * target.timeout) {
+  if (unreachable_since_ &&
+      begin - *unreachable_since_ > kMaxLosses * (target.timeout + std::chrono::seconds(1))) {
     throw Error(Outcome::Io, fmt::format("{}: the server has not been reachable for {}", target.uri,
                                          to_string(std::chrono::duration_cast<std::chrono::seconds>(
                                              begin - *unreachable_since_))));
@@ -61,17 +57,14 @@ NbdExportState::Connection NbdExportState::reconnect() {
 }
 
 NbdExportState::Connection NbdExportState::connect_further(milliseconds timeout) {
-  {
-    const std::lock_guard lock(connecting_);
-    if (no_more_connections_) return nullptr;
-  }
+  const std::lock_guard lock(connecting_);
+  if (no_more_connections_) return nullptr;
   try {
-    Connection connection = connect(timeout);
+    auto connection = std::make_unique<NbdConnection>(with_connect_timeout(target, timeout));
     if (connection->size() == control.size()) return connection;
   } catch (const Error& error) {
     if (error.outcome() != Outcome::Io) throw;
   }
-  const std::lock_guard lock(connecting_);
   no_more_connections_ = true;  // each further attempt could take as long
   return nullptr;
 }

@@ -27,11 +27,9 @@ struct NbdExportState {
 
   NbdExportState(const NbdTarget& nbd_target, const Changes& changes);
 
-  /// A further connection, for a reader. Throws Error.
-  Connection connect(std::chrono::milliseconds timeout);
-  /// The same in place of a lost one. Throws at once where others have tried for too long.
+  /// A connection in place of a lost one. Throws Error, at once where others have tried for too long.
   Connection reconnect();
-  /// The same for one more reader; null where no more can be had.
+  /// A connection for one more reader; null where no more can be had.
   Connection connect_further(std::chrono::milliseconds timeout);
 
   /// The control connection is dead. Throws Error: Io where qchain gave up, or the server is not there any

@@ -221,7 +221,7 @@ void NbdSession::set_up_tls() {
 }
 
 void NbdSession::connect() {
-  limit_.renew(std::min(target_.timeout, target_.connect_timeout));
+  begin_step();
   if (nbd_aio_connect_uri(handle_.get(), target_.uri.c_str()) != 0) {
     if (nbd_get_errno() == EINVAL) {
       throw Error(Outcome::Usage, fmt::format("{}: malformed NBD URI: {}", target_.uri, last_error()));
@@ -238,10 +238,10 @@ std::vector<std::string> NbdSession::offered_contexts() {
   nbd_add_meta_context(handle, LIBNBD_CONTEXT_BASE_ALLOCATION);
   nbd_add_meta_context(handle, "qemu:");
   OptionAnswer answer;
-  const int started =
-      nbd_aio_opt_list_meta_context(handle, nbd_context_callback{add_context_name, &list, nullptr},
-                                    nbd_completion_callback{OptionAnswer::note, &answer, nullptr});
-  if (started == 0) wait_until_connected("list meta contexts");
+  begin_step();
+  nbd_aio_opt_list_meta_context(handle, nbd_context_callback{add_context_name, &list, nullptr},
+                                nbd_completion_callback{OptionAnswer::note, &answer, nullptr});
+  wait_until_connected("list meta contexts");
   nbd_clear_meta_contexts(handle);
   if (list.names.size() > list.limit) {
     throw Error(Outcome::Io,
@@ -254,18 +254,19 @@ std::vector<std::string> NbdSession::offered_exports() {
   NameList list{kMaxExports, {}};
   OptionAnswer answer;
   if (nbd_aio_is_negotiating(handle_.get()) <= 0) return {};
-  const int started = nbd_aio_opt_list(handle_.get(), nbd_list_callback{add_export_name, &list, nullptr},
-                                       nbd_completion_callback{OptionAnswer::note, &answer, nullptr});
-  if (started == 0) wait_until_connected("list exports");
+  begin_step();
+  nbd_aio_opt_list(handle_.get(), nbd_list_callback{add_export_name, &list, nullptr},
+                   nbd_completion_callback{OptionAnswer::note, &answer, nullptr});
+  wait_until_connected("list exports");
   return std::move(list.names);
 }
 
 void NbdSession::require_export() {
   if (nbd_aio_is_negotiating(handle_.get()) <= 0) return;
   OptionAnswer answer;
-  const int started =
-      nbd_aio_opt_info(handle_.get(), nbd_completion_callback{OptionAnswer::note, &answer, nullptr});
-  if (started == 0) wait_until_connected("ask for the export");
+  begin_step();
+  nbd_aio_opt_info(handle_.get(), nbd_completion_callback{OptionAnswer::note, &answer, nullptr});
+  wait_until_connected("ask for the export");
   throw_if_tls_is_required(answer);
   if (answer.error_number == ENOENT) throw_refused(answer);
 }
@@ -275,8 +276,9 @@ void NbdSession::open_export(const std::vector<std::string>& contexts) {
   if (nbd_aio_is_negotiating(handle) > 0) {
     for (const std::string& context : contexts) nbd_add_meta_context(handle, context.c_str());
     OptionAnswer answer;
+    begin_step();
     if (nbd_aio_opt_go(handle, nbd_completion_callback{OptionAnswer::note, &answer, nullptr}) != 0) {
-      throw Error(Outcome::Io, fmt::format("{}: cannot open the export: {}", target_.uri, last_error()));
+      loss_ = last_error();
     }
     wait_until_connected("open the export");
     if (nbd_aio_is_ready(handle) <= 0) throw_refused(answer);
@@ -292,8 +294,9 @@ void NbdSession::throw_if_tls_is_required(const OptionAnswer& answer) const {
               fmt::format("{}: the server requires TLS; use an nbds:// or nbds+unix:// URI", target_.uri));
 }
 
-void NbdSession::throw_refused(const OptionAnswer& answer) {
+void NbdSession::throw_refused(OptionAnswer answer) {
   throw_if_tls_is_required(answer);
+  if (answer.words.empty()) answer.words = loss_;
   if (answer.error_number != ENOENT && !answer.words.empty()) {
     throw Error(Outcome::Io,
                 fmt::format("{}: the server refuses to open the export: {}", target_.uri, answer.words));
@@ -415,8 +418,11 @@ bool NbdSession::wait() {
   return !is_dead();
 }
 
+// Each step of the handshake has a time limit of its own. The call that starts it may already meet the end of
+// the connection.
+void NbdSession::begin_step() { limit_.renew(std::min(target_.timeout, target_.connect_timeout)); }
+
 void NbdSession::wait_until_connected(const char* step) {
-  limit_.renew(std::min(target_.timeout, target_.connect_timeout));
   while (nbd_aio_is_connecting(handle_.get()) > 0 && wait()) {
   }
   if (!is_dead()) return;

@@ -121,11 +121,12 @@ class NbdSession {
   void open_export(const std::vector<std::string>& contexts);
   /// A server that knows no such export lists no contexts of it, or even some that suit nobody.
   void require_export();
-  [[noreturn]] void throw_refused(const OptionAnswer& answer);
+  [[noreturn]] void throw_refused(OptionAnswer answer);
   void throw_if_tls_is_required(const OptionAnswer& answer) const;
   std::string client_certificate_hint() const;
   void learn_features();
   void give_up();
+  void begin_step();
   void wait_until_connected(const char* step);
   Cookie begun(Cookie cookie, const char* command, const GuestRange& range);
   static int watch_handshake(void* session, const char* context, const char* message) noexcept;

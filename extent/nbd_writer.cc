@@ -15,7 +15,7 @@ namespace {
 // Writers of one block must not meet: pieces of work are cut at this, and no block may be larger.
 constexpr std::uint64_t kMaxBlock = std::uint64_t{64} << 10;
 
-// A server that has enough connections keeps a further one waiting for ever.
+// A server that has enough connections can keep a further one waiting for ever.
 constexpr std::chrono::milliseconds kConnectTimeout{2000};
 
 }  // namespace
@@ -31,6 +31,7 @@ NbdWriter::NbdWriter(const NbdTarget& target) : target_(target) {
                                          target.uri, first->minimum_block(), kMaxBlock));
   }
   size_ = first->size();
+  idle_.reserve(connections_);
   may_connect_ = first->can_multi_conn();
   idle_.push_back(std::move(first));
 }
@@ -55,22 +56,39 @@ NbdWriter::Connection NbdWriter::take() {
   std::unique_lock lock(in_use_);
   if (idle_.empty() && may_connect_) {
     lock.unlock();
-    try {
-      NbdTarget further = target_;
-      further.connect_timeout = std::min(further.connect_timeout, kConnectTimeout);
-      const std::lock_guard one_at_a_time(connecting_);
-      auto connection = std::make_unique<NbdConnection>(further);
-      if (connection->size() == size_ && !connection->is_read_only()) return connection;
-    } catch (const Error& error) {
-      if (error.outcome() != Outcome::Io) throw;
-    }
+    if (Connection further = connect_further()) return further;
     lock.lock();
-    may_connect_ = false;
   }
   given_back_.wait(lock, [&] { return !idle_.empty(); });
   Connection connection = std::move(idle_.back());
   idle_.pop_back();
   return connection;
+}
+
+// Null: there is no more than what there is. One after another, and none after a failure: each could take
+// long.
+NbdWriter::Connection NbdWriter::connect_further() {
+  const std::lock_guard one_at_a_time(connecting_);
+  {
+    const std::lock_guard lock(in_use_);
+    if (!may_connect_) return nullptr;
+  }
+  try {
+    NbdTarget further = target_;
+    further.connect_timeout = std::min(further.connect_timeout, kConnectTimeout);
+    auto connection = std::make_unique<NbdConnection>(further);
+    if (connection->size() == size_ && !connection->is_read_only()) {
+      const std::lock_guard lock(in_use_);
+      idle_.reserve(connections_ + 1);  // give_back() must not fail: others may wait for it
+      ++connections_;
+      return connection;
+    }
+  } catch (const Error& error) {
+    if (error.outcome() != Outcome::Io) throw;
+  }
+  const std::lock_guard lock(in_use_);
+  may_connect_ = false;
+  return nullptr;
 }
 
 void NbdWriter::give_back(Connection connection) {

@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <cstddef>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -29,6 +30,7 @@ class NbdWriter : public CopyTarget {
  private:
   using Connection = std::unique_ptr<NbdConnection>;
   Connection take();
+  Connection connect_further();
   void give_back(Connection connection);
 
   const NbdTarget target_;
@@ -38,7 +40,8 @@ class NbdWriter : public CopyTarget {
   std::condition_variable given_back_;
   std::mutex connecting_;  // one after another, as readers do; see NbdExportState
   std::vector<Connection> idle_;
-  bool may_connect_ = false;  // once more
+  std::size_t connections_ = 1;  // that there are, idle or not
+  bool may_connect_ = false;     // once more
 };
 
 }  // namespace qchain

@@ -101,8 +101,12 @@ class Handshake {
     if (offer_.dribbling == Offer::Step::List && option == kOptList) wire_.dribble();
     if (offer_.dribbling == Offer::Step::Go && option == kOptGo) wire_.dribble();
     wire_.wait(offer_.thinking);
-    while (offer_.endless == Offer::Step::List && option == kOptList) send_context(option, 0, "qemu:x");
-    while (offer_.endless == Offer::Step::Go && option == kOptGo) send_info(option);
+    if (offer_.endless == Offer::Step::List && option == kOptList) {
+      send_for_ever(packet(option, kRepContext, Packet().u32(0).text("qemu:x")));
+    }
+    if (offer_.endless == Offer::Step::Go && option == kOptGo) {
+      send_for_ever(packet(option, kRepInfo, Packet().u16(kInfoExport).u64(offer_.size).u16(kHasFlags)));
+    }
     if (opening && !offer_.known) return reply(option, kRepUnknown, {});
     if (option == kOptList || option == kOptSet) send_contexts(option, payload);
     if (opening) send_info(option);
@@ -111,9 +115,18 @@ class Handshake {
     if (option == kOptAbort) throw Hangup();
   }
 
-  void reply(std::uint32_t option, std::uint32_t type, const Packet& payload) {
+  static Packet packet(std::uint32_t option, std::uint32_t type, const Packet& payload) {
     const auto length = static_cast<std::uint32_t>(payload.bytes.size());
-    wire_.send(Packet().u64(kOptionReplyMagic).u32(option).u32(type).u32(length).raw(payload.bytes));
+    return Packet().u64(kOptionReplyMagic).u32(option).u32(type).u32(length).raw(payload.bytes);
+  }
+  void reply(std::uint32_t option, std::uint32_t type, const Packet& payload) {
+    wire_.send(packet(option, type, payload));
+  }
+  // Faster than any client can take it, so that the client never has to wait.
+  [[noreturn]] void send_for_ever(const Packet& one) {
+    Packet many;
+    for (int i = 0; i < 1000; ++i) many.raw(one.bytes);
+    for (;;) wire_.send(many);
   }
 
   // All contexts for a list; for a set, those that were asked for.

@@ -164,12 +164,7 @@ class ManifestJudge {
     if (!verdict_.summary->root || verdict_.outcome != Outcome::Done) return;
     try {
       const std::unique_ptr<ChainDigests> digests = digests_from(chain_, index_);
-      if (!digests->is_complete()) {
-        return complain(
-            Outcome::Incomplete,
-            "its root cannot be followed to the bottom: a layer beneath has no manifest, or one of "
-            "another algorithm; qchain verify --seal writes what is missing");
-      }
+      if (!digests || !digests->is_complete()) return judge_gaps();
       DiskDigest disk(header().algorithm);
       digests->add_to(disk, 0, header().blocks(), header().length);
       digests->finish();
@@ -183,6 +178,19 @@ class ManifestJudge {
     } catch (const Error& error) {
       take(error);
     }
+  }
+
+  // Why the digests do not reach the bottom: a manifest beneath is bad, or there is none.
+  void judge_gaps() {
+    for (std::size_t i = index_ + 1; i < chain_.layers().size(); ++i) {
+      if (!has_manifest(chain_, i)) continue;
+      const ManifestVerdict beneath = ManifestJudge(chain_, i).judge({}, Depth::ManifestAlone);
+      if (beneath.outcome == Outcome::Done) continue;
+      return take(Error(beneath.outcome, beneath.problems.front()));
+    }
+    complain(Outcome::Incomplete,
+             "its root cannot be followed to the bottom: a layer beneath has no manifest, or one of "
+             "another algorithm; qchain verify --seal writes what is missing");
   }
 
   void judge_parent_root() {

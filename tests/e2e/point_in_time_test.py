@@ -117,7 +117,7 @@ class LibvirtOwner(OwnerTest):
             process.send_signal(signal.SIGCONT)
             done = self.finish(process)
             self.assert_holds("out.qcow2", "reference.raw")
-            self.assertIn(uuid, done.json["owner"])
+            self.assertIn(uuid, done.json["point_in_time"])
         for format_options in (("--format", "raw"), ("--format", "raw", "--range", "1M:2M")):
             self.qchain("pull", self.uri, "-o", "out.raw", *SLOW, *self.libvirt, *format_options, "--force")
         self.guest.end()
@@ -341,7 +341,7 @@ class CommandOwner(OwnerTest):
         self.begin()
         done = self.qchain("pull", self.uri, "-o", "out.qcow2", "--json", "--still-running", "echo the reason; exit 0")
         self.assertEqual(done.err.count("the reason"), 2, "asked at the beginning and at the end")
-        self.assertEqual(done.json["owner"], "command")
+        self.assertEqual(done.json["point_in_time"], "command")
         self.guest.end()
 
     def test_it_has_no_descriptor_of_ours(self) -> None:

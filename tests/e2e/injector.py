@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,8 @@ def require_programs() -> None:
 
 @dataclass(frozen=True)
 class Injection:
-    """What is done to the n-th call of some functions (comma-separated): KILL, SHORT, or an error by its name."""
+    """What is done to the n-th call of some functions (comma-separated): KILL, SHORT, a signal by its
+    name, or an error by its name."""
 
     functions: str
     number: int
@@ -47,7 +49,11 @@ def environment(folder: Path, log: Path, injection: Injection | None = None,
     if always:
         found["INJECT_ALWAYS"] = ",".join(f"{name}:{getattr(errno, error)}" for name, error in always.items())
     if injection:
-        effect = injection.effect if injection.effect in (KILL, SHORT) else str(getattr(errno, injection.effect))
+        effect = injection.effect
+        if effect.startswith("SIG"):
+            effect = f"signal:{signal.Signals[effect].value}"
+        elif effect not in (KILL, SHORT):
+            effect = str(getattr(errno, effect))
         found |= {"INJECT_FUNCTIONS": injection.functions, "INJECT_NUMBER": str(injection.number), "INJECT_EFFECT": effect}
         if injection.repeat:
             found["INJECT_REPEAT"] = "1"
@@ -60,7 +66,7 @@ class Call:
 
     begin: int
     end: int
-    done: str  # pass, fail, short, kill
+    done: str  # pass, fail, short, kill, signal
     function: str
     path: str
     detail: str

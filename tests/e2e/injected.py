@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import signal
 import subprocess
+import tempfile
+import unittest
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
 from harness import M, Case, Done, environment as plain_environment, nbdkit, qemu_nbd, sha256, words
 from injector import KILL, RELEASE, SHORT, SOAK, Call, Injection, environment, read_log, require_programs
@@ -37,6 +41,15 @@ ERRORS = {
 READING = ["open", "pread", "fstat", "stat", "lock", "access"]
 
 
+@dataclass(frozen=True)
+class Shared:
+    """What all tests read, and none changes."""
+
+    folder: Path
+    full: str  # a server with the first disk
+    changed: str  # a server with the second, and what changed
+
+
 @dataclass
 class Scenario:
     """A command that makes `output` in a folder with `files`."""
@@ -45,7 +58,6 @@ class Scenario:
     output: str
     reference: Path  # what the output describes, as a raw file
     files: Path  # a folder with what is there before
-    force: bool = False
     known_good: set[tuple[str, ...]] = field(default_factory=set)
 
     @property
@@ -68,6 +80,7 @@ class Injected(Case):
     """Runs scenarios under injections, and judges what they leave."""
 
     always: Mapping[str, str] = {}  # what the file system does not have
+    _shared: ClassVar[Shared | None] = None
 
     def setUp(self) -> None:
         require_programs()
@@ -75,47 +88,51 @@ class Injected(Case):
         self.work = self.path("work")
         self.log = self.path("calls.log")
         self.now: dict[str, str] | None = None  # what lies in `work`
-        self.make_disks()
+        if Injected._shared is None:
+            Injected._shared = self.make_shared()
+        self.shared = Injected._shared
+        self.first, self.second = self.shared.folder / "first.raw", self.shared.folder / "second.raw"
 
     # -- scenarios --------------------------------------------------------------------------------------------------
 
-    def make_disks(self) -> None:
-        """A disk, the same disk later with a bitmap of what changed, and the chain of both."""
-        (self.folder / "servers").mkdir()
-        self.first, self.second = self.path("first.raw"), self.path("second.raw")
-        self.image("servers/live.qcow2", "write -P 1 0 256k", "write -P 2 400k 60k", "write -P 3 1023k 1k", size=SIZE)
-        live = self.path("servers/live.qcow2")
-        self.run_tool("qemu-img", "convert", "-O", "raw", live, self.first)
+    def make_shared(self) -> Shared:
+        """A disk, the same disk later with a bitmap of what changed, and the chain of both; for all tests of a run."""
+        stack = contextlib.ExitStack()
+        unittest.addModuleCleanup(stack.close)
+        own, self.folder = self.folder, Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="qc-")))
+        first, live = self.path("first.raw"), self.path("live.qcow2")
+        self.image("live.qcow2", "write -P 1 0 256k", "write -P 2 400k 60k", "write -P 3 1023k 1k", size=SIZE)
+        self.run_tool("qemu-img", "convert", "-O", "raw", live, first)
         self.run_tool("qemu-img", "bitmap", "--add", live, "b0")
         self.run_tool("qemu-io", "-f", "qcow2", "-c", "write -P 5 192k 150k", "-c", "write -z 64k 64k", "-c",
                       "write -P 6 800k 4k", live)
-        self.run_tool("qemu-img", "convert", "-O", "raw", live, self.second)
-        for server, name in ((nbdkit(self.folder, "-r", "file", self.first), "full"),
-                             (qemu_nbd(self.folder, "-B", "b0", "-f", "qcow2", live), "changed")):
-            setattr(self, name, self.enterContext(server).uri)
-        for name in ("empty", "one", "two"):
-            (self.folder / name).mkdir()
-        self.plain("pull", self.full, "-o", "one/full.qcow2", "--checkpoint", "c0", "--cluster-size", "16K")
-        shutil.copytree(self.path("one"), self.path("two"), dirs_exist_ok=True)
-        self.plain("pull", self.changed, "-o", "two/inc.qcow2", "--parent", "two/full.qcow2", "--since", "c0")
+        self.run_tool("qemu-img", "convert", "-O", "raw", live, self.path("second.raw"))
+        full = stack.enter_context(nbdkit(self.folder, "-r", "file", first))
+        changed = stack.enter_context(qemu_nbd(self.folder, "-B", "b0", "-f", "qcow2", live))
+        for name in ("empty", "one"):
+            self.path(name).mkdir()
+        self.plain("pull", full.uri, "-o", "one/full.qcow2", "--checkpoint", "c0", "--cluster-size", "16K")
+        shutil.copytree(self.path("one"), self.path("two"))
+        self.plain("pull", changed.uri, "-o", "two/inc.qcow2", "--parent", "two/full.qcow2", "--since", "c0")
         self.path("two/other.txt").write_text("of somebody else")
+        shared, self.folder = Shared(self.folder, full.uri, changed.uri), own
+        return shared
 
     def scenario(self, name: str) -> Scenario:
-        one, two, empty = self.path("one"), self.path("two"), self.path("empty")
+        one, two, empty = (self.shared.folder / files for files in ("one", "two", "empty"))
         connections = ["--connections", "2", "--requests", "4"]
-        full = ["pull", self.full, "--cluster-size", "16K", "--layer-id", NEW_LAYER, *connections]
+        full = ["pull", self.shared.full, "--cluster-size", "16K", "--layer-id", NEW_LAYER, *connections]
         changed = ["--parent", "full.qcow2", "--since", "c0", "--layer-id", NEW_LAYER, *connections]
         restore = ["restore", "inc.qcow2"]
         match name:
             case "full":
                 return Scenario([*full, "-o", "out.qcow2"], "out.qcow2", self.first, empty)
             case "increment":
-                return Scenario(["pull", self.changed, "-o", "out.qcow2", *changed], "out.qcow2", self.second, one)
+                return Scenario(["pull", self.shared.changed, "-o", "out.qcow2", *changed], "out.qcow2", self.second, one)
             case "replace":
-                return Scenario([*full, "-o", "inc.qcow2", "--force"], "inc.qcow2", self.first, two, force=True)
+                return Scenario([*full, "-o", "inc.qcow2", "--force"], "inc.qcow2", self.first, two)
             case "replace increment":
-                return Scenario(["pull", self.changed, "-o", "inc.qcow2", "--force", *changed], "inc.qcow2", self.second, two,
-                                force=True)
+                return Scenario(["pull", self.shared.changed, "-o", "inc.qcow2", "--force", *changed], "inc.qcow2", self.second, two)
             case "restore raw":
                 return Scenario([*restore, "out.raw"], "out.raw", self.second, two)
             case "restore qcow2":
@@ -123,7 +140,7 @@ class Injected(Case):
             case "compressed":
                 return Scenario([*full, "-o", "out.qcow2", "--compress", "zstd"], "out.qcow2", self.first, empty)
             case "pull raw":
-                return Scenario(["pull", self.full, "-o", "out.raw", "--format", "raw", *connections], "out.raw", self.first, empty)
+                return Scenario(["pull", self.shared.full, "-o", "out.raw", "--format", "raw", *connections], "out.raw", self.first, empty)
         raise KeyError(name)
 
     # -- runs -------------------------------------------------------------------------------------------------------

@@ -29,7 +29,7 @@ class Errors(Injected):
 
     def test_an_increment(self) -> None:
         functions = ERRORS if SOAK else [*READING, "rename", "link", "poll", "recv", "getrandom"]
-        self.fail_in_turn(self.scenario("increment"), functions)
+        self.fail_in_turn(self.scenario("increment"), functions, thorough="access")
 
     def test_a_full_pull_that_replaces(self) -> None:
         self.fail_in_turn(self.scenario("replace"), ERRORS if SOAK else [*PUBLICATION.split(","), "open", "lock", "stat"],

@@ -1,17 +1,18 @@
 // Which calls of the C library fail: counts them, decides, and records them.
 //
 // Set in the environment of the program under test:
-//   INJECT_FUNCTIONS  comma-separated names as in this folder's sources ("fsync,rename"); their calls count
-//   together INJECT_NUMBER     the call that is hit, from 1 INJECT_EFFECT     "kill" (SIGKILL before the
-//   call), "signal:N" (that signal before the call), "short" (reads and
-//                     writes do half), or the number of an errno
-//   INJECT_REPEAT     if set, every call from that one on is hit
-//   INJECT_ALWAYS     comma-separated FUNCTION:ERRNO: calls that always fail, beside the one that is hit
-//   INJECT_PATH       if set, calls on files count only below this folder; calls on anything else always
-//   count INJECT_LOG        if set, a file to which every call is appended, in lines of fields that are
-//   separated by tabs:
-//                     sequence numbers of its begin and its end, what was done to it ("pass", "fail",
-//                     "short", "kill", "signal"), function, path, detail, result
+//
+// - INJECT_FUNCTIONS: comma-separated names as in this folder's sources ("fsync,rename"), counted together.
+// - INJECT_NUMBER: the call that is hit, from 1.
+// - INJECT_EFFECT: "kill" (SIGKILL before the call), "signal:N" (that signal before the call), "short" (reads
+//   and writes do half), or the number of an errno.
+// - INJECT_REPEAT: if set, every call from that one on is hit.
+// - INJECT_ALWAYS: comma-separated FUNCTION:ERRNO, calls that always fail, beside the one that is hit.
+// - INJECT_PATH: if set, calls on files count only below this folder; calls on anything else always count.
+// - INJECT_LOG: if set, a file to which every call is appended, a line each, with tabs between the fields:
+//   sequence numbers of its begin and its end, what was done to it ("pass", "fail", "short", "kill", "signal"),
+//   function, path, detail, result.
+//
 // Calls before main() are neither counted nor recorded. Memory is recorded only where it is hit.
 #pragma once
 

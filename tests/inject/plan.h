@@ -10,7 +10,7 @@
 // - INJECT_ALWAYS: comma-separated FUNCTION:ERRNO, calls that always fail, beside the one that is hit.
 // - INJECT_PATH: if set, calls on files count only below this folder; calls on anything else always count.
 // - INJECT_LOG: if set, a file to which every call is appended, a line each, with tabs between the fields:
-//   sequence numbers of its begin and its end, what was done to it ("pass", "fail", "short", "kill", "signal"),
+//   sequence numbers of its begin and its end, what was done ("pass", "fail", "short", "kill", "signal"),
 //   function, path, detail, result.
 //
 // Calls before main() are neither counted nor recorded. Memory is recorded only where it is hit.

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
 #include <memory>
 
@@ -52,9 +51,9 @@ void learn_lists(ChainInfo& info, std::size_t index, const Image& image) {
 
 void learn_proof(ChainInfo& info, std::size_t index) {
   LayerInfo& known = info.layers[index];
-  const std::string path = manifest_of(*known.layer);
-  if (access(path.c_str(), F_OK) != 0) return;
   try {
+    const std::string path = manifest_of(*known.layer);
+    if (!manifest_exists(path)) return;
     known.manifest = read_manifest(path);
     // A proof of something that lay here before is none of this.
     const std::optional<Json> proof = last_proof(known.layer->path());

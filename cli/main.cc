@@ -51,7 +51,10 @@ Outcome run(const char* name, const Words& words, std::optional<Options> (*parse
   };
   try {
     const std::optional<Options> options = parse(words);
-    if (!options) return Outcome::Done;
+    if (!options) {
+      console.flush();  // of the help
+      return Outcome::Done;
+    }
     console = Console(name, json, options->common.progress);
     if (options->common.open.force_share) {
       console.warn(
@@ -108,18 +111,23 @@ std::string help() {
          "5 manifest or signature bad, 6 inconclusive, 130 and 143 interrupted.\n";
 }
 
+Outcome say(const char* text) {
+  if (std::fputs(text, stdout) < 0 || std::fflush(stdout) != 0) {
+    throw system_error("standard output: cannot write", errno);
+  }
+  return Outcome::Done;
+}
+
 Outcome dispatch(const Words& words) {
   if (words.empty()) {
     std::fputs(help().c_str(), stderr);
     return Outcome::Usage;
   }
   if (words.front() == "--help" || words.front() == "-h" || words.front() == "help") {
-    std::fputs(help().c_str(), stdout);
-    return Outcome::Done;
+    return say(help().c_str());
   }
   if (words.front() == "--version") {
-    std::fputs("qchain " QCHAIN_VERSION "\n", stdout);
-    return Outcome::Done;
+    return say("qchain " QCHAIN_VERSION "\n");
   }
   const auto* const found =
       std::ranges::find_if(commands(), [&](const Command& c) { return c.name == words.front(); });
@@ -172,16 +180,14 @@ void set_up_process() {
 int main(int argc, char** argv) {
   using namespace qchain;
   set_up_process();
-  Words words(argv + std::min(argc, 1), argv + argc);
-  const std::string called = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "";
-  const bool version = !words.empty() && words.front() == "--version";
-  if (called == "chaininfo" && !version) words.insert(words.begin(), called);
   try {
-    const Outcome outcome = dispatch(words);
-    if (std::fflush(stdout) != 0) throw system_error("standard output: cannot write", errno);
-    return static_cast<int>(outcome);
+    Words words(argv + std::min(argc, 1), argv + argc);
+    const std::string called = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "";
+    const bool version = !words.empty() && words.front() == "--version";
+    if (called == "chaininfo" && !version) words.insert(words.begin(), called);
+    return static_cast<int>(dispatch(words));
   } catch (const std::exception& error) {
-    std::fputs(fmt::format("qchain: {}\n", error.what()).c_str(), stderr);
+    std::fprintf(stderr, "qchain: %s\n", error.what());  // without memory of its own
   }
   return static_cast<int>(Outcome::Io);
 }

@@ -2,7 +2,6 @@
 
 #include <fmt/format.h>
 #include <fmt/ranges.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <utility>
@@ -323,7 +322,7 @@ Outcome outcome_of(const Proof& proof) {
 
 bool has_manifest(const Chain& chain, std::size_t index) {
   const std::string path = manifest_of(chain, index);
-  if (access(path.c_str(), F_OK) != 0) return false;
+  if (!manifest_exists(path)) return false;
   if (chain.layers()[index].raw() == nullptr) return true;
   // A file that is read as raw may be a qcow2 image all the same, and the manifest be that image's.
   try {

@@ -1,11 +1,12 @@
 #include "verify/manifest.h"
 
 #include <fmt/format.h>
+#include <sys/stat.h>
 
 #include <algorithm>
 #include <array>
+#include <cerrno>
 #include <cstring>
-#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -97,6 +98,13 @@ std::string named(Algorithm algorithm, const Digest& digest) {
   return fmt::format("{}:{}", to_string(algorithm), digest.hex());
 }
 
+bool manifest_exists(const std::string& path) {
+  struct stat status {};
+  if (stat(path.c_str(), &status) == 0) return true;
+  if (errno == ENOENT || errno == ENOTDIR) return false;
+  throw system_error(fmt::format("{}: cannot be looked at", path), errno);
+}
+
 std::string manifest_path(const std::string& layer) { return layer + ".manifest"; }
 
 std::string manifest_path(const std::string& layer, const std::string& id) {
@@ -107,8 +115,7 @@ std::string find_manifest(const std::string& layer, const std::string& id) {
   std::string usual = manifest_path(layer);
   if (id.empty()) return usual;
   std::string by_id = manifest_path(layer, id);
-  std::error_code error;
-  if (!std::filesystem::is_regular_file(by_id, error)) return usual;
+  if (!manifest_exists(by_id)) return usual;
   try {
     if (ManifestReader(usual).header().layer_id == id) return usual;
   } catch (const Error&) {  // none there, or none that can be read

@@ -150,6 +150,9 @@ struct ManifestSummary {
 /// Reads a manifest to its end. Throws as the reader does.
 ManifestSummary read_manifest(const std::string& path);
 
+/// Whether there is anything under the name of a manifest. Throws Error (Io) where that cannot be told: one that cannot
+/// be looked at is not one that is missing.
+bool manifest_exists(const std::string& path);
 /// Where the manifest of a layer lies.
 std::string manifest_path(const std::string& layer);
 /// Where it lies for a moment, while layer `id` takes its own name: two names cannot change in one step.

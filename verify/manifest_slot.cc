@@ -44,7 +44,7 @@ std::optional<std::string> id_of(const std::string& image) {
 }  // namespace
 
 ManifestSlot::ManifestSlot(const Publication& image, Existing existing, std::string id, Warn warn)
-    : image_(image), id_(std::move(id)), warn_(std::move(warn)) {
+    : image_(image), inode_(image.file().identity()), id_(std::move(id)), warn_(std::move(warn)) {
   look_at_manifest(existing);
   remove_leftovers();
 }
@@ -110,20 +110,21 @@ void ManifestSlot::prepare() {
   set_aside_ = true;
 }
 
-void ManifestSlot::withdraw() noexcept {
+void ManifestSlot::withdraw() noexcept try {
   if (!id_.empty()) {
     unlink(path().c_str());
   } else if (set_aside_) {
     std::rename(manifest_path(image_.path(), replaced_id_).c_str(), manifest_path(image_.path()).c_str());
   }
+} catch (...) {  // no memory for a name: readers find the manifest by its id
 }
 
-void ManifestSlot::settle() noexcept {
+void ManifestSlot::settle() noexcept try {
   const std::string usual = manifest_path(image_.path());
   // Another writer may have replaced the image by now, and its manifest be the one that lies there.
   struct stat status {};
   const bool is_ours = stat(image_.path().c_str(), &status) == 0 &&
-                       image_.file().identity() == FileIdentity{status.st_dev, status.st_ino};
+                       inode_ == FileIdentity{status.st_dev, status.st_ino};
   if (!is_ours) return;
   if (!id_.empty() && std::rename(path().c_str(), usual.c_str()) != 0) {
     return tell(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
@@ -138,6 +139,7 @@ void ManifestSlot::settle() noexcept {
                        std::strerror(errno)));
     }
   }
+} catch (...) {  // no memory for a name: readers find the manifest by its id
 }
 
 void ManifestSlot::tell(const std::string& message) const noexcept {

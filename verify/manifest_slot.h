@@ -38,6 +38,7 @@ class ManifestSlot {
   void tell(const std::string& message) const noexcept;
 
   const Publication& image_;
+  const FileIdentity inode_;  // of what is published
   std::string id_;
   Warn warn_;
   bool replaces_ = false;    // there is an IMAGE.manifest

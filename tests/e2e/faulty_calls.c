@@ -14,6 +14,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/types.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -88,18 +89,17 @@ static const char* kind(int fd) {
 int fsync(int fd) { CALL(kind(fd), REAL(fsync)(fd)); }
 int fdatasync(int fd) { CALL(kind(fd), REAL(fdatasync)(fd)); }
 
-/* libaio gives errors as negative numbers. */
+/* libaio gives errors as negative numbers; its symbols have versions, so that the kernel is asked. */
 int io_getevents(void* context, long least, long most, void* events, void* timeout) {
   int what = fault("getevents");
   if (what > 0) return -what;
-  return ((int (*)(void*, long, long, void*, void*))dlsym(RTLD_NEXT, "io_getevents"))(context, least, most,
-                                                                                      events, timeout);
+  long result = syscall(SYS_io_getevents, context, least, most, events, timeout);
+  return result < 0 ? -errno : (int)result;
 }
-
 int io_setup(int most, void* context) {
   int what = fault("aio");
   if (what > 0) return -what;
-  return ((int (*)(int, void*))dlsym(RTLD_NEXT, "io_setup"))(most, context);
+  return syscall(SYS_io_setup, most, context) < 0 ? -errno : 0;
 }
 
 static int behind_end(int fd, off_t offset) {

@@ -17,6 +17,9 @@ from harness import QCHAIN, M, Argument, Case, Done, Server, end_process, enviro
 
 SIZE = 64 * M
 HAS_LOOP = os.geteuid() == 0 and Path("/dev/loop-control").exists()
+PULLS = ([], ["--format", "raw"])
+RESTORES = ([], ["--format", "qcow2"])
+
 needs_loop = unittest.skipUnless(HAS_LOOP, "needs root and loop devices: losetup cannot attach a file here")
 needs_root = unittest.skipUnless(os.geteuid() == 0, "needs root: mknod and chown are refused otherwise")
 
@@ -105,6 +108,36 @@ class FieldCase(Case):
                 file.write(b"\xee" * min(M, size - at))
             os.fsync(file.fileno())
         return self.path(name)
+
+
+class DestinationCase(FieldCase):
+    """What writes a disk to a name, and what became of the name."""
+
+    def writers(self, uri: str, out: Argument) -> list[list[Argument]]:
+        """Every command that writes a disk to a name, in both formats."""
+        return [["pull", uri, "-o", out, *options] for options in PULLS] + \
+               [["restore", "full.qcow2", out, *options] for options in RESTORES]
+
+    def refuses_node(self, name: str, argv: Sequence[Argument], expect: int | Sequence[int] = 2, says: Sequence[str] = ()) -> None:
+        """Refused in a word about the name; it is what it was, and so is everything beside it."""
+        node, names, content = self.node(name), self.names(), self.fingerprint()
+        self.assert_says(self.qchain(*argv, expect=expect, timeout=30), *says)
+        self.assertEqual((self.node(name), self.names(), self.fingerprint()), (node, names, content), argv)
+
+    def clear(self, pattern: str = "out*") -> None:
+        for left in self.folder.glob(pattern):
+            if left.is_dir() and not left.is_symlink():
+                left.rmdir()
+            else:
+                left.unlink()
+
+    def assert_written(self, name: str) -> None:
+        """The name leads to the disk, in whichever format."""
+        with self.path(name).open("rb") as file:
+            is_qcow2 = file.read(4) == b"QFI\xfb"
+        if is_qcow2:
+            self.qchain("verify", name)
+        self.run_tool("qemu-img", "compare", "-f", "qcow2" if is_qcow2 else "raw", "-F", "raw", self.path(name), self.disk())
 
 
 @functools.cache

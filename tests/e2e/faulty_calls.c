@@ -20,8 +20,9 @@
 #include <unistd.h>
 
 enum { names = 11, kill_before = -1, kill_after = -2 };
-static const char* const known[names] = {"link",       "tmpfile",   "rename", "rename-flags", "unlink",
-                                         "fsync-file", "fsync-dir", "flock",  "getevents",    "seek"};
+static const char* const known[names] = {"link",      "tmpfile",    "rename",    "rename-flags",
+                                         "unlink",    "fsync-file", "fsync-dir", "flock",
+                                         "getevents", "aio",        "seek"};
 static int calls[names];
 
 static int number(const char* what, size_t length) {

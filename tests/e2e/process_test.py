@@ -17,8 +17,6 @@ from gate import Gate, gate
 from harness import K, M, Argument, Done, nbdkit, patch, sha256
 
 CLOSINGS = [" ".join(closed) for number in (1, 2, 3) for closed in itertools.combinations(("<&-", ">&-", "2>&-"), number)]
-# What may be said by a command that has no JSON to print and nothing else to say.
-FOREIGN = (b"qchain", b"warning", b"{\"", b"progress", b"full.qcow2:", b"percent")
 
 
 class ProcessCase(FieldCase):
@@ -64,11 +62,9 @@ class ClosedDescriptors(ProcessCase):
                     self.assert_right("out", server.uri)
 
     def assert_pure(self, name: str) -> None:
-        """The file has no text of a message in it; `FOREIGN` are words that only messages have."""
+        """The file has no text of a message in it."""
         content = self.path(name).read_bytes()
-        for word in (b"warning", b"\r", b'"progress"', b"can be written"):
-            if word == b"\r":
-                continue
+        for word in (b"warning", b'"progress"', b"can be written"):
             self.assertNotIn(word, content)
 
     def test_restore(self) -> None:
@@ -111,17 +107,18 @@ class ClosedDescriptors(ProcessCase):
                     self.assert_same_bytes("disk", "full.raw")
 
     def test_seal_and_record(self) -> None:
-        self.qchain("verify", "full.qcow2", "--record")
         for closing in CLOSINGS:
             with self.subTest(closing=closing):
-                self.path("full.qcow2.manifest").unlink()
-                self.path("full.qcow2.proofs").unlink()
+                self.path("full.qcow2.manifest").unlink(missing_ok=True)
+                self.path("full.qcow2.proofs").unlink(missing_ok=True)
                 before = sha256(self.path("full.qcow2"))
-                self.shell(f'"$@" {closing}', "verify", "full.qcow2", "--seal", "--progress", "json", expect=(0, 4))
+                # 3: a verdict that cannot be printed is none; what was sealed is whole all the same.
+                codes = (0, 3, 4) if ">&-" in closing.split() else (0, 4)
+                self.shell(f'"$@" {closing}', "verify", "full.qcow2", "--seal", "--progress", "json", expect=codes)
                 self.assertEqual(sha256(self.path("full.qcow2")), before)
                 self.qchain("verify", "full.qcow2")
                 self.assert_pure("full.qcow2.manifest")
-                self.shell(f'"$@" {closing}', "verify", "full.qcow2", "--record", "--progress", "json")
+                self.shell(f'"$@" {closing}', "verify", "full.qcow2", "--record", "--progress", "json", expect=codes)
                 for line in self.path("full.qcow2.proofs").read_text().splitlines():
                     json.loads(line)
 

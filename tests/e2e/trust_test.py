@@ -285,6 +285,7 @@ class Parents(Trust):
     def test_written_to_with_its_time_put_back(self) -> None:
         for write in ("write -P 9 0 64k", "write -P 9 3M 512"):
             with self.subTest(write=write), self.serve(bitmap="c0") as server:
+                self.clear()
                 self.keep("full.qcow2")
                 before = self.path("full.qcow2").stat()
                 self.write(write, image="full.qcow2")

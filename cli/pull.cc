@@ -78,6 +78,9 @@ void judge(const PullOptions& o) {
                       to_string(*o.algorithm)));
   }
   if (!o.manifest && !o.sign_key.empty()) usage("--sign-key signs a manifest, and --digest none makes none");
+  for (const std::string* const name : {&o.checkpoint, &o.since}) {
+    if (escaped(*name) != *name) usage(fmt::format("\"{}\": a checkpoint's name is printable UTF-8", escaped(*name)));
+  }
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
   if (!raw && o.output == "-") usage("only a raw output can go to a pipe: add --format raw");
   if (o.output == "-" && o.common.json) usage("standard output cannot take the disk and --json both");
@@ -280,6 +283,7 @@ void write_over_parent(LayerPull& pull, IncrementOptions options) {
   try {
     write_increment(pull, options, layer);
   } catch (const BitmapContradiction& contradiction) {
+    require_sound_parent(*pull.parent, pull.increment->first_missed());
     if (pull.o.on_missed == OnMissed::Fail) {
       throw Error(Outcome::Mismatch,
                   fmt::format("{}; nothing was published, as --on-missed fail asks", contradiction.what()));
@@ -289,6 +293,7 @@ void write_over_parent(LayerPull& pull, IncrementOptions options) {
     options.trust = Trust::Nothing;
     write_increment(pull, options, layer);
   }
+  require_sound_parent(*pull.parent, pull.increment->first_missed());
   if (pull.o.on_missed == OnMissed::Fail && pull.increment->missed_bytes() != 0 &&
       !Increment::is_resized(pull.live->size(), *pull.parent)) {
     throw Error(
@@ -482,6 +487,8 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   Json fields;
   fields["output"] = escaped(o.output);
   fields["format"] = "raw";
+  fields["source"] = export_.is_read_only() ? "read-only export" : "writable export";
+  fields["export"] = escaped(export_.export_name());
   fields["point_in_time"] = owner ? owner->description() : "end of the job not excluded";
   fields["range"] = {{"offset", range.begin.bytes()}, {"length", range.length()}};
   fields["data_bytes"] = copied.data_bytes;

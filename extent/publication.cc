@@ -157,8 +157,7 @@ File Publication::create(unsigned mode) {
       openat(directory_.descriptor(), ".", O_TMPFILE | O_RDWR | O_CLOEXEC, static_cast<mode_t>(mode));
   if (unnamed >= 0) {
     File file(unnamed, path_);
-    // Without /proc it could never get a name.
-    if (access(link_of(file).c_str(), F_OK) == 0) return file;
+    if (can_link()) return file;
   }
   for (;;) {
     temporary_ = fmt::format("{}.{}{}", name_, random_digits(), kPartial);
@@ -172,6 +171,18 @@ File Publication::create(unsigned mode) {
     flock(named, LOCK_EX | LOCK_NB);
     return {named, path_};
   }
+}
+
+// Whether a file without a name can be given one here: without /proc, or on some mounts, it cannot.
+bool Publication::can_link() const {
+  const int directory = directory_.descriptor();
+  const int descriptor = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+  if (descriptor < 0) return false;
+  const File probe(descriptor, path_);
+  const std::string name = fmt::format("{}.{}{}", name_, random_digits(), kPartial);
+  if (linkat(AT_FDCWD, link_of(probe).c_str(), directory, name.c_str(), AT_SYMLINK_FOLLOW) != 0) return false;
+  unlinkat(directory, name.c_str(), 0);
+  return true;
 }
 
 // Of writers that were killed. What is locked is being written on another host; what has a second name is

@@ -67,6 +67,7 @@ class Publication {
 
  private:
   File create(unsigned mode);
+  bool can_link() const;
   void remove_leftovers() const;
   void keep_attributes() const;
   void give_name();

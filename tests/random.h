@@ -17,11 +17,12 @@
 
 namespace qchain::tests {
 
-/// The seed of this process: QCHAIN_SEED, or a new one. Printed the first time it is asked for.
+/// The seed of this process: QCHAIN_SEED, or always the same one, so that what passes passes again; tests/run --soak
+/// draws new ones. Printed the first time it is asked for.
 inline std::uint64_t seed() {
   static const std::uint64_t value = [] {
     const char* const given = std::getenv("QCHAIN_SEED");
-    const std::uint64_t chosen = given != nullptr ? std::strtoull(given, nullptr, 0) : std::random_device{}();
+    const std::uint64_t chosen = given != nullptr ? std::strtoull(given, nullptr, 0) : 1;
     std::printf("QCHAIN_SEED=%llu\n", static_cast<unsigned long long>(chosen));
     std::fflush(stdout);
     return chosen;

@@ -1,5 +1,6 @@
 #include "verify/manifest_slot.h"
 
+#include <fcntl.h>
 #include <fmt/format.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -39,6 +40,17 @@ std::optional<std::string> id_of(const std::string& image) {
   } catch (const Error&) {
     return std::nullopt;
   }
+}
+
+bool rename_to(const std::string& from, const std::string& to, bool replace) {
+  if (replace) return std::rename(from.c_str(), to.c_str()) == 0;
+  if (renameat2(AT_FDCWD, from.c_str(), AT_FDCWD, to.c_str(), RENAME_NOREPLACE) == 0) return true;
+  if (errno != EINVAL && errno != ENOSYS) return false;
+  if (manifest_exists(to)) {
+    errno = EEXIST;
+    return false;
+  }
+  return std::rename(from.c_str(), to.c_str()) == 0;
 }
 
 }  // namespace
@@ -126,7 +138,8 @@ void ManifestSlot::settle() noexcept try {
   const bool is_ours = stat(image_.path().c_str(), &status) == 0 &&
                        inode_ == FileIdentity{status.st_dev, status.st_ino};
   if (!is_ours) return;
-  if (!id_.empty() && std::rename(path().c_str(), usual.c_str()) != 0) {
+  // Nothing stood there at first: what stands there now is somebody's.
+  if (!id_.empty() && !rename_to(path(), usual, replaces_)) {
     return tell(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
                             std::strerror(errno)));
   }

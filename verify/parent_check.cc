@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cstdlib>
 
 #include "verify/drill.h"
@@ -19,7 +20,26 @@ bool was_touched(const Layer& layer) {
   return written && (stamp.nanoseconds != 0 || std::abs(stamp.seconds - *written) > kCoarsest);
 }
 
+void require_clean(const Proof& proof, const Layer& layer) {
+  if (proof.is_clean()) return;
+  const GuestRange where = proof.damages.empty() ? proof.unreadable.front().range : proof.damages.front().range;
+  throw Error(Outcome::Mismatch,
+              fmt::format("{}: is not what its manifest says, first at guest {}: it was damaged or written to since it "
+                          "was made; take an undamaged copy as the parent, or start a new chain with a full image",
+                          layer.path(), to_string(where)));
+}
+
 }  // namespace
+
+void require_sound_parent(const Chain& parent, const Extents& ranges) {
+  ProofOptions options;
+  for (const Extent& extent : ranges) options.selection.only.push_back(extent.range);
+  std::ranges::sort(options.selection.only, {}, &GuestRange::begin);
+  for (std::size_t i = 0; i < parent.layers().size() && !ranges.empty(); ++i) {
+    if (!judge_manifest(parent, i, {}, Depth::ManifestAlone).belongs) continue;
+    require_clean(prove_layer(parent, i, options), parent.layers()[i]);
+  }
+}
 
 ParentState check_parent(const Chain& parent, unsigned workers,
                          const std::function<void(const std::string&)>& note) {
@@ -42,16 +62,7 @@ ParentState check_parent(const Chain& parent, unsigned workers,
         layer.path(), layer.identity()->time));
     ProofOptions options;
     options.workers = workers;
-    const Proof proof = prove_layer(parent, i, options);
-    if (proof.is_clean()) continue;
-    const GuestRange where =
-        proof.damages.empty() ? proof.unreadable.front().range : proof.damages.front().range;
-    throw Error(
-        Outcome::Mismatch,
-        fmt::format(
-            "{}: is not what its manifest says, first at guest {}: it was damaged or written to since it "
-            "was made; take an undamaged copy as the parent, or start a new chain with a full image",
-            layer.path(), to_string(where)));
+    require_clean(prove_layer(parent, i, options), layer);
   }
   return state;
 }

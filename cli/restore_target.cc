@@ -288,7 +288,7 @@ void protect(const RestoreOptions& o, const Chain& chain) {
   for (const std::string& path : {o.destination, manifest_path(o.destination)}) {
     const Destination found = look_at(path);
     if (found.kind == DestinationKind::Nothing || !belongs_to(chain, found.identity)) continue;
-    throw Error(Outcome::Usage, fmt::format("{}: belongs to the chain that is restored", path));
+    throw Error(Outcome::Usage, fmt::format("{}: is a layer of the chain that is restored, or belongs to one", path));
   }
 }
 

@@ -60,7 +60,7 @@ void protect(const std::string& output, const Chain& parent) {
   for (const std::string& path : {output, manifest_path(output)}) {
     const Destination found = look_at(path);
     if (found.kind == DestinationKind::Nothing || !belongs_to(parent, found.identity)) continue;
-    throw Error(Outcome::Usage, fmt::format("{}: belongs to the parent's chain", path));
+    throw Error(Outcome::Usage, fmt::format("{}: is a layer of the parent's chain, or belongs to one", path));
   }
 }
 

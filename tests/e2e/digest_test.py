@@ -124,7 +124,13 @@ class ForeignImages(ChainTest):
                 with self.subTest(command="digest"):
                     self.refuses((1, 3), "digest", "image.qcow2", says=["image.qcow2"])
                 with self.subTest(command="restore"):
-                    self.refuses((1, 3), "restore", "image.qcow2", "restored.raw", "--no-verify", says=["image.qcow2"])
+                    self.refuses((1, 3), "restore", "image.qcow2", "restored.raw", says=["image.qcow2"])
+                with self.subTest(command="restore --no-verify"):  # all that can be had, and what is missing
+                    done = self.qchain("restore", "image.qcow2", "rescued.raw", "--no-verify", "--force", expect=(1, 4))
+                    self.assertEqual(self.path("rescued.raw").exists(), done.code == 4)
+                    if done.code == 4:
+                        self.assertIn("not readable", done.out)
+                        self.path("rescued.raw").unlink()
                 with self.subTest(command="verify"):
                     self.refuses((1, 3), "verify", "image.qcow2", says=["image.qcow2"])
 

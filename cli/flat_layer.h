@@ -13,10 +13,10 @@ namespace qchain {
 
 struct FlatLayerOptions {
   Existing existing = Existing::Refuse;
-  WatcherFactory watcher;      ///< Sees what is read, before it is written; none: nobody does.
-  bool salvage = false;        ///< Blocks that cannot be read are shown to the watcher, and become zeros.
+  WatcherFactory watcher;  ///< Sees what is read, before it is written; none: nobody does.
+  bool salvage = false;    ///< Blocks that cannot be read are shown to the watcher, and become zeros.
   Algorithm algorithm = Algorithm::Sha256;  ///< Of the manifest.
-  std::string expected_root;   ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
+  std::string expected_root;  ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
   unsigned workers = 1;
   Warn warn;  ///< Told what is not as it should be, after the commit too.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
@@ -24,13 +24,13 @@ struct FlatLayerOptions {
 
 struct FlatLayer {
   std::string id;
-  std::string root;                 ///< The digest of the disk, "sha256:HEX".
+  std::string root;  ///< The digest of the disk, "sha256:HEX".
   WrittenLayer written;
 };
 
-/// Writes `source`, the disk that a chain describes, as one full layer, with an identity and a manifest of its own; it
-/// is at the checkpoint of the chain's top. Throws Error: Mismatch where what is read is not what was
-/// recorded.
+/// Writes `source`, the disk that a chain describes, as one full layer, with an identity and a manifest of
+/// its own; it is at the checkpoint of the chain's top. Throws Error: Mismatch where what is read is not what
+/// was recorded.
 FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::string& path,
                            const FlatLayerOptions& options);
 

@@ -160,7 +160,8 @@ void CommandLine::add_owner() {
   const auto text = [] { return po::value<std::string>(); };
   add()("libvirt", text()->value_name("DOMAIN"),
         "publish only if this domain's backup job still runs after the last read (name, UUID or id)");
-  add()("connect", text()->value_name("URI"), "the libvirt connection for --libvirt (default: libvirt's own)");
+  add()("connect", text()->value_name("URI"),
+        "the libvirt connection for --libvirt (default: libvirt's own)");
   add()("still-running", text()->value_name("COMMAND"),
         "publish only if this shell command exits with 0 after the last read: the job is running");
   add()("owner-timeout", po::value<unsigned>()->value_name("SECONDS"),

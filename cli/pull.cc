@@ -79,7 +79,8 @@ void judge(const PullOptions& o) {
   }
   if (!o.manifest && !o.sign_key.empty()) usage("--sign-key signs a manifest, and --digest none makes none");
   for (const std::string* const name : {&o.checkpoint, &o.since}) {
-    if (escaped(*name) != *name) usage(fmt::format("\"{}\": a checkpoint's name is printable UTF-8", escaped(*name)));
+    if (escaped(*name) != *name)
+      usage(fmt::format("\"{}\": a checkpoint's name is printable UTF-8", escaped(*name)));
   }
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
   if (!raw && o.output == "-") usage("only a raw output can go to a pipe: add --format raw");
@@ -156,10 +157,12 @@ void judge_source(const PullOptions& o, const NbdExport& live, const OwnedDisk* 
   if (!below || o.allow_other_export) return;
   const auto compare = [&](const char* what, const std::string& recorded, const std::string& here) {
     if (recorded.empty() || here.empty() || recorded == here) return;
-    throw Error(Outcome::Mismatch,
-                fmt::format("{}: the parent {} was pulled from {} \"{}\", and this is \"{}\": if it is the same disk all the "
-                            "same, add --allow-other-export",
-                            o.uri, parent->top().path(), what, recorded, here));
+    throw Error(
+        Outcome::Mismatch,
+        fmt::format(
+            "{}: the parent {} was pulled from {} \"{}\", and this is \"{}\": if it is the same disk all the "
+            "same, add --allow-other-export",
+            o.uri, parent->top().path(), what, recorded, here));
   };
   compare("export", below->export_name, live.export_name());
   if (disk == nullptr) return;
@@ -329,7 +332,8 @@ LayerRecipe recipe_for(const PullOptions& o, LayerPull& pull, const SigningKey* 
 }
 
 std::string point_in_words(const LayerPull& pull) {
-  if (pull.owner) return "the job was still running after the last read (" + escaped(pull.owner->description()) + ")";
+  if (pull.owner)
+    return "the job was still running after the last read (" + escaped(pull.owner->description()) + ")";
   return "the end of the job was not excluded (--libvirt or --still-running does)";
 }
 
@@ -385,9 +389,10 @@ void report(const LayerPull& pull, bool is_signed) {
 void tell_about_recovery(const NbdExport& live, Console& console) {
   const Recovered recovered = live.recovered();
   if (recovered.failed_requests == 0 && recovered.reconnects == 0) return;
-  console.warn(fmt::format("{}: {} requests failed and were repeated, {} connections were lost and made again: all of it "
-                           "was read in the end; look at the server's storage",
-                           live.name(), recovered.failed_requests, recovered.reconnects));
+  console.warn(fmt::format(
+      "{}: {} requests failed and were repeated, {} connections were lost and made again: all of it "
+      "was read in the end; look at the server's storage",
+      live.name(), recovered.failed_requests, recovered.reconnects));
 }
 
 void confirm_point_in_time(LayerPull& pull) {

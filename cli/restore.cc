@@ -19,10 +19,12 @@ void require_good_manifests(const RestoreOptions& o, const std::vector<LayerDril
     if (layer.failure.outcome != Outcome::Done) throw Error(layer.failure.outcome, layer.failure.message);
     const ManifestVerdict& verdict = layer.manifest;
     if (verdict.outcome == Outcome::Done || verdict.outcome == Outcome::Incomplete) continue;
-    throw Error(verdict.outcome,
-                fmt::format("{}; nothing was written; 'qchain verify {}' names what is damaged, --salvage restores what is "
-                            "there all the same",
-                            verdict.problems.front(), o.image));
+    throw Error(
+        verdict.outcome,
+        fmt::format(
+            "{}; nothing was written; 'qchain verify {}' names what is damaged, --salvage restores what is "
+            "there all the same",
+            verdict.problems.front(), o.image));
   }
 }
 
@@ -75,17 +77,20 @@ std::unique_ptr<Chain> open_to_restore(const RestoreOptions& o, Console& console
 }  // namespace
 
 std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words) {
-  CommandLine line(
-      "restore", "IMAGE DEST [options]",
-      "Writes out the disk that a chain describes, at the point in time of IMAGE: to a raw file, which\nbecomes sparse, "
-      "to standard output (-), or onto a block device or an NBD export, all of which that\nthe disk covers is "
-      "overwritten; or, with --format qcow2, as one full layer. Every block is held\nagainst its stored digest before "
-      "it is written.");
+  CommandLine line("restore", "IMAGE DEST [options]",
+                   "Writes out the disk that a chain describes, at the point in time of IMAGE: to a raw "
+                   "file, which\nbecomes sparse, "
+                   "to standard output (-), or onto a block device or an NBD export, all of which that\nthe "
+                   "disk covers is "
+                   "overwritten; or, with --format qcow2, as one full layer. Every block is held\nagainst "
+                   "its stored digest before "
+                   "it is written.");
   line.add_positional("IMAGE");
   line.add_positional("DEST");
   line.add()("format", po::value<std::string>()->value_name("FORMAT"),
              "raw (default), or qcow2: one full layer, with a manifest");
-  line.add()("no-verify", "do not look at the manifests; what cannot be read becomes zeros and is listed (4)");
+  line.add()("no-verify",
+             "do not look at the manifests; what cannot be read becomes zeros and is listed (4)");
   line.add()("salvage", "write all that can be read, and list what cannot, or is not what was backed up (4)");
   line.add()("trust-key", po::value<std::vector<std::string>>()->value_name("FILE"),
              "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");

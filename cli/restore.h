@@ -9,8 +9,8 @@
 
 namespace qchain {
 
-/// qchain restore: writes out the disk that a chain describes, to a raw file, standard output, a block device or an NBD
-/// export, or as one full layer.
+/// qchain restore: writes out the disk that a chain describes, to a raw file, standard output, a block device
+/// or an NBD export, or as one full layer.
 struct RestoreOptions {
   CommonOptions common;
   NbdOptions nbd;

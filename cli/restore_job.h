@@ -19,10 +19,11 @@ namespace qchain {
 /// What the copy is held against; without digests, nothing.
 struct RestoreProof {
   std::unique_ptr<ChainDigests> digests;
-  std::string root;           ///< Of the top's manifest, "ALGORITHM:HEX"; empty: unknown.
-  bool root_follows = false;  ///< From the digests of all layers: nothing else binds the ones beneath to the top.
-  /// The digest of the whole disk that the image's header records. Where the manifests do not tell all, what is written
-  /// is hashed and compared with it. Empty: unknown, or not needed.
+  std::string root;  ///< Of the top's manifest, "ALGORITHM:HEX"; empty: unknown.
+  bool root_follows =
+      false;  ///< From the digests of all layers: nothing else binds the ones beneath to the top.
+  /// The digest of the whole disk that the image's header records. Where the manifests do not tell all, what
+  /// is written is hashed and compared with it. Empty: unknown, or not needed.
   std::string recorded;
 };
 
@@ -58,7 +59,8 @@ class RestoreTarget {
 };
 
 /// Looks at the destination before anything is read. Throws Error where it must not be written to.
-std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, const Chain& chain, Console& console);
+std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, const Chain& chain,
+                                                   Console& console);
 
 /// Prints what came of it. Returns the outcome.
 Outcome report_restore(const RestoreJob& job, const RestoreTarget& target);

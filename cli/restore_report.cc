@@ -21,16 +21,21 @@ std::string proof_in_words(const RestoreJob& job) {
     return "every block verified; digest " + job.proof.root;
   }
   if (job.recorded_fits) {
-    return fmt::format("the whole of it has the digest that its header records, though {}; qchain verify --seal writes "
-                       "what is missing",
-                       job.proof.digests ? "a manifest of the chain is missing" : "the image has no manifest");
+    return fmt::format(
+        "not verified block by block, but the whole of it has the digest that its header records: {}; qchain "
+        "verify --seal writes "
+        "what is missing",
+        job.proof.digests ? "a manifest of the chain is missing" : "the image has no manifest");
   }
-  if (!job.proof.digests) return "not verified: the chain has no manifest; qchain verify --seal writes the missing ones";
+  if (!job.proof.digests)
+    return "not verified: the chain has no manifest; qchain verify --seal writes the missing ones";
   if (job.unknown_bytes == 0) {
-    return "every block held against a digest, but the digest of the whole disk is unknown; qchain verify --seal "
+    return "every block held against a digest, but the digest of the whole disk is unknown; qchain verify "
+           "--seal "
            "finds it out";
   }
-  return fmt::format("{} of it not verified: no manifest tells what it should be", human_size(job.unknown_bytes));
+  return fmt::format("{} of it not verified: no manifest tells what it should be",
+                     human_size(job.unknown_bytes));
 }
 
 // Names what was read back and is not what was written.
@@ -72,7 +77,8 @@ void list_losses(const RestoreJob& job) {
   list(job.losses.unreadable,
        [](const Unreadable& part) { return "not readable, written as zeros: " + escaped(part.message); });
   list(job.losses.damages, [](const Damage& damage) {
-    return fmt::format("not what was backed up, written as it is: stored {}, found {}", damage.stored, damage.found);
+    return fmt::format("not what was backed up, written as it is: stored {}, found {}", damage.stored,
+                       damage.found);
   });
 }
 
@@ -138,8 +144,9 @@ Outcome report_restore(const RestoreJob& job, const RestoreTarget& target) {
                                                           : ""));
   }
   if (job.rest_bytes != 0) {
-    job.console.warn(fmt::format("{}: its last {} bytes, behind the disk, were left as they were; --zero-rest zeroes them",
-                                 o.destination, job.rest_bytes));
+    job.console.warn(
+        fmt::format("{}: its last {} bytes, behind the disk, were left as they were; --zero-rest zeroes them",
+                    o.destination, job.rest_bytes));
   }
   Json fields;
   fields["image"] = escaped(o.image);

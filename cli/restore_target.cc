@@ -33,7 +33,9 @@ std::string not_complete(const std::string& destination) {
   return fmt::format("the content of {} is not complete", destination);
 }
 
-Algorithm algorithm_of(const std::string& digest) { return algorithm_named(digest.substr(0, digest.find(':'))); }
+Algorithm algorithm_of(const std::string& digest) {
+  return algorithm_named(digest.substr(0, digest.find(':')));
+}
 
 // Who watches the copy: the stored digests, the list of what is lost, the digest of the whole.
 WatcherFactory watcher_for(RestoreJob& job, std::optional<DiskDigest>& whole) {
@@ -54,10 +56,11 @@ void require_recorded(RestoreJob& job, DiskDigest& whole) {
   const std::string found = named(algorithm_of(job.proof.recorded), whole.finish());
   job.recorded_fits = found == job.proof.recorded;
   if (job.recorded_fits || job.is_lenient()) return;
-  throw Error(Outcome::Mismatch,
-              fmt::format("{}: the digest of the disk is {}, and its header records {}; qchain verify names what is "
-                          "damaged, --salvage restores the rest",
-                          job.chain.name(), found, job.proof.recorded));
+  throw Error(
+      Outcome::Mismatch,
+      fmt::format("{}: the digest of the disk is {}, and its header records {}; qchain verify names what is "
+                  "damaged, --salvage restores the rest",
+                  job.chain.name(), found, job.proof.recorded));
 }
 
 void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
@@ -154,7 +157,8 @@ class PipeRestore : public RestoreTarget {
       copy(job, target, job.chain.top().true_length());
     } catch (const Error& error) {
       if (!target.is_touched()) throw;
-      throw Error(error.outcome(), fmt::format("{}; what went to standard output is not complete", error.what()));
+      throw Error(error.outcome(),
+                  fmt::format("{}; what went to standard output is not complete", error.what()));
     }
   }
 
@@ -165,12 +169,13 @@ class PipeRestore : public RestoreTarget {
 // A device or an export: written in place.
 class PlaceRestore : public RestoreTarget {
  protected:
-  // How much of it is written: the disk, with the zeros that fill its last sector as far as there is room for them.
+  // How much of it is written: the disk, with the zeros that fill its last sector as far as there is room for
+  // them.
   static std::uint64_t written_length(const RestoreJob& job, std::uint64_t size) {
     const std::uint64_t needed = job.chain.top().true_length();
     if (size < needed) {
-      throw Error(Outcome::Usage,
-                  fmt::format("{}: has {} bytes and the disk {}; use a larger one", job.o.destination, size, needed));
+      throw Error(Outcome::Usage, fmt::format("{}: has {} bytes and the disk {}; use a larger one",
+                                              job.o.destination, size, needed));
     }
     return std::min(size, job.chain.size());
   }
@@ -216,8 +221,8 @@ class DeviceRestore : public PlaceRestore {
       for (const File* const file : {&layer.file(), &layer.data()}) {
         if (!stack.meets(StorageStack(*file))) continue;
         throw Error(Outcome::Usage,
-                    fmt::format("{}: stands on the same storage as {}, a layer of the chain that is restored", path,
-                                file->path()));
+                    fmt::format("{}: stands on the same storage as {}, a layer of the chain that is restored",
+                                path, file->path()));
       }
     }
     device_.bypass_cache();
@@ -226,7 +231,8 @@ class DeviceRestore : public PlaceRestore {
   void run(RestoreJob& job) override {
     const std::uint64_t size = device_.size();
     const std::uint64_t length = written_length(job, size);
-    FileTarget target(device_, TargetContent::Unknown, job.o.preallocate ? ZeroSpace::Keep : ZeroSpace::Release);
+    FileTarget target(device_, TargetContent::Unknown,
+                      job.o.preallocate ? ZeroSpace::Keep : ZeroSpace::Release);
     overwrite(job, target, [&] {
       write_all(job, target, length, size);
       if (!job.o.read_back) return;
@@ -273,8 +279,8 @@ class ExportRestore : public PlaceRestore {
       FirstBytes written(whole, length);
       read_again(job, written);
     } catch (const Error& error) {
-      throw Error(error.outcome(), fmt::format("{}; {} was written, and not read back", error.what(),
-                                               job.o.destination));
+      throw Error(error.outcome(), fmt::format("{}; it was not read back, so that perhaps {}", error.what(),
+                                               not_complete(job.o.destination)));
     }
   }
 
@@ -288,15 +294,19 @@ void protect(const RestoreOptions& o, const Chain& chain) {
   for (const std::string& path : {o.destination, manifest_path(o.destination)}) {
     const Destination found = look_at(path);
     if (found.kind == DestinationKind::Nothing || !belongs_to(chain, found.identity)) continue;
-    throw Error(Outcome::Usage, fmt::format("{}: is a layer of the chain that is restored, or belongs to one", path));
+    throw Error(Outcome::Usage,
+                fmt::format("{}: is a layer of the chain that is restored, or belongs to one", path));
   }
 }
 
 }  // namespace
 
-std::string RestoreTarget::after_mismatch(const RestoreJob& job) const { return not_complete(job.o.destination); }
+std::string RestoreTarget::after_mismatch(const RestoreJob& job) const {
+  return not_complete(job.o.destination);
+}
 
-std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, const Chain& chain, Console& console) {
+std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, const Chain& chain,
+                                                   Console& console) {
   const bool as_layer = o.format == ImageFormat::Qcow2;
   const bool is_export = is_nbd_uri(o.destination);
   const bool is_pipe = o.destination == "-";
@@ -304,13 +314,15 @@ std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, cons
   const bool is_device = found.kind == DestinationKind::BlockDevice;
   const bool in_place = is_export || is_device;
   const auto only_for = [&](bool given, bool possible, const char* option, const char* what) {
-    if (given && !possible) throw Error(Outcome::Usage, fmt::format("{}: {} is for {}", o.destination, option, what));
+    if (given && !possible)
+      throw Error(Outcome::Usage, fmt::format("{}: {} is for {}", o.destination, option, what));
   };
   only_for(as_layer, !in_place && !is_pipe, "--format qcow2", "files");
   only_for(o.zero_rest, in_place, "--zero-rest", "block devices and NBD exports");
   only_for(o.preallocate, !is_pipe && !as_layer, "--preallocate", "raw files, block devices and NBD exports");
   only_for(o.read_back, !is_pipe && !as_layer, "--read-back", "raw targets that can be read again");
-  only_for(o.common.json, !is_pipe, "--json", "other destinations: standard output cannot take the disk and a document");
+  only_for(o.common.json, !is_pipe, "--json",
+           "other destinations: standard output cannot take the disk and a document");
   if (is_pipe) return std::make_unique<PipeRestore>(console);
   if (is_export) return std::make_unique<ExportRestore>(o);
   protect(o, chain);

@@ -58,8 +58,8 @@ class LayerBuild {
   /// manifest's.
   const WrittenLayer& write(BlockDevice& source,
                             const std::function<WatcherFactory(WatcherFactory)>& wrap = {});
-  /// Ends the manifest, and makes everything but the header durable. Returns the digest of the disk, which the identity
-  /// has now; nullopt: unknown.
+  /// Ends the manifest, and makes everything but the header durable. Returns the digest of the disk, which
+  /// the identity has now; nullopt: unknown.
   std::optional<Digest> finish();
   /// Makes it an image, and gives both their names. Throws Error where they have none, and nothing is left.
   void commit();

@@ -150,15 +150,15 @@ struct ManifestSummary {
 /// Reads a manifest to its end. Throws as the reader does.
 ManifestSummary read_manifest(const std::string& path);
 
-/// Whether there is anything under the name of a manifest. Throws Error (Io) where that cannot be told: one that cannot
-/// be looked at is not one that is missing.
+/// Whether there is anything under the name of a manifest. Throws Error (Io) where that cannot be told: one
+/// that cannot be looked at is not one that is missing.
 bool manifest_exists(const std::string& path);
 /// Where the manifest of a layer lies.
 std::string manifest_path(const std::string& layer);
 /// Where it lies for a moment, while layer `id` takes its own name: two names cannot change in one step.
 std::string manifest_path(const std::string& layer, const std::string& id);
-/// Where the manifest of layer `id` is to be read: one by the first name that is another layer's does not count
-/// where there is one by the second. An empty `id`: the first name.
+/// Where the manifest of layer `id` is to be read: one by the first name that is another layer's does not
+/// count where there is one by the second. An empty `id`: the first name.
 std::string find_manifest(const std::string& layer, const std::string& id);
 
 }  // namespace qchain

@@ -135,8 +135,8 @@ void ManifestSlot::settle() noexcept try {
   const std::string usual = manifest_path(image_.path());
   // Another writer may have replaced the image by now, and its manifest be the one that lies there.
   struct stat status {};
-  const bool is_ours = stat(image_.path().c_str(), &status) == 0 &&
-                       inode_ == FileIdentity{status.st_dev, status.st_ino};
+  const bool is_ours =
+      stat(image_.path().c_str(), &status) == 0 && inode_ == FileIdentity{status.st_dev, status.st_ino};
   if (!is_ours) return;
   // Nothing stood there at first: what stands there now is somebody's.
   if (!id_.empty() && !rename_to(path(), usual, replaces_)) {

@@ -22,11 +22,14 @@ bool was_touched(const Layer& layer) {
 
 void require_clean(const Proof& proof, const Layer& layer) {
   if (proof.is_clean()) return;
-  const GuestRange where = proof.damages.empty() ? proof.unreadable.front().range : proof.damages.front().range;
-  throw Error(Outcome::Mismatch,
-              fmt::format("{}: is not what its manifest says, first at guest {}: it was damaged or written to since it "
-                          "was made; take an undamaged copy as the parent, or start a new chain with a full image",
-                          layer.path(), to_string(where)));
+  const GuestRange where =
+      proof.damages.empty() ? proof.unreadable.front().range : proof.damages.front().range;
+  throw Error(
+      Outcome::Mismatch,
+      fmt::format(
+          "{}: is not what its manifest says, first at guest {}: it was damaged or written to since it "
+          "was made; take an undamaged copy as the parent, or start a new chain with a full image",
+          layer.path(), to_string(where)));
 }
 
 }  // namespace

@@ -19,8 +19,8 @@ enum class ParentState {
 ParentState check_parent(const Chain& parent, unsigned workers,
                          const std::function<void(const std::string&)>& note);
 
-/// Holds `ranges` of every layer that has a manifest against it: where a bitmap seems to have missed a change, it may be
-/// the parent that was changed. Throws Error (Mismatch) where it was.
+/// Holds `ranges` of every layer that has a manifest against it: where a bitmap seems to have missed a
+/// change, it may be the parent that was changed. Throws Error (Mismatch) where it was.
 void require_sound_parent(const Chain& parent, const Extents& ranges);
 
 }  // namespace qchain

@@ -220,7 +220,8 @@ ExtentSource named_blocks(const std::string& path) {
       [state = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})] { return state->next(); };
 }
 
-void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked_at, const ProofOptions& options) {
+void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked_at,
+           const ProofOptions& options) {
   std::optional<std::uint64_t> stopped_at;
   scan(open_reader, until(pieces_of(std::move(looked_at)), options.deadline, stopped_at),
        [&] { return std::make_unique<ProofWatcher>(job); },
@@ -320,8 +321,9 @@ Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& opt
   ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
                                          [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
                                      kDigestBlock, Position::Overlay);
-  prove(job, [&] { return chain.open_reader_at(index); },
-        selected(std::move(looked_at), options.selection, length), options);
+  prove(
+      job, [&] { return chain.open_reader_at(index); },
+      selected(std::move(looked_at), options.selection, length), options);
   return proof;
 }
 
@@ -329,17 +331,19 @@ Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, c
   Proof proof;
   const Job job{Subject::Disk, chain, digests, options.max_listed, proof};
   const std::uint64_t length = std::min(disk.size(), align_up(digests.top().length, kSectorSize));
-  prove(job, [&] { return disk.open_reader(); },
-        selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
-                 options.selection, length),
-        options);
+  prove(
+      job, [&] { return disk.open_reader(); },
+      selected(as_zeros(normalise(extents_of(disk, guest_range(0, length)), kDigestBlock, Position::Bottom)),
+               options.selection, length),
+      options);
   return proof;
 }
 
 void add_unreadable(Proof& proof, const Unreadable& unreadable, std::size_t max_listed) {
   proof.unreadable_bytes += unreadable.range.length();
   std::vector<Unreadable>& all = proof.unreadable;
-  if (!all.empty() && all.back().message == unreadable.message && all.back().range.end == unreadable.range.begin) {
+  if (!all.empty() && all.back().message == unreadable.message &&
+      all.back().range.end == unreadable.range.begin) {
     all.back().range.end = unreadable.range.end;
   } else if (all.size() < max_listed) {
     all.push_back(unreadable);

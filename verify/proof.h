@@ -110,8 +110,8 @@ Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, c
 /// Adds to the list of what cannot be read, as a part of the last range where the two are alike.
 void add_unreadable(Proof& proof, const Unreadable& unreadable, std::size_t max_listed);
 
-/// Watches a disk that a chain describes while it is read, and lists in `proof` what is not what the digests say, or
-/// cannot be read. All have to outlive the watchers.
+/// Watches a disk that a chain describes while it is read, and lists in `proof` what is not what the digests
+/// say, or cannot be read. All have to outlive the watchers.
 WatcherFactory disk_watcher(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed);
 
 /// Watches a chain while it is read, and throws Error (Mismatch) for a block that is not what the manifests

@@ -7,7 +7,8 @@
 
 namespace qchain {
 
-/// A chain whose tables may be damaged: what they do not tell is data that cannot be read. The chain has to outlive it.
+/// A chain whose tables may be damaged: what they do not tell is data that cannot be read. The chain has to
+/// outlive it.
 class SalvageDevice : public BlockDevice {
  public:
   explicit SalvageDevice(Chain& chain) : chain_(chain) {}
@@ -20,8 +21,8 @@ class SalvageDevice : public BlockDevice {
   Chain& chain_;
 };
 
-/// Lists what cannot be read and what is not what the manifests say, instead of ending there. `digests`: nullptr where
-/// none are to be looked at. `proof` takes the list; all three have to outlive the watchers.
+/// Lists what cannot be read and what is not what the manifests say, instead of ending there. `digests`:
+/// nullptr where none are to be looked at. `proof` takes the list; all three have to outlive the watchers.
 WatcherFactory salvage_watcher(const Chain& chain, ChainDigests* digests, Proof& proof);
 
 /// Shows what is read to both. What a bottom layer leaves out reads as zeros, and the first is to know.

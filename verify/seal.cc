@@ -139,7 +139,8 @@ void write(const Chain& chain, std::size_t index, const std::string& required, c
     header.parent_id = header.overlay ? id_of(chain.layers()[index + 1]) : std::string();
   }
   const std::uint64_t parent_length = header.overlay ? chain.layers()[index + 1].true_length() : 0;
-  LayerManifest manifest(manifest_of(chain.layers()[index]), header, parent_length, std::move(parent.digests));
+  LayerManifest manifest(manifest_of(chain.layers()[index]), header, parent_length,
+                         std::move(parent.digests));
   const LayerObserver observer = manifest.observer();
   LayerPieces pieces(chain.extents_of_layer(index, header.length), observer.block_size,
                      header.overlay ? Position::Overlay : Position::Bottom, observer.also_read, {});

@@ -156,7 +156,7 @@ class Faults(Case):
         process = self.start("pull", server.uri, *argv, **kwargs)
         files = [f for f in argv if str(f).startswith("out")]
         if files:
-            wait_until(lambda: process.poll() is not None or bool(list(self.folder.glob("out*"))), "no output appears")
+            wait_until(lambda: process.poll() is not None or self.is_writing(process), "no output appears")
         time.sleep(0.7)
         self.assertIsNone(process.poll(), "it has ended too early")
         return process
@@ -300,7 +300,7 @@ class EndOfTheJob(Case):
         """Changes the live side in the middle of a pull: it is refused, and nothing is left."""
         uri = self.export.backup("check1")
         process = self.start("pull", uri, "-o", "out.qcow2", "--connections", "1", "--requests", "1")
-        wait_until(lambda: process.poll() is not None or bool(list(self.folder.glob("out*"))), "no output appears")
+        wait_until(lambda: process.poll() is not None or self.is_writing(process), "no output appears")
         change()
         self.assert_says(self.finish(process, (3, 6), timeout=90))
         self.assertFalse(list(self.folder.glob("out*")), "nothing is left")

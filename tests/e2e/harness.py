@@ -99,6 +99,15 @@ class Case(unittest.TestCase):
         self.addCleanup(end_process, process)
         return process
 
+    def is_writing(self, process: subprocess.Popen[bytes]) -> bool:
+        """Whether the command has its output open, which has no name before it is published."""
+        for descriptor in Path(f"/proc/{process.pid}/fd").glob("*"):
+            with contextlib.suppress(OSError):
+                target = os.readlink(descriptor)
+                if target.startswith(str(self.folder.resolve())) and target.endswith((" (deleted)", ".partial")):
+                    return True
+        return False
+
     def finish(self, process: subprocess.Popen[bytes], expect: int | Sequence[int] = 0, timeout: float = 120) -> Done:
         try:
             out, err = process.communicate(timeout=timeout)

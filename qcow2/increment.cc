@@ -176,11 +176,10 @@ void Increment::check_sample(std::uint64_t read_bytes) {
     live_reader->read(live);
     parent_reader->read(parent);
     for (std::size_t i = 0; i < live.size(); ++i) {
-      // A block may be dirty in part: what was written of it is in the layer.
       if (std::ranges::equal(live[i].into, parent[i].into)) {
         if (!is_zero(live[i].into)) equal_data += live[i].into.size();
-      } else if (is_clean(live[i].range())) {
-        append(missed, {live[i].range(), is_zero(live[i].into) ? Kind::Zero : Kind::Data});
+      } else {
+        compare_clean(live[i], parent[i], missed);
       }
     }
     sampled_blocks_ += live.size();
@@ -193,15 +192,17 @@ void Increment::check_sample(std::uint64_t read_bytes) {
   }
 }
 
-// Whether the export still says so of all of a range.
-bool Increment::is_clean(const GuestRange& range) {
-  for (GuestRange rest = range; !rest.empty();) {
+// A block that differs may be dirty in part: what was written of it is in the layer.
+void Increment::compare_clean(const ReadRequest& live, const ReadRequest& parent, Extents& missed) {
+  for (GuestRange rest = live.range(); !rest.empty();) {
     for (const ExportStatus& status : live_.status(rest)) {
-      if (status.dirty) return false;
       rest.begin = status.range.end;
+      const std::size_t at = status.range.begin - live.begin;
+      const auto live_bytes = live.into.subspan(at, status.range.length());
+      if (status.dirty || std::ranges::equal(live_bytes, parent.into.subspan(at, live_bytes.size()))) continue;
+      append(missed, {status.range, is_zero(live_bytes) ? Kind::Zero : Kind::Data});
     }
   }
-  return true;
 }
 
 }  // namespace qchain

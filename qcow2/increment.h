@@ -84,7 +84,7 @@ class Increment : public BlockDevice {
   void add_clean(const GuestRange& range, bool zero, Extents& extents);
   void doubt(const GuestRange& range, Kind kind, Extents& extents);
   void add_candidate(const GuestRange& range, Extents& extents);
-  bool is_clean(const GuestRange& range);
+  void compare_clean(const ReadRequest& live, const ReadRequest& parent, Extents& missed);
 
   NbdExport& live_;
   Chain& parent_;

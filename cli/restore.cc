@@ -130,6 +130,7 @@ Outcome restore(const RestoreOptions& o, Console& console) {
   const std::unique_ptr<RestoreTarget> target = open_restore_target(o, *chain, console);
   RestoreJob job{o, *chain, console, prepare_proof(o, *chain, console), 0, false, {}, {}, {}, 0, {}};
   target->run(job);
+  console.result_stands();
   return report_restore(job, *target);
 }
 

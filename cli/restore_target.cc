@@ -105,7 +105,6 @@ class FileRestore : public RestoreTarget {
     }
     if (job.read_back_outcome() != Outcome::Done) return;
     output_.publish();
-    job.console.result_stands();
   }
   std::string after_mismatch(const RestoreJob& job) const override {
     return fmt::format("{}: was not made", job.o.destination);
@@ -135,7 +134,6 @@ class LayerRestore : public RestoreTarget {
     SalvageDevice lenient(job.chain);
     BlockDevice& source = job.is_lenient() ? static_cast<BlockDevice&>(lenient) : job.chain;
     const FlatLayer flat = write_flat_layer(job.chain, source, job.o.destination, options);
-    job.console.result_stands();
     if (job.is_lenient()) job.unknown_bytes = job.losses.unknown_bytes;
     if (job.proof.digests) job.proof.digests->finish();
     job.recorded_fits = !recorded.empty() && flat.root == recorded;

@@ -72,8 +72,7 @@ std::vector<std::uint64_t> CleanSample::blocks(std::uint64_t share) const {
   for (std::size_t i = 0; i < count; ++i) all.push_back(spread[i * spread.size() / count]);
   all.insert(all.end(), neighbours_.items().begin(), neighbours_.items().end());
   std::ranges::sort(all);
-  const auto rest = std::ranges::unique(all);
-  all.erase(rest.begin(), rest.end());
+  all.erase(std::unique(all.begin(), all.end()), all.end());
   return all;
 }
 

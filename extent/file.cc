@@ -4,6 +4,7 @@
 #include <fmt/format.h>
 #include <linux/falloc.h>
 #include <linux/fs.h>
+#include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
@@ -12,11 +13,13 @@
 #include <algorithm>
 #include <array>
 #include <cerrno>
+#include <climits>
 #include <filesystem>
 #include <limits>
 #include <vector>
 
 #include "extent/error.h"
+#include "extent/interrupt.h"
 #include "extent/page_buffer.h"
 
 namespace qchain {
@@ -167,10 +170,28 @@ void File::throw_write_error(HostOffset offset, int error_number) const {
   throw system_error(message, error_number);
 }
 
+// A pipe that nobody reads is waited for, but not against a signal: it may be another thread that is sent one.
+void File::wait_until_writable() const {
+  constexpr int kSlice = 200;  // milliseconds: how late an interrupt may be noticed
+  for (;;) {
+    throw_if_interrupted();
+    pollfd waiting{descriptor_, POLLOUT, 0};
+    if (poll(&waiting, 1, kSlice) > 0) return;
+  }
+}
+
 void File::append(std::span<const std::byte> bytes) const {
+  const mode_t mode = stat_of(*this).st_mode;
+  const bool is_pipe = S_ISFIFO(mode) || S_ISSOCK(mode);
   while (!bytes.empty()) {
-    const ssize_t n = ::write(descriptor_, bytes.data(), bytes.size());
-    if (n < 0 && errno == EINTR) continue;
+    if (is_pipe) wait_until_writable();
+    // Of a pipe that can be written to, so much can be written without waiting.
+    const std::size_t step = is_pipe ? std::min<std::size_t>(bytes.size(), PIPE_BUF) : bytes.size();
+    const ssize_t n = ::write(descriptor_, bytes.data(), step);
+    if (n < 0 && errno == EINTR) {
+      throw_if_interrupted();
+      continue;
+    }
     if (n < 0) throw system_error(fmt::format("{}: cannot write", path_), errno);
     bytes = bytes.subspan(static_cast<std::size_t>(n));
   }

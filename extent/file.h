@@ -66,7 +66,7 @@ class File {
   void write(HostOffset offset, std::span<const std::byte> bytes) const;
   /// Writes the concatenation of `parts`, which is changed on the way.
   void write(HostOffset offset, std::span<iovec> parts) const;
-  /// Writes at the current position: for pipes.
+  /// Writes at the current position: for pipes. Throws Error on an interrupt too.
   void append(std::span<const std::byte> bytes) const;
   void resize(std::uint64_t bytes) const;
   /// Makes it `bytes` long, with all of its space set aside.
@@ -86,6 +86,7 @@ class File {
   void sync() const;
 
  private:
+  void wait_until_writable() const;
   [[noreturn]] void throw_write_error(HostOffset offset, int error_number) const;
 
   int descriptor_;

@@ -22,15 +22,19 @@ DoubtJudge::DoubtJudge(Increment& increment, std::uint64_t unit, std::uint64_t b
       parent_(increment.parent().open_reader_at(0)),
       bytes_(kAtATime) {}
 
-void DoubtJudge::judge(std::span<const GuestRange> doubts, std::span<const ReadRequest> fetched, Piece& piece,
+void DoubtJudge::judge(std::span<const CleanRange> clean, std::span<const ReadRequest> fetched, Piece& piece,
                        Extents& stored) {
   equal_.clear();
   missed_.clear();
   equal_data_ = 0;
-  for (const GuestRange& doubt : doubts) {
+  for (const auto& [range, compared] : clean) {
+    if (!compared) {
+      add_equal(range);
+      continue;
+    }
     auto data = fetched.begin();
     for (const Extent& run : piece.runs) {
-      const GuestRange common = intersect(doubt, run.range);
+      const GuestRange common = intersect(range, run.range);
       if (run.kind == Kind::Data) {
         if (!common.empty()) compare(common, data->into.subspan(common.begin - data->begin, common.length()));
         ++data;
@@ -94,10 +98,14 @@ void DoubtJudge::compare_block(const GuestRange& block, std::span<const std::byt
   const bool equal = live.empty() ? is_zero(parent) : std::ranges::equal(live, parent);
   if (!equal) return append(missed_, {block, live_is_zero ? Kind::Zero : Kind::Data});
   if (!live_is_zero) equal_data_ += block.length();
-  if (!equal_.empty() && equal_.back().end == block.begin) {
-    equal_.back().end = block.end;
+  add_equal(block);
+}
+
+void DoubtJudge::add_equal(const GuestRange& range) {
+  if (!equal_.empty() && equal_.back().end == range.begin) {
+    equal_.back().end = range.end;
   } else {
-    equal_.push_back(block);
+    equal_.push_back(range);
   }
 }
 

@@ -18,16 +18,17 @@ class DoubtJudge {
   /// with where nothing of it was read.
   DoubtJudge(Increment& increment, std::uint64_t unit, std::uint64_t block);
 
-  /// `doubts`: of this piece. `fetched`: its Data runs, read. Afterwards `stored` leaves out what is the
-  /// parent's, and Zero runs of `piece` that are the parent's are Inherit. Throws as
-  /// Increment::note_compared() does, and where the parent cannot be read.
-  void judge(std::span<const GuestRange> doubts, std::span<const ReadRequest> fetched, Piece& piece,
+  /// `clean`: of this piece, as Increment::take_clean() gives it. `fetched`: its Data runs, read. Afterwards
+  /// `stored` leaves out what is the parent's, and Zero runs of `piece` that are the parent's are Inherit.
+  /// Throws as Increment::note_compared() does, and where the parent cannot be read.
+  void judge(std::span<const CleanRange> clean, std::span<const ReadRequest> fetched, Piece& piece,
              Extents& stored);
 
  private:
   void compare(const GuestRange& part, std::span<const std::byte> live);
   void compare_block(const GuestRange& block, std::span<const std::byte> live,
                      std::span<const std::byte> parent);
+  void add_equal(const GuestRange& range);
   bool is_equal(const GuestRange& range) const;
   void leave_out(const Extent& extent, std::uint64_t step, Extents& kept) const;
 
@@ -36,7 +37,7 @@ class DoubtJudge {
   const std::uint64_t block_;
   std::unique_ptr<Reader> parent_;
   PageBuffer bytes_;
-  std::vector<GuestRange> equal_;  // of this piece, in order
+  std::vector<GuestRange> equal_;  // of this piece, in order: compared, or the parent's on trust
   Extents missed_;
   std::uint64_t equal_data_ = 0;
 };

@@ -67,9 +67,9 @@ void Increment::add_clean(const GuestRange& range, bool zero, Extents& extents) 
       rest.begin = extent.range.end;
       const bool parent_has_data = extent.kind == Kind::Data;
       if (zero && !parent_has_data) {
-        append(extents, {extent.range, Kind::Inherit});
+        add({extent.range, false}, Kind::Inherit, extents);
       } else if (zero || !parent_has_data || options_.trust == Trust::Nothing) {
-        doubt(extent.range, zero ? Kind::Zero : Kind::Data, extents);
+        add({extent.range, true}, zero ? Kind::Zero : Kind::Data, extents);
       } else {
         add_candidate(extent.range, extents);
       }
@@ -77,20 +77,21 @@ void Increment::add_clean(const GuestRange& range, bool zero, Extents& extents) 
   }
 }
 
-void Increment::doubt(const GuestRange& range, Kind kind, Extents& extents) {
-  if (range.empty()) return;
-  append(extents, {range, kind});
-  if (!doubts_.empty() && doubts_.back().end == range.begin) {
-    doubts_.back().end = range.end;
+void Increment::add(const CleanRange& clean, Kind kind, Extents& extents) {
+  if (clean.range.empty()) return;
+  append(extents, {clean.range, kind});
+  if (!clean_.empty() && clean_.back().compare == clean.compare &&
+      clean_.back().range.end == clean.range.begin) {
+    clean_.back().range.end = clean.range.end;
   } else {
-    doubts_.push_back(range);
+    clean_.push_back(clean);
   }
 }
 
 // Clean, and data on both sides.
 void Increment::add_candidate(const GuestRange& range, Extents& extents) {
   if (options_.fraction <= 0) {
-    append(extents, {range, Kind::Inherit});
+    add({range, false}, Kind::Inherit, extents);
     if (!options_.sample) return;
     if (candidate_) {
       sample_.add(*candidate_, after_dirty_, false);
@@ -102,27 +103,27 @@ void Increment::add_candidate(const GuestRange& range, Extents& extents) {
   for (GuestRange rest = range; !rest.empty();) {
     const std::uint64_t block = rest.begin.bytes() / kBlock;
     const GuestRange part = intersect(rest, guest_range(block * kBlock, kBlock));
-    if (chance_of(block, options_.seed) < options_.fraction) {
-      doubt(part, Kind::Data, extents);
-    } else {
-      append(extents, {part, Kind::Inherit});
-    }
+    const bool compare = chance_of(block, options_.seed) < options_.fraction;
+    add({part, compare}, compare ? Kind::Data : Kind::Inherit, extents);
     rest.begin = part.end;
   }
 }
 
-std::vector<GuestRange> Increment::take_doubts(const GuestRange& piece) {
-  std::vector<GuestRange> taken;
-  while (!doubts_.empty() && doubts_.front().begin < piece.end) {
-    GuestRange& first = doubts_.front();
+std::vector<CleanRange> Increment::take_clean(const GuestRange& piece) {
+  std::vector<CleanRange> taken;
+  bool any_doubt = false;
+  while (!clean_.empty() && clean_.front().range.begin < piece.end) {
+    GuestRange& first = clean_.front().range;
     const GuestRange common = intersect(first, piece);
-    if (!common.empty()) taken.push_back(common);
+    if (!common.empty()) taken.push_back({common, clean_.front().compare});
+    any_doubt = any_doubt || (!common.empty() && clean_.front().compare);
     if (first.end > piece.end) {
       first.begin = std::max(first.begin, piece.end);
       break;
     }
-    doubts_.pop_front();
+    clean_.pop_front();
   }
+  if (!any_doubt) taken.clear();
   return taken;
 }
 
@@ -199,7 +200,8 @@ void Increment::compare_clean(const ReadRequest& live, const ReadRequest& parent
       rest.begin = status.range.end;
       const std::size_t at = status.range.begin - live.begin;
       const auto live_bytes = live.into.subspan(at, status.range.length());
-      if (status.dirty || std::ranges::equal(live_bytes, parent.into.subspan(at, live_bytes.size()))) continue;
+      if (status.dirty || std::ranges::equal(live_bytes, parent.into.subspan(at, live_bytes.size())))
+        continue;
       append(missed, {status.range, is_zero(live_bytes) ? Kind::Zero : Kind::Data});
     }
   }

@@ -20,6 +20,12 @@ enum class Trust {
   Nothing,  ///< Everything is read and compared with the parent.
 };
 
+/// A range that the bitmap calls clean.
+struct CleanRange {
+  GuestRange range;
+  bool compare = false;  ///< It is doubted; else it is inherited on trust.
+};
+
 /// The bitmap says clean of what is not what the parent holds. Thrown under Trust::Bitmap: the layer in the
 /// making is not to be had that way.
 class BitmapContradiction : public Error {
@@ -42,7 +48,7 @@ struct IncrementOptions {
 /// A bitmap is a hint. What it calls clean is compared with the parent where that is not what one would
 /// expect: live zeros over the parent's data (a disk that was cut and grew again), and live data over the
 /// parent's zeros (a write that was missed). Those ranges are doubts: extents() gives them as changed, and
-/// whoever writes the layer takes them with take_doubts() and has a DoubtJudge inherit what is equal after
+/// whoever writes the layer takes them with take_clean() and has a DoubtJudge inherit what is equal after
 /// all. Of the rest, where both sides hold data, a sample is compared.
 class Increment : public BlockDevice {
  public:
@@ -62,8 +68,9 @@ class Increment : public BlockDevice {
     return align_up(bytes, kSectorSize) != parent.size();
   }
 
-  /// The doubts in `piece`, in order. Pieces are asked for in guest order, one at a time.
-  std::vector<GuestRange> take_doubts(const GuestRange& piece);
+  /// What is clean in `piece`, in order; empty where nothing of it is doubted. Pieces are asked for in guest
+  /// order, one at a time.
+  std::vector<CleanRange> take_clean(const GuestRange& piece);
   /// What the comparison of clean bytes has brought. Throws BitmapContradiction where nothing may differ.
   /// Threads may call this at the same time.
   void note_compared(std::uint64_t equal_data_bytes, const Extents& missed);
@@ -82,7 +89,7 @@ class Increment : public BlockDevice {
 
  private:
   void add_clean(const GuestRange& range, bool zero, Extents& extents);
-  void doubt(const GuestRange& range, Kind kind, Extents& extents);
+  void add(const CleanRange& clean, Kind kind, Extents& extents);
   void add_candidate(const GuestRange& range, Extents& extents);
   void compare_clean(const ReadRequest& live, const ReadRequest& parent, Extents& missed);
 
@@ -92,7 +99,7 @@ class Increment : public BlockDevice {
   CleanSample sample_;
   bool after_dirty_ = false;             // the last range that was seen was dirty
   std::optional<GuestRange> candidate_;  // the last one, whose other neighbour is not seen yet
-  std::deque<GuestRange> doubts_;        // not yet taken
+  std::deque<CleanRange> clean_;         // not yet taken
   std::mutex mutex_;                     // of what follows
   std::uint64_t missed_bytes_ = 0;
   std::uint64_t missed_data_bytes_ = 0;  // of them: live data

@@ -124,8 +124,8 @@ class LayerWorker : public Worker {
   bool take() override {
     if (!job_.pieces.next(piece_, stored_)) return false;
     if (judge_) {
-      doubts_ = job_.options.increment->take_doubts(
-          {piece_.runs.front().range.begin, piece_.runs.back().range.end});
+      clean_ =
+          job_.options.increment->take_clean({piece_.runs.front().range.begin, piece_.runs.back().range.end});
     }
     if (watcher_) watcher_->plan(piece_, stored_);
     return true;
@@ -136,8 +136,8 @@ class LayerWorker : public Worker {
     cargo().writes.wait();
     cargo().tables.clear();
     const std::vector<ReadRequest> fetched = read();
-    if (!doubts_.empty()) {
-      judge_->judge(doubts_, fetched, piece_, stored_);
+    if (!clean_.empty()) {
+      judge_->judge(clean_, fetched, piece_, stored_);
       if (watcher_) watcher_->revised(piece_, stored_);
     }
     if (watcher_) watcher_->fetched(fetched);
@@ -316,7 +316,7 @@ class LayerWorker : public Worker {
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
   std::optional<DoubtJudge> judge_;
-  std::vector<GuestRange> doubts_;  // of the piece
+  std::vector<CleanRange> clean_;  // of the piece
   std::unique_ptr<PieceWatcher> watcher_;
   std::vector<std::unique_ptr<Cargo>> cargos_;  // this piece's; behind it, those that may be under way
   Piece piece_;                                 // what is read, block by block

@@ -259,6 +259,7 @@ class RandomChain:
         self.test.assert_same_bytes(*again)
         for image in again:
             image.unlink()
+            image.with_name(f"{image.name}.manifest").unlink(missing_ok=True)
 
     def _check_counts(self, document: dict[str, Any], point: Point) -> None:
         """What pull says of the layer: the three kinds cover the disk."""

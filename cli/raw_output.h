@@ -21,7 +21,7 @@ class RawOutput {
   std::string current_path() const { return publication_.current_path(); }
   void sync() { publication_.sync(); }
   /// The commit.
-  void publish();
+  void publish() { slot_.publish(); }
 
  private:
   Publication publication_;

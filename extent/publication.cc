@@ -6,7 +6,6 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/statvfs.h>
 #include <sys/un.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -220,12 +219,6 @@ Publication::~Publication() {
 }
 
 std::string Publication::current_path() const { return link_of(file_); }
-
-std::uint64_t Publication::free_bytes() const {
-  struct statvfs status {};
-  if (fstatvfs(directory_.descriptor(), &status) != 0) return ~std::uint64_t{0};
-  return checked_multiply(status.f_bavail, status.f_frsize);
-}
 
 void Publication::tell(const std::string& message) const noexcept {
   try {

@@ -56,8 +56,6 @@ class Publication {
   const std::string& path() const noexcept { return path_; }
   /// A name by which the file can be opened before it has its own.
   std::string current_path() const;
-  /// Bytes that the file system has room for.
-  std::uint64_t free_bytes() const;
 
   /// Makes the content durable (fsync), under no name yet.
   void sync() { file_.sync(); }

@@ -208,14 +208,7 @@ void LayerBuild::commit() {
   if (const std::optional<std::int64_t> time = time_of(recipe_.identity)) image_.file().set_time(*time);
   image_.sync();
   if (manifest_) manifest_->publish();
-  try {
-    slot_.prepare();
-    image_.publish();
-  } catch (...) {
-    if (!image_.is_published()) slot_.withdraw();
-    throw;
-  }
-  slot_.settle();
+  slot_.publish();
 }
 
 }  // namespace qchain

@@ -55,7 +55,7 @@ bool rename_to(const std::string& from, const std::string& to, bool replace) {
 
 }  // namespace
 
-ManifestSlot::ManifestSlot(const Publication& image, Existing existing, std::string id, Warn warn)
+ManifestSlot::ManifestSlot(Publication& image, Existing existing, std::string id, Warn warn)
     : image_(image), inode_(image.file().identity()), id_(std::move(id)), warn_(std::move(warn)) {
   look_at_manifest(existing);
   remove_leftovers();
@@ -112,6 +112,17 @@ void ManifestSlot::remove_leftovers() const {
 
 std::string ManifestSlot::path() const { return manifest_path(image_.path(), id_); }
 
+void ManifestSlot::publish() {
+  try {
+    prepare();
+    image_.publish();
+  } catch (...) {
+    if (!image_.is_published()) withdraw();
+    throw;
+  }
+  settle();
+}
+
 void ManifestSlot::prepare() {
   if (!id_.empty() || replaced_id_.empty()) return;
   // The image that is replaced keeps its manifest until it is.
@@ -131,6 +142,13 @@ void ManifestSlot::withdraw() noexcept try {
 } catch (...) {  // no memory for a name: readers find the manifest by its id
 }
 
+// Where the manifest of the image that is gone may lie; empty: there is none.
+std::string ManifestSlot::stale_manifest() const {
+  if (!replaces_ || (!id_.empty() && replaced_id_ == id_)) return {};
+  if (!replaced_id_.empty()) return manifest_path(image_.path(), replaced_id_);
+  return id_.empty() ? manifest_path(image_.path()) : std::string();  // else it was renamed over
+}
+
 void ManifestSlot::settle() noexcept try {
   const std::string usual = manifest_path(image_.path());
   // Another writer may have replaced the image by now, and its manifest be the one that lies there.
@@ -143,14 +161,10 @@ void ManifestSlot::settle() noexcept try {
     return tell(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
                             std::strerror(errno)));
   }
-  if (replaced_id_ != id_ || id_.empty()) {
-    // What belonged to the image that is gone.
-    const std::string old = !set_aside_ && id_.empty() ? usual : manifest_path(image_.path(), replaced_id_);
-    const bool there = replaces_ && (set_aside_ || id_.empty() || !replaced_id_.empty());
-    if (there && unlink(old.c_str()) != 0 && errno != ENOENT) {
-      tell(fmt::format("{}: cannot be removed ({}); it belongs to the image that was replaced", old,
-                       std::strerror(errno)));
-    }
+  const std::string stale = stale_manifest();
+  if (!stale.empty() && unlink(stale.c_str()) != 0 && errno != ENOENT) {
+    tell(fmt::format("{}: cannot be removed ({}); it belongs to the image that was replaced", stale,
+                     std::strerror(errno)));
   }
 } catch (...) {  // no memory for a name: readers find the manifest by its id
 }

@@ -21,23 +21,25 @@ class ManifestSlot {
   /// Beside `image`, which has to outlive this, for layer `id`; an empty one: what is written has no
   /// manifest. Removes what interrupted runs left. Throws Error (Usage) where IMAGE.manifest must not be
   /// touched: it is no manifest, or its image is not there and nothing was said about replacing.
-  ManifestSlot(const Publication& image, Existing existing, std::string id, Warn warn);
+  ManifestSlot(Publication& image, Existing existing, std::string id, Warn warn);
 
   /// Where the new manifest is to be published before the commit.
   std::string path() const;
-  /// Before the commit.
-  void prepare();
-  /// The commit failed: everything as before, as far as that is possible.
-  void withdraw() noexcept;
-  /// After the commit. What fails now is a warning.
-  void settle() noexcept;
+  /// The commit: gives the image its name, and its manifest, which was published as path(), the usual one.
+  /// Throws Error where the image has no name; everything is as before then, as far as that is possible.
+  /// After it there are only warnings.
+  void publish();
 
  private:
+  void prepare();
+  void withdraw() noexcept;
+  void settle() noexcept;
+  std::string stale_manifest() const;
   void look_at_manifest(Existing existing);
   void remove_leftovers() const;
   void tell(const std::string& message) const noexcept;
 
-  const Publication& image_;
+  Publication& image_;
   const FileIdentity inode_;  // of what is published
   std::string id_;
   Warn warn_;

@@ -147,8 +147,7 @@ class CommandOwner : public JobOwner {
 
  private:
   [[noreturn]] void fail(const std::string& what) const {
-    throw Error(Outcome::Inconclusive,
-                fmt::format("--still-running: \"{}\" {}; nothing is published", escaped(command_), what));
+    throw Error(Outcome::Inconclusive, fmt::format("--still-running: \"{}\" {}", escaped(command_), what));
   }
 
   std::string command_;

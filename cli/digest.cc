@@ -45,26 +45,34 @@ std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>&
   line.add()("digest", po::value<std::string>()->value_name("ALGORITHM"),
              "sha256 (default), sha512, blake2b512 or xxh3-128");
   line.add_nbd();
+  line.add_owner();
   if (!line.parse(words)) return std::nullopt;
   DigestCommandOptions o;
   o.common = line.common();
   o.nbd = line.nbd();
+  o.owner = line.owner();
   o.source = line.required("IMAGE|FILE|URI");
   o.format = image_format_named(line.text("format", "qcow2"), "--format");
   o.algorithm = algorithm_named(line.text("digest", "sha256"));
+  if (!o.owner.names_nobody() && !is_nbd_uri(o.source)) {
+    throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
+  }
   return o;
 }
 
 Outcome digest(const DigestCommandOptions& o, Console& console) {
   if (is_nbd_uri(o.source)) {
+    const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.source);
     NbdExport live(o.nbd.target(o.source), {});
     const Digest value =
         digest_with_progress(o, live, live.size(), o.nbd.workers_for(live, Work::Read), console);
     live.confirm();
+    if (owner) owner->require_running();
     report(o, value, live.size(), console);
     return Outcome::Done;
   }
-  const std::unique_ptr<Chain> chain = open_chain(o.source, o.format, o.common, console, "--format raw");
+  const std::unique_ptr<Chain> chain =
+      open_chain(o.source, o.format, o.common, console, Links::Warn, "--format raw");
   const std::uint64_t length = chain->top().true_length();
   report(o, digest_with_progress(o, *chain, length, o.nbd.workers(Work::Read), console), length, console);
   return Outcome::Done;

@@ -15,6 +15,7 @@ namespace qchain {
 struct DigestCommandOptions {
   CommonOptions common;
   NbdOptions nbd;
+  OwnerOptions owner;  ///< Of the job behind an export.
   std::string source;
   ImageFormat format = ImageFormat::Qcow2;  ///< Of a file.
   Algorithm algorithm = Algorithm::Sha256;

@@ -17,6 +17,8 @@ struct OwnerOptions {
   std::string connect_uri;           ///< Of libvirt; empty: libvirt's default.
   std::string still_running;         ///< A command for /bin/sh; exit 0: the job is running.
   std::chrono::seconds timeout{60};  ///< For one answer.
+
+  bool names_nobody() const { return libvirt_domain.empty() && connect_uri.empty() && still_running.empty(); }
 };
 
 /// What an owner knows of the disk whose job it is.

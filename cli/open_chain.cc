@@ -3,6 +3,7 @@
 #include <fmt/format.h>
 
 #include "qcow2/format.h"
+#include "verify/drill.h"
 
 namespace qchain {
 
@@ -34,8 +35,9 @@ void warn_about(const Chain& chain, Console& console) {
 }
 
 std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, const CommonOptions& options,
-                                  Console& console, const std::string& format_option) {
+                                  Console& console, Links links, const std::string& format_option) {
   std::unique_ptr<Chain> chain = open(path, format, options, format_option);
+  if (links == Links::Require) require_resolved_links(*chain);
   warn_about(*chain, console);
   return chain;
 }

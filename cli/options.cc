@@ -159,11 +159,11 @@ NbdOptions CommandLine::nbd() const {
 void CommandLine::add_owner() {
   const auto text = [] { return po::value<std::string>(); };
   add()("libvirt", text()->value_name("DOMAIN"),
-        "publish only if this domain's backup job still runs after the last read (name, UUID or id)");
+        "succeed only if this domain's backup job is still running after the last read (name, UUID or id)");
   add()("connect", text()->value_name("URI"),
         "the libvirt connection for --libvirt (default: libvirt's own)");
   add()("still-running", text()->value_name("COMMAND"),
-        "publish only if this shell command exits with 0 after the last read: the job is running");
+        "succeed only if this shell command exits with 0 after the last read: the job is running");
   add()("owner-timeout", po::value<unsigned>()->value_name("SECONDS"),
         "how long --libvirt or --still-running may take to answer, 1 to 3600 (default: 60)");
 }

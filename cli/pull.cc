@@ -395,9 +395,14 @@ void tell_about_recovery(const NbdExport& live, Console& console) {
       live.name(), recovered.failed_requests, recovered.reconnects));
 }
 
-void confirm_point_in_time(LayerPull& pull) {
-  pull.live->confirm();
-  if (pull.owner) pull.owner->require_running();
+void require_point_in_time(NbdExport& live, JobOwner* owner) {
+  live.confirm();
+  try {
+    if (owner != nullptr) owner->require_running();
+  } catch (const Error& error) {
+    if (error.outcome() != Outcome::Inconclusive) throw;
+    throw Error(error.outcome(), fmt::format("{}; nothing is published", error.what()));
+  }
 }
 
 Outcome pull_layer(const PullOptions& o, Console& console) {
@@ -405,8 +410,8 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   if (!o.sign_key.empty()) key.emplace(o.sign_key);
   LayerPull pull{o, console, {}, {}, {}, {}, {}, {}, {}};
   if (!o.parent.empty()) {
-    pull.parent = open_chain(o.parent, o.parent_format, o.common, console, "--parent-format raw");
-    require_resolved_links(*pull.parent);
+    pull.parent =
+        open_chain(o.parent, o.parent_format, o.common, console, Links::Require, "--parent-format raw");
     judge_since(o, pull.parent->top(), console);
   }
   pull.owner = open_owner(o.owner, {}, o.uri);
@@ -422,6 +427,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   if (o.manifest && !is_cryptographic(build.algorithm())) {
     console.note(fmt::format("{} detects corruption, not tampering", to_string(build.algorithm())));
   }
+  build.warn_if_short_of_space(live);
   Progress progress(console.progress_style(), "pull", live.size());
   build.layer().progress = progress.updater();
   if (pull.parent) {
@@ -435,7 +441,7 @@ Outcome pull_layer(const PullOptions& o, Console& console) {
   // Everything is durable before the header makes it an image, and the export is the same one after the last
   // byte was read.
   build.finish();
-  confirm_point_in_time(pull);
+  require_point_in_time(live, pull.owner.get());
   build.commit();
   console.result_stands();
   report(pull, key.has_value());
@@ -472,19 +478,18 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
     const File out(dup(STDOUT_FILENO), "standard output");
     try {
       copy_raw(live, range, out, TargetContent::Stream, copy);
-      export_.confirm();
-      if (owner) owner->require_running();
+      require_point_in_time(export_, owner.get());
     } catch (const Error& error) {
       throw Error(error.outcome(),
                   fmt::format("{}; what went to standard output is not complete", error.what()));
     }
     return Outcome::Done;
   }
+  output->warn_if_short_of_space(range.length(), extents_of(live, range));
   const CopyResult copied = copy_raw(live, range, output->file(), TargetContent::Zeros, copy);
   tell_about_recovery(export_, console);
   output->sync();
-  export_.confirm();
-  if (owner) owner->require_running();
+  require_point_in_time(export_, owner.get());
   output->publish();
   console.result_stands();
   console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(o.output), human_size(range.length()),

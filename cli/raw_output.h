@@ -19,6 +19,10 @@ class RawOutput {
   const File& file() const noexcept { return publication_.file(); }
   /// A name by which it can be opened before it has its own.
   std::string current_path() const { return publication_.current_path(); }
+  /// See Publication.
+  void warn_if_short_of_space(std::uint64_t size, const ExtentSource& kinds) const {
+    publication_.warn_if_short_of_space(size, kinds);
+  }
   void sync() { publication_.sync(); }
   /// The commit.
   void publish() { slot_.publish(); }

@@ -65,9 +65,8 @@ RestoreProof prepare_proof(const RestoreOptions& o, const Chain& chain, Console&
 // Of a chain with a layer that is gone or damaged, all that can be had is wanted where that was asked for.
 std::unique_ptr<Chain> open_to_restore(const RestoreOptions& o, Console& console) {
   if (!o.salvage) {
-    std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
-    if (!o.no_verify) require_resolved_links(*chain);
-    return chain;
+    return open_chain(o.image, ImageFormat::Qcow2, o.common, console,
+                      o.no_verify ? Links::Warn : Links::Require);
   }
   std::unique_ptr<Chain> chain = Chain::open_for_salvage(o.image, ImageFormat::Qcow2, o.common.open);
   warn_about(*chain, console);

@@ -94,6 +94,7 @@ class FileRestore : public RestoreTarget {
 
   void run(RestoreJob& job) override {
     const std::uint64_t length = job.chain.top().true_length();
+    output_.warn_if_short_of_space(length, extents_of(job.chain, guest_range(0, length)));
     if (job.o.preallocate) output_.file().allocate(length);
     output_.file().resize(length);
     FileTarget target(output_.file(), TargetContent::Zeros);

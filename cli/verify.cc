@@ -51,6 +51,9 @@ void judge(const VerifyOptions& o) {
   if (o.against.empty() && (o.manifest_only || o.no_extents)) {
     usage("--manifest-only and --no-extents are about the live side: name it with --against");
   }
+  if (o.against.empty() && !o.owner.names_nobody()) {
+    usage("--libvirt, --connect and --still-running are about the live side: name it with --against");
+  }
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
                  !o.trust_keys.empty())) {
     usage(
@@ -68,6 +71,7 @@ std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOpt
 
 void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit, VerifyReport& report,
                         Console& console) {
+  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.against);
   NbdExport export_(o.nbd.target(o.against), {});
   OpaqueDevice opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
@@ -86,7 +90,10 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
     options.selection = o.selection;
     options.deadline = deadline_of(o);
     options.progress = progress.updater();
-    report.take(chain, prove_disk(live, chain, *stored, options), live.size());
+    const Proof proof = prove_disk(live, chain, *stored, options);
+    // What differs from a disk that is not the point in time any more says nothing.
+    if (owner) owner->require_running();
+    report.take(chain, proof, live.size());
     stored->finish();
     return export_.confirm();
   }
@@ -97,7 +104,9 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
   if (stored) options.algorithm = stored->top().algorithm;
   options.selection = o.selection;
   options.deadline = deadline_of(o);
-  report.take(chain, compare(chain, live, options), live.size());
+  const Comparison comparison = compare(chain, live, options);
+  if (owner) owner->require_running();
+  report.take(chain, comparison, live.size());
   if (stored) stored->finish();
   export_.confirm();
 }
@@ -238,10 +247,12 @@ std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words)
              "with --seal: also what is not what was recorded, on your word; manifest and reports say so");
   line.add()("sign-key", text()->value_name("FILE"), "with --seal: sign them with this Ed25519 key (PEM)");
   line.add_nbd();
+  line.add_owner();
   if (!line.parse(words)) return std::nullopt;
   VerifyOptions o;
   o.common = line.common();
   o.nbd = line.nbd();
+  o.owner = line.owner();
   if (line.has("IMAGE")) o.image = line.required("IMAGE");
   o.against = line.text("against");
   o.manifest_only = line.has("manifest-only");

@@ -17,6 +17,7 @@ struct VerifyOptions {
   NbdOptions nbd;
   std::string image;
   std::string against;  ///< URI; empty: nothing live to compare with.
+  OwnerOptions owner;   ///< With `against`: of the job behind it.
   bool manifest_only = false;
   bool no_extents = false;
   Selection selection;                        ///< --sample, --only.

@@ -6,6 +6,7 @@
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <sys/un.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -225,6 +226,24 @@ void Publication::tell(const std::string& message) const noexcept {
     if (warn_) warn_(message);
   } catch (...) {  // a warning that cannot be given
   }
+}
+
+// Data may be zeros, and may be compressed: only a warning.
+void Publication::warn_if_short_of_space(std::uint64_t size, const ExtentSource& kinds) const {
+  struct statvfs system {};
+  if (fstatvfs(file_.descriptor(), &system) != 0) return;
+  const std::uint64_t free = std::uint64_t{system.f_bavail} * system.f_frsize;
+  if (size <= free) return;
+  std::uint64_t data = 0;
+  while (data <= free) {
+    const std::optional<Extent> extent = kinds();
+    if (!extent) return;
+    if (extent->kind == Kind::Data) data += extent->range.length();
+  }
+  tell(fmt::format(
+      "{}: there is more data than the {} bytes that are free on its file system; unless enough of it "
+      "is zeros, or compresses well, space will run out",
+      path_, free));
 }
 
 bool Publication::has_name(const std::string& name) const {

@@ -1,9 +1,11 @@
 #pragma once
 
+#include <cstdint>
 #include <functional>
 #include <optional>
 #include <string>
 
+#include "extent/extent.h"
 #include "extent/file.h"
 
 namespace qchain {
@@ -50,6 +52,9 @@ class Publication {
   bool is_published() const noexcept { return published_; }
   /// Whether a file is going to be replaced.
   bool replaces() const noexcept { return replaced_.has_value(); }
+  /// Warns where a disk of `size` bytes may find too little room in the file system; before it is written.
+  /// `kinds` is read no further than it takes to tell.
+  void warn_if_short_of_space(std::uint64_t size, const ExtentSource& kinds) const;
   /// For large files: see File.
   void bypass_cache() { file_.bypass_cache(); }
   /// The name that it will have; where links lead.

@@ -125,6 +125,16 @@ Compressor::Compressor(const CompressionChoice& choice) : state_(std::make_uniqu
 Compressor::~Compressor() = default;
 Compressor::Compressor(Compressor&&) noexcept = default;
 
+// zstd decides when it knows how much there is to compress, and tells afterwards.
+std::uint64_t Compressor::memory_for(const CompressionChoice& choice, std::uint64_t cluster_size) {
+  constexpr std::uint64_t kZlib = 256 << 10;
+  if (choice.type != Compression::Zstd) return kZlib;
+  Compressor one(choice);
+  std::vector<std::byte> streams;
+  one.compress(std::vector<std::byte>(cluster_size), streams);
+  return ZSTD_sizeof_CCtx(one.state_->zstd.get());
+}
+
 std::size_t Compressor::compress(std::span<const std::byte> cluster, std::vector<std::byte>& streams) {
   const std::size_t begin = streams.size();
   const std::size_t room = cluster.size() - 1;

@@ -28,6 +28,10 @@ class Compressor {
   ~Compressor();
   Compressor(Compressor&&) noexcept;
 
+  /// Bytes of memory that one takes for clusters of `cluster_size` bytes: tens of MiB at zstd's highest
+  /// levels.
+  static std::uint64_t memory_for(const CompressionChoice& choice, std::uint64_t cluster_size);
+
   /// Encodes one cluster at the end of `streams`; returns the stream's length, or 0, with `streams` as it
   /// was, where it would not be smaller than the cluster.
   std::size_t compress(std::span<const std::byte> cluster, std::vector<std::byte>& streams);

@@ -40,10 +40,25 @@ std::uint64_t capacity_for(const Geometry& geometry, const PieceLimits& limits) 
   return limits.data + geometry.unit();
 }
 
-// As many as are wanted and as memory has room for.
-unsigned workers_for(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
-  const std::uint64_t one = capacity_for(geometry, limits) * (options.compression ? 2 : 1);
-  return static_cast<unsigned>(std::clamp<std::uint64_t>(kMaxPieceMemory / one, 1, options.workers));
+// What memory has room for, beside the L1 table.
+struct Staff {
+  unsigned workers = 1;
+  unsigned buffers = 1;  // of each: with two, the next piece comes while the last one is written
+};
+
+Staff staff_for(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
+  const std::uint64_t memory =
+      kMaxPieceMemory - std::min(geometry.l1_entries() * sizeof(std::uint64_t), kMaxPieceMemory / 4 * 3);
+  const std::uint64_t buffer = capacity_for(geometry, limits);
+  std::uint64_t fixed = 0;
+  if (options.compression) {
+    fixed = buffer + Compressor::memory_for(*options.compression, geometry.cluster_size());
+  }
+  Staff staff;
+  staff.workers =
+      static_cast<unsigned>(std::clamp<std::uint64_t>(memory / (buffer + fixed), 1, options.workers));
+  if (staff.workers * (2 * buffer + fixed) <= memory) staff.buffers = 2;
+  return staff;
 }
 
 // What the layer stores. In an overlay, a last sector that the disk does not fill is written, or the
@@ -66,7 +81,7 @@ struct Job {
   const File& file;
   const LayerOptions& options;
   const PieceLimits limits;
-  const unsigned workers;
+  const Staff staff;
   LayerPieces pieces;
   Placement placement;
   WriteQueue queue;
@@ -111,9 +126,9 @@ class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
     const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
-    // Two, so that the next piece comes while the last one is written, as far as memory goes.
-    const std::size_t count = 2 * capacity * job.workers <= kMaxPieceMemory ? 2 : 1;
-    for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(job.queue, capacity));
+    for (unsigned i = 0; i < job.staff.buffers; ++i) {
+      cargos_.push_back(std::make_unique<Cargo>(job.queue, capacity));
+    }
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
     if (job.options.increment != nullptr) {
@@ -337,7 +352,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
           file,
           options,
           limits,
-          workers_for(geometry, limits, options),
+          staff_for(geometry, limits, options),
           {stored_kinds(source, geometry, options.position),
            options.observer ? options.observer->block_size : geometry.unit(), options.position,
            options.observer ? options.observer->also_read : GuestRange{}, limits},
@@ -349,7 +364,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
         if (!reader) return nullptr;
         return std::make_unique<LayerWorker>(job, std::move(reader));
       },
-      job.workers);
+      job.staff.workers);
 
   Header& header = job.written.header;
   header.cluster_bits = options.cluster_bits;

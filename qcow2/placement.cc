@@ -17,20 +17,25 @@ constexpr unsigned kRefcountOrder = 4;
 constexpr std::uint64_t kRefcountBytes = 2;
 constexpr std::uint64_t kWord = sizeof(std::uint64_t);
 constexpr unsigned kMaxRefcount = 0xFFFF;
+constexpr std::uint64_t kL1Chunk = 64 << 10;
 
 }  // namespace
 
 Placement::Placement(const Geometry& geometry)
-    : geometry_(geometry), refcounts_per_block_(geometry.cluster_size() / kRefcountBytes) {
-  const std::uint64_t entries = geometry.l1_entries();
-  if (entries > kMaxL1Bytes / kWord) {
-    throw Error(Outcome::Usage,
-                fmt::format("{} bytes of disk at clusters of {} bytes need an L1 table of {} bytes, above "
-                            "QEMU's limit of {}; use a larger --cluster-size",
-                            geometry.virtual_size(), geometry.cluster_size(), entries * kWord, kMaxL1Bytes));
+    : geometry_(geometry),
+      refcounts_per_block_(geometry.cluster_size() / kRefcountBytes),
+      l1_entries_(
+          std::max<std::uint64_t>(1, geometry.l1_entries())),  // QEMU calls an empty table's cluster leaked
+      l1_chunk_(std::max(kL1Chunk, geometry.cluster_size())) {
+  if (l1_entries_ > kMaxL1Bytes / kWord) {
+    throw Error(
+        Outcome::Usage,
+        fmt::format("{} bytes of disk at clusters of {} bytes need an L1 table of {} bytes, above "
+                    "QEMU's limit of {}; use a larger --cluster-size",
+                    geometry.virtual_size(), geometry.cluster_size(), l1_entries_ * kWord, kMaxL1Bytes));
   }
-  l1_.resize(std::max<std::uint64_t>(1, entries));  // QEMU calls the cluster of an empty table leaked
-  allocate(1);                                      // the header
+  l1_.resize(divide_up(l1_entries_ * kWord, l1_chunk_));
+  allocate(1);  // the header
 }
 
 HostOffset Placement::allocate(std::uint64_t clusters) {
@@ -112,9 +117,27 @@ void Placement::enter_l2(std::uint64_t l1_index) {
 void Placement::close_l2() {
   if (l1_index_ == kNone) return;
   const HostOffset at = allocate(1);
-  l1_[l1_index_] = encode_l1({at, true, 0});
+  set_l1(l1_index_, {at, true, 0});
   finished_.push_back({at, std::move(l2_)});
   l1_index_ = kNone;
+}
+
+// A disk of terabytes has a table of megabytes, and most of it may stay empty.
+void Placement::set_l1(std::uint64_t index, const L1Entry& entry) {
+  PageBuffer& chunk = l1_[index * kWord / l1_chunk_];
+  chunk.resize(l1_chunk_);
+  encode_struct(Be64(encode_l1(entry)), chunk.data() + index * kWord % l1_chunk_);
+}
+
+HostOffset Placement::place_l1() {
+  const std::uint64_t bytes = align_up(l1_entries_ * kWord, geometry_.cluster_size());
+  const HostOffset at = allocate(bytes / geometry_.cluster_size());
+  for (std::size_t i = 0; i < l1_.size(); ++i) {
+    const std::uint64_t begin = i * l1_chunk_;
+    l1_[i].resize(std::min(l1_chunk_, bytes - begin));
+    finished_.push_back({at + begin, std::move(l1_[i])});
+  }
+  return at;
 }
 
 void Placement::set_entry(std::uint64_t index, const L2Entry& entry) {
@@ -169,25 +192,11 @@ std::uint64_t Placement::refcount_table_clusters() const {
   }
 }
 
-namespace {
-
-PageBuffer table_bytes(std::uint64_t clusters, const Geometry& geometry) {
-  return PageBuffer(clusters * geometry.cluster_size());
-}
-
-}  // namespace
-
 void Placement::finish(Header& header) {
   stream_at_ = stream_end_;  // no more streams come
   close_l2();
-  const std::uint64_t l1_clusters = divide_up(l1_.size() * kWord, geometry_.cluster_size());
-  FinishedTable l1{allocate(l1_clusters), table_bytes(l1_clusters, geometry_)};
-  for (std::size_t i = 0; i < l1_.size(); ++i) {
-    encode_struct(Be64(l1_[i]), l1.bytes.data() + i * kWord);
-  }
-  finished_.push_back(std::move(l1));
-  header.l1_table = finished_.back().at;
-  header.l1_entries = l1_.size();
+  header.l1_table = place_l1();
+  header.l1_entries = l1_entries_;
 
   const std::uint64_t table_clusters = refcount_table_clusters();
   if (table_clusters * geometry_.cluster_size() > kMaxRefcountTableBytes) {
@@ -196,7 +205,7 @@ void Placement::finish(Header& header) {
                             "larger --cluster-size",
                             next_, kMaxRefcountTableBytes));
   }
-  FinishedTable table{allocate(table_clusters), table_bytes(table_clusters, geometry_)};
+  FinishedTable table{allocate(table_clusters), PageBuffer(table_clusters * geometry_.cluster_size())};
   place_last_blocks();
   for (std::size_t i = 0; i < refcount_blocks_.size(); ++i) {
     encode_struct(Be64(refcount_blocks_[i].bytes()), table.bytes.data() + i * kWord);

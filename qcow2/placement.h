@@ -60,6 +60,8 @@ class Placement {
   void place_last_blocks();
   void enter_l2(std::uint64_t l1_index);
   void close_l2();
+  void set_l1(std::uint64_t index, const L1Entry& entry);
+  HostOffset place_l1();
   void set_entry(std::uint64_t index, const L2Entry& entry);
   std::uint64_t refcount_table_clusters() const;
   HostOffset host(std::uint64_t cluster) const { return HostOffset(cluster * geometry_.cluster_size()); }
@@ -68,8 +70,10 @@ class Placement {
 
   const Geometry geometry_;
   const std::uint64_t refcounts_per_block_;
-  std::uint64_t next_ = 0;  // the first host cluster that is free
-  std::vector<std::uint64_t> l1_;
+  const std::uint64_t l1_entries_;
+  const std::uint64_t l1_chunk_;    // whole clusters, in bytes
+  std::uint64_t next_ = 0;          // the first host cluster that is free
+  std::vector<PageBuffer> l1_;      // by chunks of l1_chunk_ bytes; an empty one refers to nothing
   std::uint64_t l1_index_ = kNone;  // of the L2 table in l2_
   PageBuffer l2_;
   std::vector<HostOffset> refcount_blocks_;  // those that have been placed

@@ -53,6 +53,11 @@ class LayerBuild {
   /// How it is written; until write().
   LayerOptions& layer() noexcept { return recipe_.layer; }
 
+  /// Warns where the data of `source` may be more than the file system has room for.
+  void warn_if_short_of_space(BlockDevice& source) const {
+    image_.warn_if_short_of_space(source.size(), extents_of(source));
+  }
+
   /// Writes what `source` is. A second call starts over. `wrap` may put another watcher around the
   /// manifest's.
   const WrittenLayer& write(BlockDevice& source,

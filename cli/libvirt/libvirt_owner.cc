@@ -137,9 +137,9 @@ class LibvirtOwner : public JobOwner {
       if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
       throw Error(
           Outcome::Inconclusive,
-          fmt::format("{}: what was read may be of two points in time, so nothing is published; begin a new "
-                      "backup job, and pull again",
-                      error.what()));
+          fmt::format(
+              "{}: what was read may be of two points in time; begin a new backup job, and start over",
+              error.what()));
     }
   }
 

@@ -100,8 +100,7 @@ class Memory(Case):
         self.assert_fragments()
 
     def pull_every_other_cluster(self, size: int, *backing: Argument) -> None:
-        """An increment on an empty disk: every other bit of the dirty bitmap is set."""
-        self.image("full.qcow2", size=size, options=["cluster_size=4K"])
+        """An increment on full.qcow2, of a disk with the same bytes: every other bit of the dirty bitmap is set."""
         self.run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-o", "cluster_size=4K", *backing, "live.qcow2", size)
         self.run_tool("qemu-img", "bitmap", "--add", "-g", 4 * K, "live.qcow2", "b0")
         a_bit_of_each_cluster = [word for at in range(0, size, 128 * M) for word in ("-c", f"write -z {at} 4k")]
@@ -114,11 +113,13 @@ class Memory(Case):
 
     def test_an_increment_of_many_fragments(self) -> None:
         with nbdkit(self.folder, "pattern", "2G") as data:
+            self.qchain_in_64_mib("pull", data.uri, "-o", "full.qcow2", "--cluster-size", "4K")
             self.pull_every_other_cluster(2 * G, "-b", data.uri, "-F", "raw")
         self.assert_fragments()
 
     def test_a_million_fragments(self) -> None:
         """Of zeros, so that there is nothing but fragments."""
+        self.image("full.qcow2", size=8 * G, options=["cluster_size=4K"])
         self.pull_every_other_cluster(8 * G)
         self.assert_fragments(MILLION, "zero")
 
@@ -135,6 +136,17 @@ class Memory(Case):
             self.qchain_in_64_mib("digest", server.uri)
         self.qchain_in_64_mib("verify", "layer.qcow2", "--connections", "16")
         self.qchain_in_64_mib("restore", "layer.qcow2", "restored.raw", "--connections", "16")
+
+    def test_the_highest_compression_of_large_clusters(self) -> None:
+        """A compressor then takes 33 MiB."""
+        with nbdkit(self.folder, "pattern", "64M") as server:
+            self.qchain_in_64_mib("pull", server.uri, "-o", "layer.qcow2", "--cluster-size", "2M",
+                                  "--compress", "zstd:19")
+
+    def test_a_large_l1_table(self) -> None:
+        """Of 32 MiB, which is QEMU's limit."""
+        with nbdkit(self.folder, "sparse-random", "size=8T", "percent=0.0003", "runlength=4096", "seed=1") as server:
+            self.qchain_in_64_mib("pull", server.uri, "-o", "layer.qcow2", "--cluster-size", "4K")
 
     def test_names_of_snapshots(self) -> None:
         """A thousand of them, of nearly 64 KiB each: as much as a snapshot table can hold, and no letter among them."""

@@ -19,7 +19,7 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import QCHAIN, M, Case, Done, end_process
+from harness import QCHAIN, M, Case, Done, end_process, qemu_nbd
 
 from guest import Guest
 from qemu_tools import FixtureError, wait_until
@@ -121,6 +121,15 @@ class LibvirtOwner(OwnerTest):
         for format_options in (("--format", "raw"), ("--format", "raw", "--range", "1M:2M")):
             self.qchain("pull", self.uri, "-o", "out.raw", *SLOW, *self.libvirt, *format_options, "--force")
         self.guest.end()
+
+    def test_a_proof_against_a_job_that_ends(self) -> None:
+        self.begin()
+        self.qchain("pull", self.uri, "-o", "layer.qcow2")
+        self.qchain("verify", "layer.qcow2", "--against", self.uri, *self.libvirt)
+        self.qchain("digest", self.uri, *self.libvirt)
+        self.guest.end()
+        for command in (("verify", "layer.qcow2", "--against", self.uri), ("digest", self.uri)):
+            self.refuses(6, *command, *self.libvirt, says=["no backup job is running"])
 
     def test_refused_before_anything_is_read(self) -> None:
         nowhere = "nbd+unix:///vda?socket=/nowhere"
@@ -329,6 +338,30 @@ class CommandOwner(OwnerTest):
             self.assert_refused(process, says)
             self.path("asked").unlink()
         self.guest.end()
+
+    def test_verify_and_digest_ask_too(self) -> None:
+        """What differs from a disk that goes on is no finding."""
+        self.begin()
+        self.qchain("pull", self.uri, "-o", "out.qcow2")
+        for command in (("verify", "out.qcow2", "--against", self.uri),
+                        ("verify", "out.qcow2", "--against", self.uri, "--manifest-only"), ("digest", self.uri)):
+            expect = 4 if "--manifest-only" in command else 0
+            self.qchain(*command, "--still-running", "true", expect=expect)
+            done = self.qchain(*command, "--still-running", self.FIRST + "exit 1", expect=6)
+            self.assert_says(done, "exited with 1")
+            self.path("asked").unlink()
+        self.guest.end()
+        with qemu_nbd(self.folder, "-f", "raw", self.full_of(3)) as live:
+            self.qchain("verify", "out.qcow2", "--against", live.uri, "--still-running", "true", expect=1)
+            done = self.qchain("verify", "out.qcow2", "--against", live.uri, "--json", "--still-running",
+                               self.FIRST + "exit 1", expect=6)
+            self.assertEqual(done.json["differences"], [])
+        self.refuses(2, "verify", "out.qcow2", "--still-running", "true", says=["--against"])
+        self.refuses(2, "digest", "out.qcow2", "--still-running", "true", says=["NBD"])
+
+    def full_of(self, byte: int) -> Path:
+        self.path("other.raw").write_bytes(bytes([byte]) * SIZE)
+        return self.path("other.raw")
 
     def test_a_parent_that_ignores_sigchld(self) -> None:
         self.begin()

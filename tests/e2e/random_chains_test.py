@@ -23,7 +23,7 @@ from export import Export
 from qemu_tools import FixtureError
 
 SEED = int(os.environ.get("QCHAIN_SEED") or 1)
-CASES = int(os.environ.get("QCHAIN_CASES") or 25)
+CASES = int(os.environ.get("QCHAIN_CASES") or 20)
 
 LAYER_CLUSTERS = [f"{4 << n}K" for n in range(10)]
 

@@ -5,8 +5,9 @@
 
 #include <memory>
 
+#include "cli/hints.h"
 #include "cli/proof_log.h"
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
 #include "qcow2/snapshot.h"
@@ -60,7 +61,8 @@ void learn_proof(ChainInfo& info, std::size_t index) {
     if (proof && proof->value("manifest", Json()) == known.manifest->own_digest.hex())
       known.last_proof = proof;
   } catch (const Error& error) {
-    info.survey.problems.push_back({ProblemKind::Unopenable, index, error.outcome(), error.what()});
+    info.survey.problems.push_back(
+        {ProblemKind::Unopenable, index, error.outcome(), error.what(), error.remedy()});
   }
 }
 
@@ -76,7 +78,8 @@ void learn_layer(ChainInfo& info, std::size_t index) {
     }
     known.usage = usage_of(layer);
   } catch (const Error& error) {
-    info.survey.problems.push_back({ProblemKind::Unopenable, index, error.outcome(), error.what()});
+    info.survey.problems.push_back(
+        {ProblemKind::Unopenable, index, error.outcome(), error.what(), error.remedy()});
   }
 }
 
@@ -327,7 +330,7 @@ Json chain_json(const ChaininfoOptions& o, const ChainInfo& info) {
     Json entry;
     entry["layer"] = problem.layer < info.layers.size() ? Json(problem.layer) : Json(nullptr);
     entry["outcome"] = to_string(problem.outcome);
-    entry["message"] = escaped(problem.message);
+    entry["message"] = escaped(with_hint(problem.message, problem.remedy));
     json["problems"].push_back(entry);
   }
   return json;
@@ -383,7 +386,8 @@ void print_text(const ChainInfo& info, Console& console) {
   for (std::size_t i = 0; i < info.layers.size(); ++i) {
     console.print(layer_text(i, info.layers[i]));
   }
-  for (const Survey::Problem& problem : info.survey.problems) console.error(problem.message);
+  for (const Survey::Problem& problem : info.survey.problems)
+    console.error(with_hint(problem.message, problem.remedy));
   console.print(fmt::format("{} layers{}, {} on disk (files of {})\n", info.layers.size(),
                             info.survey.is_whole() ? "" : " (as far as they can be read)",
                             human_size(info.disk_bytes), human_size(info.file_bytes)));

@@ -4,7 +4,8 @@
 
 #include <utility>
 
-#include "cli/text.h"
+#include "cli/hints.h"
+#include "cli/api/text.h"
 #include "qcow2/chain.h"
 #include "verify/check.h"
 
@@ -99,7 +100,7 @@ Json to_json(const Survey::Problem& problem, std::size_t layers) {
   Json json;
   json["layer"] = problem.layer < layers ? Json(problem.layer) : Json(nullptr);
   json["outcome"] = to_string(problem.outcome);
-  json["message"] = escaped(problem.message);
+  json["message"] = escaped(with_hint(problem.message, problem.remedy));
   return json;
 }
 
@@ -134,7 +135,7 @@ Outcome check(const CheckOptions& o, Console& console) {
   }
   Json problems = Json::array();
   for (const Survey::Problem& problem : report.problems) {
-    console.error(problem.message);
+    console.error(with_hint(problem.message, problem.remedy));
     problems.push_back(to_json(problem, report.layers.size()));
   }
   console.print(

@@ -8,7 +8,7 @@
 #include <set>
 #include <string>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/file.h"
 
 namespace qchain {

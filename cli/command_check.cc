@@ -10,9 +10,9 @@
 #include <csignal>
 #include <thread>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/error.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -127,10 +127,10 @@ class CommandOwner : public JobOwner {
 
   void require_running() override {
     const Clock::time_point deadline = Clock::now() + timeout_;
-    throw_if_interrupted();
+    throw_if_cancelled();
     ShellCommand command(command_);
     while (!command.ended()) {
-      throw_if_interrupted();
+      throw_if_cancelled();
       if (Clock::now() >= deadline) {
         fail(fmt::format(
             "did not end within {} s, so whether the job is running is not known; see --owner-timeout",
@@ -139,7 +139,7 @@ class CommandOwner : public JobOwner {
       std::this_thread::sleep_for(kPoll);
     }
     const int status = command.reap();
-    throw_if_interrupted();
+    throw_if_cancelled();
     if (status != 0) fail(how_it_ended(status) + ", so the job is not known to be running");
   }
 

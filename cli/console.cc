@@ -6,7 +6,8 @@
 #include <cstdio>
 #include <utility>
 
-#include "cli/text.h"
+#include "cli/exit_code.h"
+#include "cli/api/text.h"
 
 namespace qchain {
 
@@ -57,7 +58,7 @@ Json Console::with_frame(Outcome outcome, const Json& fields) const {
   document["version"] = kSchemaVersion;
   document["tool"] = "qchain " QCHAIN_VERSION;
   document["outcome"] = to_string(outcome);
-  document["exit_code"] = static_cast<int>(outcome);
+  document["exit_code"] = exit_code(outcome);
   document.update(fields);
   document["notes"] = notes_;
   document["warnings"] = warnings_;

@@ -4,37 +4,14 @@
 
 #include <memory>
 
-#include "cli/open_chain.h"
-#include "cli/text.h"
+#include "cli/console_run.h"
+#include "cli/api/text.h"
 #include "extent/nbd_export.h"
-#include "verify/device_digest.h"
+#include "verify/digest.h"
 
 namespace qchain {
 
 namespace po = boost::program_options;
-
-namespace {
-
-// The digest of `device`'s first `length` bytes.
-Digest digest_with_progress(const DigestCommandOptions& o, BlockDevice& device, std::uint64_t length,
-                            unsigned workers, Console& console) {
-  Progress progress(console.progress_style(), "digest", length);
-  return digest_of(device, length, {o.algorithm, workers, progress.updater()});
-}
-
-void report(const DigestCommandOptions& o, const Digest& value, std::uint64_t length, Console& console) {
-  console.print(fmt::format("{}  {}\n", value.hex(), escaped(o.source)));
-  Json fields;
-  fields["source"] = escaped(o.source);
-  fields["algorithm"] = to_string(o.algorithm);
-  fields["cryptographic"] = is_cryptographic(o.algorithm);
-  fields["block_size"] = kDigestBlock;
-  fields["length"] = length;
-  fields["digest"] = value.hex();
-  console.document(Outcome::Done, fields);
-}
-
-}  // namespace
 
 std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words) {
   CommandLine line("digest", "IMAGE|FILE|URI [options]",
@@ -49,32 +26,33 @@ std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>&
   if (!line.parse(words)) return std::nullopt;
   DigestCommandOptions o;
   o.common = line.common();
-  o.nbd = line.nbd();
   o.owner = line.owner();
-  o.source = line.required("IMAGE|FILE|URI");
-  o.format = image_format_named(line.text("format", "qcow2"), "--format");
-  o.algorithm = algorithm_named(line.text("digest", "sha256"));
-  if (!o.owner.names_nobody() && !is_nbd_uri(o.source)) {
+  DigestRequest& r = o.request;
+  r.open = o.common.open;
+  r.nbd = line.nbd();
+  r.source = line.required("IMAGE|FILE|URI");
+  r.is_raw = image_format_named(line.text("format", "qcow2"), "--format") == ImageFormat::Raw;
+  r.algorithm = line.text("digest", "sha256");
+  if (!o.owner.names_nobody() && !is_nbd_uri(r.source)) {
     throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
   }
   return o;
 }
 
 Outcome digest(const DigestCommandOptions& o, Console& console) {
-  if (is_nbd_uri(o.source)) {
-    const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.source);
-    NbdExport live(o.nbd.target(o.source), {});
-    const Digest value =
-        digest_with_progress(o, live, live.size(), o.nbd.workers_for(live, Work::Read), console);
-    live.confirm();
-    if (owner) owner->require_running();
-    report(o, value, live.size(), console);
-    return Outcome::Done;
-  }
-  const std::unique_ptr<Chain> chain =
-      open_chain(o.source, o.format, o.common, console, Links::Warn, "--format raw");
-  const std::uint64_t length = chain->top().true_length();
-  report(o, digest_with_progress(o, *chain, length, o.nbd.workers(Work::Read), console), length, console);
+  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.request.source);
+  DigestRequest request = o.request;
+  request.owner = owner.get();
+  const DigestResult result = digest(request, ConsoleRun(console));
+  console.print(fmt::format("{}  {}\n", result.hex, escaped(request.source)));
+  Json fields;
+  fields["source"] = escaped(request.source);
+  fields["algorithm"] = result.algorithm;
+  fields["cryptographic"] = result.is_cryptographic;
+  fields["block_size"] = kDigestBlock;
+  fields["length"] = result.length;
+  fields["digest"] = result.hex;
+  console.document(Outcome::Done, fields);
   return Outcome::Done;
 }
 

@@ -4,21 +4,17 @@
 #include <string>
 #include <vector>
 
+#include "cli/api/qchain.h"
 #include "cli/console.h"
 #include "cli/options.h"
-#include "qcow2/chain.h"
-#include "verify/digest.h"
 
 namespace qchain {
 
 /// qchain digest: prints the content digest of an image, a raw file or an NBD export.
 struct DigestCommandOptions {
   CommonOptions common;
-  NbdOptions nbd;
-  OwnerOptions owner;  ///< Of the job behind an export.
-  std::string source;
-  ImageFormat format = ImageFormat::Qcow2;  ///< Of a file.
-  Algorithm algorithm = Algorithm::Sha256;
+  OwnerOptions owner;
+  DigestRequest request;
 };
 
 std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words);

@@ -9,6 +9,8 @@
 #include <memory>
 #include <string>
 
+#include "cli/api/qchain.h"
+
 namespace qchain {
 
 /// Whom to ask, as the command line says it. All empty: nobody.
@@ -19,28 +21,6 @@ struct OwnerOptions {
   std::chrono::seconds timeout{60};  ///< For one answer.
 
   bool names_nobody() const { return libvirt_domain.empty() && connect_uri.empty() && still_running.empty(); }
-};
-
-/// What an owner knows of the disk whose job it is.
-struct OwnedDisk {
-  std::string domain_name;
-  std::string domain_uuid;
-  std::string target;  ///< Of the guest's disk, such as "vda".
-};
-
-/// Whoever began the pull job, and knows whether it still runs.
-class JobOwner {
- public:
-  virtual ~JobOwner() = default;
-
-  /// Returns where the job that was found at the beginning is still running. Throws Error: Inconclusive where
-  /// it has ended, is another one, or where that cannot be told within the time-out; Interrupted or
-  /// Terminated within a second of a signal.
-  virtual void require_running() = 0;
-  /// For texts, reports and identities: "libvirt domain UUID, job NAME", or "command".
-  virtual std::string description() const = 0;
-  /// nullptr where the owner knows of no guest.
-  virtual const OwnedDisk* disk() const { return nullptr; }
 };
 
 /// Finds the owner and asks for the first time, so that what cannot be proven later is refused before

@@ -22,11 +22,13 @@
 #include "cli/check.h"
 #include "cli/console.h"
 #include "cli/digest.h"
+#include "cli/exit_code.h"
+#include "cli/hints.h"
 #include "cli/pull.h"
 #include "cli/restore.h"
 #include "cli/selftest.h"
 #include "cli/verify.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 namespace {
@@ -64,7 +66,7 @@ Outcome run(const char* name, const Words& words, std::optional<Options> (*parse
     console.flush();
     return outcome;
   } catch (const Error& error) {
-    return fail(error.outcome(), error.what());
+    return fail(error.outcome(), with_hint(error));
   } catch (const std::bad_alloc&) {
     return fail(Outcome::Io, fmt::format("{}: out of memory", name));
   } catch (const std::exception& error) {
@@ -145,8 +147,14 @@ void fill_standard_descriptors() {
   for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (fcntl(descriptor, F_GETFD) >= 0) continue;
     const int opened = open("/dev/null", descriptor == STDIN_FILENO ? O_WRONLY : O_RDONLY);
-    if (opened != descriptor) std::_Exit(static_cast<int>(Outcome::Io));
+    if (opened != descriptor) std::_Exit(exit_code(Outcome::Io));
   }
+}
+
+Cancellation by_signal;
+
+void request_stop(int signal_number) {
+  by_signal.request(signal_number == SIGINT ? Outcome::Interrupted : Outcome::Terminated);
 }
 
 // Who started us may have asked that a signal be ignored, as nohup does.
@@ -154,7 +162,7 @@ void handle(int signal_number) {
   struct sigaction action {};
   if (sigaction(signal_number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN) return;
   action = {};
-  action.sa_handler = request_interrupt;
+  action.sa_handler = request_stop;
   sigaction(signal_number, &action, nullptr);
 }
 
@@ -180,14 +188,15 @@ void set_up_process() {
 int main(int argc, char** argv) {
   using namespace qchain;
   set_up_process();
+  const CancellationScope scope(&by_signal);
   try {
     Words words(argv + std::min(argc, 1), argv + argc);
     const std::string called = argc > 0 ? std::filesystem::path(argv[0]).filename().string() : "";
     const bool version = !words.empty() && words.front() == "--version";
     if (called == "chaininfo" && !version) words.insert(words.begin(), called);
-    return static_cast<int>(dispatch(words));
+    return exit_code(dispatch(words));
   } catch (const std::exception& error) {
     std::fprintf(stderr, "qchain: %s\n", error.what());  // without memory of its own
   }
-  return static_cast<int>(Outcome::Io);
+  return exit_code(Outcome::Io);
 }

@@ -8,7 +8,7 @@
 #include <sstream>
 #include <utility>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/engine.h"
 #include "extent/error.h"
 
@@ -31,25 +31,6 @@ unsigned bounded(const po::variables_map& values, const char* name, unsigned max
   return value;
 }
 }  // namespace
-
-NbdTarget NbdOptions::target(const std::string& uri) const {
-  NbdTarget target;
-  target.uri = uri;
-  target.tls_certificates = tls_certificates;
-  target.tls_psk_file = tls_psk_file;
-  if (requests != 0) target.requests_in_flight = requests;
-  if (timeout != 0) target.timeout = target.connect_timeout = std::chrono::seconds(timeout);
-  return target;
-}
-
-unsigned NbdOptions::workers(Work work) const {
-  if (connections != 0) return connections;
-  return work == Work::Read ? default_workers() : std::min(kMaxWorkers, 2 * default_workers());
-}
-
-unsigned NbdOptions::workers_for(NbdExport& live, Work work) const {
-  return connections != 0 ? connections : std::max(workers(work), live.useful_readers());
-}
 
 ImageFormat image_format_named(const std::string& name, const char* option) {
   if (name == "qcow2") return ImageFormat::Qcow2;

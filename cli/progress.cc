@@ -9,7 +9,7 @@
 #include <string_view>
 #include <utility>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/error.h"
 
 namespace qchain {

@@ -4,6 +4,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/api/qchain.h"
 #include "cli/console.h"
 #include "cli/options.h"
 
@@ -13,17 +14,7 @@ namespace qchain {
 /// or an NBD export, or as one full layer.
 struct RestoreOptions {
   CommonOptions common;
-  NbdOptions nbd;
-  std::string image;
-  std::string destination;  ///< "-": standard output.
-  ImageFormat format = ImageFormat::Raw;
-  bool no_verify = false;
-  bool salvage = false;
-  std::vector<std::string> trust_keys;  ///< Paths.
-  bool read_back = false;
-  bool zero_rest = false;
-  bool preallocate = false;
-  bool force = false;
+  RestoreRequest request;  ///< "-" as destination: standard output.
 };
 
 std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words);

@@ -1,9 +1,12 @@
+#include "cli/restore_report.h"
+
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <span>
 
-#include "cli/restore_job.h"
-#include "cli/text.h"
+#include "cli/api/text.h"
+#include "extent/range.h"
 
 namespace qchain {
 
@@ -11,161 +14,157 @@ namespace {
 
 constexpr std::size_t kMaxPrinted = 20;
 
-std::string proof_in_words(const RestoreJob& job) {
-  if (!job.losses.is_clean()) {
+std::string range_text(const ByteRange& range) {
+  return fmt::format("guest {} ({})", to_string(guest_range(range.offset, range.length)),
+                     human_size(range.length));
+}
+
+std::string proof_in_words(const RestoreRequest& request, const RestoreResult& result) {
+  if (!result.losses.none()) {
     return fmt::format("{} of it not what was backed up: see above",
-                       human_size(job.losses.damaged_bytes + job.losses.unreadable_bytes));
+                       human_size(result.losses.different_bytes + result.losses.unread_bytes));
   }
-  if (job.o.no_verify) return "not verified, as asked";
-  if (job.is_verified()) {
-    return "every block verified; digest " + job.proof.root;
-  }
-  if (job.recorded_fits) {
+  if (request.no_verify) return "not verified, as asked";
+  if (result.is_verified) return "every block verified; digest " + result.root;
+  if (result.has_recorded_digest) {
     return fmt::format(
         "not verified block by block, but the whole of it has the digest that its header records: {}; qchain "
-        "verify --seal writes "
-        "what is missing",
-        job.proof.digests ? "a manifest of the chain is missing" : "the image has no manifest");
+        "verify --seal writes what is missing",
+        result.has_manifest ? "a manifest of the chain is missing" : "the image has no manifest");
   }
-  if (!job.proof.digests)
+  if (!result.has_manifest)
     return "not verified: the chain has no manifest; qchain verify --seal writes the missing ones";
-  if (job.unknown_bytes == 0) {
+  if (result.unknown_bytes == 0) {
     return "every block held against a digest, but the digest of the whole disk is unknown; qchain verify "
-           "--seal "
-           "finds it out";
+           "--seal finds it out";
   }
   return fmt::format("{} of it not verified: no manifest tells what it should be",
-                     human_size(job.unknown_bytes));
+                     human_size(result.unknown_bytes));
+}
+
+template <class Item, class Describe>
+void list(const std::vector<Item>& items, Console& console, const Describe& describe) {
+  for (const Item& item : std::span(items).first(std::min(items.size(), kMaxPrinted))) {
+    console.print(fmt::format("  {}: {}\n", range_text(item.range), describe(item)));
+  }
+  if (items.size() > kMaxPrinted) {
+    console.print(fmt::format("  and {} more ranges; --json lists them\n", items.size() - kMaxPrinted));
+  }
 }
 
 // Names what was read back and is not what was written.
-void list_read_back(const RestoreJob& job, const RestoreTarget& target) {
-  const ReadBack& result = *job.read_back;
-  const std::size_t printed = std::min(result.differences.size(), kMaxPrinted);
-  for (const ReadBack::Difference& difference : std::span(result.differences).first(printed)) {
-    job.console.print(fmt::format("  guest {} ({}): written {}, read back {}\n", to_string(difference.range),
-                                  human_size(difference.range.length()), difference.written,
-                                  difference.found));
+void list_read_back(const RestoreRequest& request, const RestoreResult& result, Console& console) {
+  const Findings& found = *result.read_back;
+  list(found.different, console, [](const Discrepancy& difference) {
+    return fmt::format("written {}, read back {}", difference.expected, difference.found);
+  });
+  for (const UnreadRange& part : found.unread) {
+    console.error(
+        fmt::format("{}: {}: not read back: {}", request.destination, range_text(part.range), part.message));
   }
-  if (result.differences.size() > printed) {
-    job.console.print(
-        fmt::format("  and {} more ranges; --json lists them\n", result.differences.size() - printed));
+  if (found.different_bytes != 0) {
+    console.error(fmt::format("{}: {} of it are not what was written, the first at {}", request.destination,
+                              human_size(found.different_bytes), range_text(found.different.front().range)));
   }
-  for (const Unreadable& part : result.unread) {
-    job.console.error(fmt::format("{}: guest {}: not read back: {}", job.o.destination, to_string(part.range),
-                                  part.message));
-  }
-  if (result.different_bytes != 0) {
-    job.console.error(fmt::format("{}: {} of it are not what was written, the first at guest {}",
-                                  job.o.destination, human_size(result.different_bytes),
-                                  to_string(result.differences.front().range)));
-  }
-  job.console.error(target.after_mismatch(job));
+  console.error(result.is_in_place ? fmt::format("the content of {} is not complete", request.destination)
+                                   : fmt::format("{}: was not made", request.destination));
 }
 
 // Names what a lenient restore could not read, or found changed.
-void list_losses(const RestoreJob& job) {
-  const auto list = [&](const auto& items, const auto& describe) {
-    for (std::size_t i = 0; i < std::min(items.size(), kMaxPrinted); ++i) {
-      job.console.print(fmt::format("  guest {} ({}): {}\n", to_string(items[i].range),
-                                    human_size(items[i].range.length()), describe(items[i])));
-    }
-    if (items.size() > kMaxPrinted) {
-      job.console.print(fmt::format("  and {} more ranges; --json lists them\n", items.size() - kMaxPrinted));
-    }
-  };
-  list(job.losses.unreadable,
-       [](const Unreadable& part) { return "not readable, written as zeros: " + escaped(part.message); });
-  list(job.losses.damages, [](const Damage& damage) {
-    return fmt::format("not what was backed up, written as it is: stored {}, found {}", damage.stored,
+void list_losses(const Findings& losses, Console& console) {
+  list(losses.unread, console,
+       [](const UnreadRange& part) { return "not readable, written as zeros: " + escaped(part.message); });
+  list(losses.different, console, [](const Discrepancy& damage) {
+    return fmt::format("not what was backed up, written as it is: stored {}, found {}", damage.expected,
                        damage.found);
   });
 }
 
-Json to_json(const ReadBack& result) {
+Json unread_json(const std::vector<UnreadRange>& unread) {
+  Json list = Json::array();
+  for (const UnreadRange& part : unread) {
+    list.push_back({{"offset", part.range.offset},
+                    {"length", part.range.length},
+                    {"outcome", to_string(part.outcome)},
+                    {"message", escaped(part.message)}});
+  }
+  return list;
+}
+
+Json different_json(const std::vector<Discrepancy>& different, const char* expected) {
+  Json list = Json::array();
+  for (const Discrepancy& one : different) {
+    list.push_back({{"offset", one.range.offset},
+                    {"length", one.range.length},
+                    {expected, one.expected},
+                    {"found_digest", one.found}});
+  }
+  return list;
+}
+
+Json read_back_json(const Findings& found) {
   Json json;
-  json["read_bytes"] = result.read_bytes;
-  json["different_bytes"] = result.different_bytes;
-  json["unread_bytes"] = result.unread_bytes;
-  json["differences"] = Json::array();
-  for (const ReadBack::Difference& difference : result.differences) {
-    json["differences"].push_back({{"offset", difference.range.begin.bytes()},
-                                   {"length", difference.range.length()},
-                                   {"written_digest", difference.written},
-                                   {"found_digest", difference.found}});
-  }
-  json["unread"] = Json::array();
-  for (const Unreadable& part : result.unread) {
-    json["unread"].push_back({{"offset", part.range.begin.bytes()},
-                              {"length", part.range.length()},
-                              {"outcome", to_string(part.outcome)},
-                              {"message", escaped(part.message)}});
-  }
+  json["read_bytes"] = found.read_bytes;
+  json["different_bytes"] = found.different_bytes;
+  json["unread_bytes"] = found.unread_bytes;
+  json["differences"] = different_json(found.different, "written_digest");
+  json["unread"] = unread_json(found.unread);
   return json;
 }
 
-Json to_json(const Proof& losses) {
+Json losses_json(const Findings& losses) {
   Json json;
-  json["unread_bytes"] = losses.unreadable_bytes;
-  json["damaged_bytes"] = losses.damaged_bytes;
-  json["unread"] = Json::array();
-  for (const Unreadable& part : losses.unreadable) {
-    json["unread"].push_back({{"offset", part.range.begin.bytes()},
-                              {"length", part.range.length()},
-                              {"outcome", to_string(part.outcome)},
-                              {"message", escaped(part.message)}});
-  }
-  json["damages"] = Json::array();
-  for (const Damage& damage : losses.damages) {
-    json["damages"].push_back({{"offset", damage.range.begin.bytes()},
-                               {"length", damage.range.length()},
-                               {"stored_digest", damage.stored},
-                               {"found_digest", damage.found}});
-  }
+  json["unread_bytes"] = losses.unread_bytes;
+  json["damaged_bytes"] = losses.different_bytes;
+  json["unread"] = unread_json(losses.unread);
+  json["damages"] = different_json(losses.different, "stored_digest");
   return json;
+}
+
+Json json_of(const RestoreRequest& request, const RestoreResult& result) {
+  const auto or_null = [](const std::string& text) { return text.empty() ? Json(nullptr) : Json(text); };
+  Json fields;
+  fields["image"] = escaped(request.image);
+  fields["destination"] = escaped(request.destination);
+  fields["bytes"] = result.length;
+  fields["data_bytes"] = result.data_bytes;
+  fields["zero_bytes"] = result.zero_bytes;
+  fields["rest_bytes"] = result.rest_bytes;
+  fields["verified"] = result.is_verified;
+  fields["has_recorded_digest"] = result.has_recorded_digest;
+  fields["unknown_bytes"] = result.has_manifest ? Json(result.unknown_bytes) : Json(nullptr);
+  fields["root"] = or_null(result.root);
+  fields["proof"] = proof_in_words(request, result);
+  fields["format"] = result.layer_id.empty() ? "raw" : "qcow2";
+  fields["layer_id"] = or_null(result.layer_id);
+  fields["read_back"] = result.read_back ? read_back_json(*result.read_back) : Json(nullptr);
+  fields["losses"] = request.no_verify || request.salvage ? losses_json(result.losses) : Json(nullptr);
+  return fields;
+}
+
+std::string what_else(const RestoreResult& result) {
+  if (result.read_back) return "; read back, and equal";
+  return result.layer_id.empty() ? "" : "; layer " + result.layer_id;
 }
 
 }  // namespace
 
-Outcome report_restore(const RestoreJob& job, const RestoreTarget& target) {
-  const RestoreOptions& o = job.o;
-  const bool proven = job.losses.is_clean() && (job.is_verified() || o.no_verify);
-  const Outcome outcome = worse(proven ? Outcome::Done : Outcome::Incomplete, job.read_back_outcome());
-  list_losses(job);
-  const std::string proof = proof_in_words(job);
-  if (job.read_back_outcome() != Outcome::Done) {
-    list_read_back(job, target);
+void report_restore(const RestoreRequest& request, const RestoreResult& result, Console& console) {
+  list_losses(result.losses, console);
+  if (result.read_back && !result.read_back->none()) {
+    list_read_back(request, result, console);
   } else {
-    job.console.print(fmt::format("{}: restored from {}, {}, {} of data; {}{}\n", escaped(o.destination),
-                                  escaped(o.image), human_size(job.chain.size()),
-                                  human_size(job.copied.data_bytes), proof,
-                                  job.read_back           ? "; read back, and equal"
-                                  : !job.layer_id.empty() ? "; layer " + job.layer_id
-                                                          : ""));
+    console.print(fmt::format("{}: restored from {}, {}, {} of data; {}{}\n", escaped(request.destination),
+                              escaped(request.image), human_size(result.virtual_size),
+                              human_size(result.data_bytes), proof_in_words(request, result),
+                              what_else(result)));
   }
-  if (job.rest_bytes != 0) {
-    job.console.warn(
+  if (result.rest_bytes != 0) {
+    console.warn(
         fmt::format("{}: its last {} bytes, behind the disk, were left as they were; --zero-rest zeroes them",
-                    o.destination, job.rest_bytes));
+                    request.destination, result.rest_bytes));
   }
-  Json fields;
-  fields["image"] = escaped(o.image);
-  fields["destination"] = escaped(o.destination);
-  fields["bytes"] = job.chain.top().true_length();
-  fields["data_bytes"] = job.copied.data_bytes;
-  fields["zero_bytes"] = job.copied.zero_bytes;
-  fields["rest_bytes"] = job.rest_bytes;
-  fields["verified"] = job.is_verified() && !o.no_verify;
-  fields["has_recorded_digest"] = job.recorded_fits;
-  fields["unknown_bytes"] = job.proof.digests ? Json(job.unknown_bytes) : Json(nullptr);
-  fields["root"] = job.proof.root.empty() ? Json(nullptr) : Json(job.proof.root);
-  fields["proof"] = proof;
-  fields["format"] = job.layer_id.empty() ? "raw" : "qcow2";
-  fields["layer_id"] = job.layer_id.empty() ? Json(nullptr) : Json(job.layer_id);
-  fields["read_back"] = job.read_back ? to_json(*job.read_back) : Json(nullptr);
-  fields["losses"] = job.is_lenient() ? to_json(job.losses) : Json(nullptr);
-  job.console.document(outcome, fields);
-  return outcome;
+  console.document(result.outcome, json_of(request, result));
 }
 
 }  // namespace qchain

@@ -10,7 +10,7 @@
 #include <functional>
 #include <utility>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/engine.h"
 #include "extent/memory_device.h"
 #include "qcow2/format.h"

@@ -6,9 +6,11 @@
 #include <charconv>
 #include <memory>
 
+#include "cli/api/nbd_access.h"
+#include "cli/api/open_chain.h"
 #include "cli/combine.h"
-#include "cli/open_chain.h"
-#include "cli/text.h"
+#include "cli/console_run.h"
+#include "cli/api/text.h"
 #include "cli/verify_report.h"
 #include "extent/nbd_export.h"
 #include "verify/seal.h"
@@ -72,7 +74,7 @@ std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOpt
 void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit, VerifyReport& report,
                         Console& console) {
   const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.against);
-  NbdExport export_(o.nbd.target(o.against), {});
+  NbdExport export_(nbd_target(o.nbd, o.against), {});
   OpaqueDevice opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
@@ -86,7 +88,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
   }
   if (o.manifest_only) {
     ProofOptions options;
-    options.workers = o.nbd.workers_for(export_, Work::Read);
+    options.workers = worker_count(o.nbd, 0, export_, Work::Read);
     options.selection = o.selection;
     options.deadline = deadline_of(o);
     options.progress = progress.updater();
@@ -98,7 +100,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
     return export_.confirm();
   }
   CompareOptions options;
-  options.workers = o.nbd.workers_for(export_, Work::Read);
+  options.workers = worker_count(o.nbd, 0, export_, Work::Read);
   options.progress = progress.updater();
   options.stored = stored.get();
   if (stored) options.algorithm = stored->top().algorithm;
@@ -145,7 +147,7 @@ Outcome prove(const VerifyOptions& o, Console& console) {
     const std::unique_ptr<Chain> chain = Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
     Progress progress(console.progress_style(), "verify", chain->size());
     options.content = o.against.empty();
-    options.proof.workers = o.nbd.workers(Work::Read);
+    options.proof.workers = worker_count(o.nbd.connections, Work::Read);
     options.proof.selection = o.selection;
     options.proof.deadline = deadline_of(o);
     options.proof.progress = progress.updater();
@@ -191,13 +193,17 @@ Sealed seal(const Chain& chain, std::size_t index, const SealOptions& options) {
 Outcome seal(const VerifyOptions& o, Console& console) {
   std::optional<SigningKey> key;
   if (!o.sign_key.empty()) key.emplace(o.sign_key);
-  const std::unique_ptr<Chain> chain = open_chain(o.image, ImageFormat::Qcow2, o.common, console);
+  const ConsoleRun how(console);
+  const ActiveRun run(how);
+  const std::unique_ptr<Chain> chain =
+      open_chain(o.image, ImageFormat::Qcow2, o.common.open, Links::Warn, run);
   Json layers = Json::array();
   for (std::size_t i = chain->layers().size(); i-- > 0;) {
     const Layer& layer = chain->layers()[i];
     Progress progress(console.progress_style(), "seal", layer.virtual_size());
-    const Sealed sealed = seal(
-        *chain, i, {o.nbd.workers(Work::Read), key ? &*key : nullptr, progress.updater(), o.accept_changed});
+    const Sealed sealed = seal(*chain, i,
+                               {worker_count(o.nbd.connections, Work::Read), key ? &*key : nullptr,
+                                progress.updater(), o.accept_changed});
     const ManifestSummary summary = read_manifest(manifest_of(layer));
     const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
     const std::string& accepted = summary.header.accepted;

@@ -7,8 +7,9 @@
 #include <ctime>
 #include <utility>
 
+#include "cli/hints.h"
 #include "cli/proof_log.h"
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/nbd_session.h"
 
 namespace qchain {
@@ -174,7 +175,8 @@ void VerifyReport::add(Outcome outcome, const std::string& message) {
 }
 
 void VerifyReport::take(const CheckReport& metadata) {
-  for (const Survey::Problem& problem : metadata.problems) add(problem.outcome, problem.message);
+  for (const Survey::Problem& problem : metadata.problems)
+    add(problem.outcome, with_hint(problem.message, problem.remedy));
   for (std::size_t i = 0; i < metadata.layers.size(); ++i) {
     const LayerCheck& layer = metadata.layers[i];
     const FindingList& findings = layer.findings;
@@ -248,7 +250,7 @@ void VerifyReport::take_links(const Chain& chain, const std::vector<LayerDrill>&
     if (is_resolved(layers[problem.layer])) {
       note(problem.message);
     } else {
-      add(problem.outcome, problem.message);
+      add(problem.outcome, with_hint(problem.message, problem.remedy));
     }
   }
 }

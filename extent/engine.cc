@@ -13,7 +13,7 @@
 #include <vector>
 
 #include "extent/error.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -51,7 +51,7 @@ class Engine {
     if (error_ || ended_) return false;
     // Until a plan is made there is no more work: after an exception nobody may go on behind a gap.
     ended_ = true;
-    throw_if_interrupted();
+    throw_if_cancelled();
     ended_ = !worker.take();
     ticket = next_ticket_;
     if (!ended_) ++next_ticket_;
@@ -108,7 +108,8 @@ std::vector<std::jthread> start_threads(unsigned count, const std::function<void
 void run_workers(const WorkerFactory& make_worker, unsigned threads, ThreadStarter start) {
   Engine engine;
   const std::unique_ptr<Worker> first = make_worker();
-  const std::function<void()> run = [&engine, &make_worker] {
+  const std::function<void()> run = [&engine, &make_worker, cancellation = CancellationScope::current()] {
+    const CancellationScope scope(cancellation);
     try {
       if (const std::unique_ptr<Worker> worker = make_further_worker(make_worker)) engine.run(*worker);
     } catch (...) {

@@ -1,42 +1,35 @@
 #include "extent/error.h"
 
-#include <array>
-#include <cstddef>
+#include <algorithm>
 #include <system_error>
 
 namespace qchain {
 
-namespace {
+Outcome worse(Outcome a, Outcome b) noexcept { return std::max(a, b); }
 
-struct Rank {
-  Outcome outcome;
-  const char* word;
-};
-
-// From the least to the worst.
-constexpr std::array<Rank, 9> kRanks{{
-    {Outcome::Done, "done"},
-    {Outcome::Incomplete, "incomplete"},
-    {Outcome::Inconclusive, "inconclusive"},
-    {Outcome::Io, "I/O error"},
-    {Outcome::BadManifest, "bad manifest"},
-    {Outcome::Mismatch, "mismatch"},
-    {Outcome::Usage, "usage"},
-    {Outcome::Terminated, "terminated"},
-    {Outcome::Interrupted, "interrupted"},
-}};
-
-std::size_t rank_of(Outcome outcome) noexcept {
-  std::size_t rank = 0;
-  while (kRanks[rank].outcome != outcome) ++rank;
-  return rank;
+const char* to_string(Outcome outcome) noexcept {
+  switch (outcome) {
+    case Outcome::Done:
+      return "done";
+    case Outcome::Incomplete:
+      return "incomplete";
+    case Outcome::Inconclusive:
+      return "inconclusive";
+    case Outcome::Io:
+      return "I/O error";
+    case Outcome::BadManifest:
+      return "bad manifest";
+    case Outcome::Mismatch:
+      return "mismatch";
+    case Outcome::Usage:
+      return "usage";
+    case Outcome::Terminated:
+      return "terminated";
+    case Outcome::Interrupted:
+      return "interrupted";
+  }
+  return "?";
 }
-
-}  // namespace
-
-Outcome worse(Outcome a, Outcome b) noexcept { return rank_of(a) < rank_of(b) ? b : a; }
-
-const char* to_string(Outcome outcome) noexcept { return kRanks[rank_of(outcome)].word; }
 
 ReadError::ReadError(const std::string& message, int error_number)
     : Error(system_error(message, error_number)) {}

@@ -19,7 +19,7 @@
 #include <vector>
 
 #include "extent/error.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "extent/page_buffer.h"
 
 namespace qchain {
@@ -170,11 +170,12 @@ void File::throw_write_error(HostOffset offset, int error_number) const {
   throw system_error(message, error_number);
 }
 
-// A pipe that nobody reads is waited for, but not against a signal: it may be another thread that is sent one.
+// A pipe that nobody reads is waited for, but not against a signal: it may be another thread that is sent
+// one.
 void File::wait_until_writable() const {
   constexpr int kSlice = 200;  // milliseconds: how late an interrupt may be noticed
   for (;;) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     pollfd waiting{descriptor_, POLLOUT, 0};
     if (poll(&waiting, 1, kSlice) > 0) return;
   }
@@ -189,7 +190,7 @@ void File::append(std::span<const std::byte> bytes) const {
     const std::size_t step = is_pipe ? std::min<std::size_t>(bytes.size(), PIPE_BUF) : bytes.size();
     const ssize_t n = ::write(descriptor_, bytes.data(), step);
     if (n < 0 && errno == EINTR) {
-      throw_if_interrupted();
+      throw_if_cancelled();
       continue;
     }
     if (n < 0) throw system_error(fmt::format("{}: cannot write", path_), errno);

@@ -49,9 +49,9 @@ bool is_locked(const File& file, off_t byte) {
 void refuse_if_locked(const File& file, off_t byte, const char* what) {
   if (!is_locked(file, byte)) return;
   throw Error(Outcome::Io,
-              fmt::format("{}: in use: another program {}, such as a running guest; end that, or read it "
-                          "all the same with --force-share",
-                          file.path(), what));
+              fmt::format("{}: in use: another program {}, such as a running guest; end that first",
+                          file.path(), what),
+              Remedy::ForceShare);
 }
 
 // Writing: whoever reads consistently, or writes, has refused to share that.

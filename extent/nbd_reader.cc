@@ -9,7 +9,7 @@
 
 #include "extent/error.h"
 #include "extent/extent.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -166,7 +166,7 @@ void NbdReader::reconnect(unsigned& losses, const GuestRange& lost) {
                                        : fmt::format("{}: connection lost while reading {}, {} times: {}",
                                                      state_.target.uri, what, losses, reason));
     }
-    throw_if_interrupted();
+    throw_if_cancelled();
     std::this_thread::sleep_for(kFirstPause * (1U << losses));
     try {
       own_ = state_.reconnect();

@@ -12,7 +12,7 @@
 #include <cstdlib>
 #include <string_view>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -146,7 +146,7 @@ int NbdSession::watch_handshake(void* session, const char*, const char*) noexcep
   NbdSession& self = *static_cast<NbdSession*>(session);
   bool stop = self.limit_.is_over();
   try {
-    throw_if_interrupted();
+    throw_if_cancelled();
   } catch (...) {  // wait() throws it again
     stop = true;
   }
@@ -201,9 +201,10 @@ void NbdSession::set_up_tls() {
   }
   if (target_.tls_certificates.empty()) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: TLS needs --tls-psk-file FILE or --tls-certificates DIR; without either the "
-                            "server cannot be verified",
-                            target_.uri));
+                fmt::format("{}: TLS needs a pre-shared key or certificates; without either the server cannot be "
+                            "verified",
+                            target_.uri),
+                Remedy::GiveTlsCredentials);
   }
   // libnbd verifies the peer's name only over TCP, and nobody at all where the CA file is missing.
   const std::string authority = target_.tls_certificates + "/ca-cert.pem";
@@ -212,9 +213,10 @@ void NbdSession::set_up_tls() {
   }
   if (!target_.uri.starts_with("nbds:")) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: a certificate cannot be checked against a name on this transport; use "
-                            "--tls-psk-file",
-                            target_.uri));
+                fmt::format("{}: a certificate cannot be checked against a name on this transport; use a "
+                            "pre-shared key",
+                            target_.uri),
+                Remedy::GiveTlsCredentials);
   }
   nbd_set_tls_certificates(handle, target_.tls_certificates.c_str());
   nbd_set_tls_verify_peer(handle, true);
@@ -399,7 +401,7 @@ bool NbdSession::wait() {
   bool over = limit_.is_over();  // also where a server sends much, and never an answer
   while (ready == 0 && !over) {
     try {
-      throw_if_interrupted();
+      throw_if_cancelled();
     } catch (...) {
       abandon();
       throw;
@@ -426,7 +428,7 @@ void NbdSession::wait_until_connected(const char* step) {
   while (nbd_aio_is_connecting(handle_.get()) > 0 && wait()) {
   }
   if (!is_dead()) return;
-  throw_if_interrupted();
+  throw_if_cancelled();
   if (!gave_up() && limit_.is_over()) give_up();  // the Watch has taken the socket away
   throw Error(Outcome::Io,
               fmt::format("{}: cannot {}: {}{}", target_.uri, step, reason(), client_certificate_hint()));

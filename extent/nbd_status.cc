@@ -34,7 +34,7 @@ std::string choose_bitmap(const std::string& uri, const std::vector<std::string>
   }
   if (wanted.empty() && bitmaps.size() > 1) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: several dirty bitmaps; name one with --bitmap ({})", uri, on_offer));
+                fmt::format("{}: several dirty bitmaps ({}); name one", uri, on_offer), Remedy::NameBitmap);
   }
   if (wanted.empty()) return bitmaps.front();
   if (!contains(bitmaps, wanted)) {
@@ -106,7 +106,7 @@ ContextChoice::ContextChoice(const std::string& uri, const Changes& changes,
   if (source == Changes::Source::AllocationDepth) {
     if (!contains(offered, kAllocationDepth)) {
       throw Error(Outcome::Usage,
-                  fmt::format("{}: offers no {}, so --shallow cannot tell what the active layer holds", uri,
+                  fmt::format("{}: offers no {}, so what the active layer holds is unknown", uri,
                               kAllocationDepth));
     }
     contexts.push_back(kAllocationDepth);

@@ -37,7 +37,7 @@ constexpr std::size_t kRandomDigits = 16;
 
 Error exists(const std::string& path) {
   return Error(Outcome::Usage,
-               fmt::format("{}: exists; choose another name, or replace it with --force", path));
+               fmt::format("{}: exists; choose another name", path), Remedy::ReplaceOutput);
 }
 
 // Follows links, and refuses whatever a regular file must not take the place of.

@@ -19,8 +19,8 @@ class PieceWatcher {
   /// The piece that this worker takes next. `stored`: what of it a layer stores, unit by unit, where one is
   /// written or sealed; else the runs of the piece. One at a time, in guest order.
   virtual void plan(const Piece& piece, const Extents& stored) = 0;
-  /// Called before fetched() where a look at the bytes has changed what the layer stores: runs that were Zero may be
-  /// Inherit now, and less may be stored.
+  /// Called before fetched() where a look at the bytes has changed what the layer stores: runs that were Zero
+  /// may be Inherit now, and less may be stored.
   virtual void revised(const Piece& piece, const Extents& stored);
   /// The Data runs of the piece, read. Side by side with other workers'.
   virtual void fetched(std::span<const ReadRequest> runs) = 0;

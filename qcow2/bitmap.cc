@@ -6,7 +6,7 @@
 #include <bit>
 #include <utility>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "qcow2/entry.h"
 #include "qcow2/format.h"
 
@@ -101,7 +101,7 @@ class DirtyCount {
       if (entry.ones) dirty_ += covered;
       return {};
     }
-    throw_if_interrupted();
+    throw_if_cancelled();
     if (image_.file().read_at_most(entry.data, bits_) < bits_.size()) {
       return fmt::format("bits at {:#x} are past the end of the file", entry.data.bytes());
     }

@@ -300,7 +300,7 @@ std::unique_ptr<Chain> Chain::open(Survey found, bool salvage) {
     if (problem.kind == ProblemKind::NotQcow2 && problem.layer == 0) {
       throw NotQcow2(problem.outcome, problem.message);
     }
-    throw Error(problem.outcome, problem.message);
+    throw Error(problem.outcome, problem.message, problem.remedy);
   }
   for (std::size_t i = 0; i < found.layers.size(); ++i) {
     const Image* const image = found.layers[i].image();

@@ -3,7 +3,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "extent/zero.h"
 
 namespace qchain {
@@ -73,7 +73,7 @@ void DoubtJudge::judge(std::span<const CleanRange> clean, std::span<const ReadRe
 // `live`: empty for zeros.
 void DoubtJudge::compare(const GuestRange& part, std::span<const std::byte> live) {
   for (GuestRange rest = part; !rest.empty();) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     const GuestRange some =
         intersect(rest, {rest.begin, GuestOffset(align_down(rest.begin.bytes(), kBlock)) + kAtATime});
     const std::span<std::byte> parent = std::span(bytes_).first(some.length());

@@ -292,9 +292,11 @@ std::vector<std::byte> encode_header(const Header& header) {
   put(out, header.backing_name);
   const std::uint64_t cluster_size = std::uint64_t{1} << header.cluster_bits;
   if (out.size() > cluster_size) {
-    throw Error(Outcome::Usage, fmt::format("the header needs {} bytes and a cluster has {}; use a larger "
-                                            "--cluster-size or a shorter path to the parent",
-                                            out.size(), cluster_size));
+    throw Error(Outcome::Usage,
+                fmt::format("the header needs {} bytes and a cluster has {}; use larger "
+                            "clusters or a shorter path to the parent",
+                            out.size(), cluster_size),
+                Remedy::LargerClusters);
   }
   HeaderV3 v3;
   v3.v2.magic = kMagic;

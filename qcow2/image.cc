@@ -67,13 +67,14 @@ EntryBounds Image::bounds() const noexcept {
 void Image::require_readable() const {
   std::vector<std::string> names = header_.unsupported();
   if (header_.has_incompatible(kIncompatibleDataFile) && !has_data_file()) {
-    names.push_back(fmt::format("an external data file (\"{}\"; to follow it, add --allow-data-file)",
-                                header_.data_file_name));
+    names.push_back(fmt::format("an external data file (\"{}\")", header_.data_file_name));
   }
+  const bool only_data_file = names.size() == 1 && header_.unsupported().empty();
   if (names.empty()) return;
   std::string list = names.front();
   for (std::size_t i = 1; i < names.size(); ++i) list += ", " + names[i];
-  throw Error(Outcome::Incomplete, fmt::format("{}: uses {}, which cannot be read", path(), list));
+  throw Error(Outcome::Incomplete, fmt::format("{}: uses {}, which cannot be read", path(), list),
+              only_data_file ? Remedy::AllowDataFile : Remedy::None);
 }
 
 void Image::read_compressed(const Mapping& mapping, std::span<std::byte> cluster) const {

@@ -4,7 +4,7 @@
 
 #include <algorithm>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "extent/zero.h"
 
 namespace qchain {
@@ -165,7 +165,7 @@ void Increment::check_sample(std::uint64_t read_bytes) {
   std::uint64_t equal_data = 0;
   Extents missed;
   for (std::size_t at = 0; at < blocks.size(); at += kBatch) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     std::vector<ReadRequest> live;
     std::vector<ReadRequest> parent;
     for (std::size_t i = at; i < std::min(at + kBatch, blocks.size()); ++i) {

@@ -31,8 +31,9 @@ Placement::Placement(const Geometry& geometry)
     throw Error(
         Outcome::Usage,
         fmt::format("{} bytes of disk at clusters of {} bytes need an L1 table of {} bytes, above "
-                    "QEMU's limit of {}; use a larger --cluster-size",
-                    geometry.virtual_size(), geometry.cluster_size(), l1_entries_ * kWord, kMaxL1Bytes));
+                    "QEMU's limit of {}; use larger clusters",
+                    geometry.virtual_size(), geometry.cluster_size(), l1_entries_ * kWord, kMaxL1Bytes),
+        Remedy::LargerClusters);
   }
   l1_.resize(divide_up(l1_entries_ * kWord, l1_chunk_));
   allocate(1);  // the header
@@ -200,10 +201,11 @@ void Placement::finish(Header& header) {
 
   const std::uint64_t table_clusters = refcount_table_clusters();
   if (table_clusters * geometry_.cluster_size() > kMaxRefcountTableBytes) {
-    throw Error(Outcome::Usage,
-                fmt::format("{} clusters need a refcount table above QEMU's limit of {} bytes; use a "
-                            "larger --cluster-size",
-                            next_, kMaxRefcountTableBytes));
+    throw Error(
+        Outcome::Usage,
+        fmt::format("{} clusters need a refcount table above QEMU's limit of {} bytes; use larger clusters",
+                    next_, kMaxRefcountTableBytes),
+        Remedy::LargerClusters);
   }
   FinishedTable table{allocate(table_clusters), PageBuffer(table_clusters * geometry_.cluster_size())};
   place_last_blocks();

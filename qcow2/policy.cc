@@ -76,8 +76,9 @@ File Policy::open_referred(const std::string& referrer, const std::string& name)
   if (!allowed) {
     throw Error(Outcome::Incomplete,
                 fmt::format("{}: refers to {}, which is outside the directory of the top image; if it is to "
-                            "be trusted, allow its directory with --backing-root {}",
-                            referrer, found, fs::path(found).parent_path().string()));
+                            "be trusted, allow its directory {}",
+                            referrer, found, fs::path(found).parent_path().string()),
+                Remedy::AllowBackingRoot);
   }
   return open_located(located);
 }

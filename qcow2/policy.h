@@ -4,15 +4,9 @@
 #include <vector>
 
 #include "extent/file.h"
+#include "qcow2/open_options.h"
 
 namespace qchain {
-
-/// How the files of a chain may be opened.
-struct OpenOptions {
-  std::vector<std::string> backing_roots;  ///< Backing files may be beneath these too.
-  bool force_share = false;                ///< Read images although another program writes to them.
-  bool allow_data_file = false;            ///< Follow the names of external data files.
-};
 
 /// The longest chain that is followed.
 inline constexpr std::size_t kMaxChainDepth = 1000;

@@ -34,14 +34,15 @@ class Surveyor {
     try {
       step();
     } catch (const NotQcow2& error) {
-      note(ProblemKind::NotQcow2, survey_.layers.size(), error.outcome(), error.what());
+      note(ProblemKind::NotQcow2, survey_.layers.size(), error.outcome(), error.what(), error.remedy());
     } catch (const Error& error) {
-      note(ProblemKind::Unopenable, survey_.layers.size(), error.outcome(), error.what());
+      note(ProblemKind::Unopenable, survey_.layers.size(), error.outcome(), error.what(), error.remedy());
     }
   }
 
-  void note(ProblemKind kind, std::size_t layer, Outcome outcome, const std::string& message) {
-    survey_.problems.push_back({kind, layer, outcome, message});
+  void note(ProblemKind kind, std::size_t layer, Outcome outcome, const std::string& message,
+            Remedy remedy = Remedy::None) {
+    survey_.problems.push_back({kind, layer, outcome, message, remedy});
   }
 
   void add(File file, ImageFormat format) {

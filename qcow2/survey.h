@@ -27,6 +27,7 @@ struct Survey {
     std::size_t layer = 0;  ///< Whose; layers.size() for one that could not be opened.
     Outcome outcome = Outcome::Done;
     std::string message;
+    Remedy remedy = Remedy::None;
   };
   std::vector<Layer> layers;      ///< From the top.
   std::vector<Problem> problems;  ///< None: the chain is whole, and its links match.

@@ -595,7 +595,7 @@ TEST_F(DrillTest, NoRootFromAManifestThatDoesNotBelong) {
   outcome = outcome_of([&] { has_digests = parent_digests(*chain.open(), 0).digests != nullptr; });
   EXPECT_TRUE(outcome == Outcome::BadManifest || outcome == Outcome::Mismatch ||
               (outcome == Outcome::Done && !has_digests))
-      << static_cast<int>(outcome);
+      << to_string(outcome);
 }
 
 TEST_F(DrillTest, Signatures) {

@@ -6,7 +6,6 @@
 #include <atomic>
 #include <cerrno>
 #include <chrono>
-#include <csignal>
 #include <functional>
 #include <mutex>
 #include <new>
@@ -18,9 +17,10 @@
 #include <utility>
 #include <vector>
 
+#include "extent/cancellation.h"
 #include "extent/error.h"
-#include "extent/interrupt.h"
 #include "tests/random.h"
+#include "tests/support.h"
 
 namespace qchain::tests {
 namespace {
@@ -238,36 +238,72 @@ TEST_P(EngineTest, WorksWithTheThreadsThatCanBeHad) {
   }
 }
 
-TEST_P(EngineTest, AnInterruptStopsAll) {
-  struct Reset {
-    ~Reset() { request_interrupt(0); }
-  } const reset;
-  for (const auto& [signal, outcome] :
-       {std::pair{SIGINT, Outcome::Interrupted}, std::pair{SIGTERM, Outcome::Terminated}}) {
-    request_interrupt(0);
+class CancellingWorker : public NumberWorker {
+ public:
+  CancellingWorker(Work& work, Cancellation& cancellation, Outcome reason)
+      : NumberWorker(work), work_(work), cancellation_(cancellation), reason_(reason) {}
+  void settle() override {
+    NumberWorker::settle();
+    if (work_.settled.size() == 10) cancellation_.request(reason_);
+  }
+
+ private:
+  Work& work_;
+  Cancellation& cancellation_;
+  Outcome reason_;
+};
+
+TEST_P(EngineTest, ACancellationStopsAll) {
+  for (const Outcome reason : {Outcome::Interrupted, Outcome::Terminated}) {
+    Cancellation cancellation;
+    const CancellationScope scope(&cancellation);
     Work work;
     work.count = 100000;
-    class Interrupting : public NumberWorker {
-     public:
-      Interrupting(Work& work, int signal) : NumberWorker(work), work_(work), signal_(signal) {}
-      void settle() override {
-        NumberWorker::settle();
-        if (work_.settled.size() == 10) request_interrupt(signal_);
-      }
-
-     private:
-      Work& work_;
-      int signal_;
-    };
-    try {
-      run_workers([&, number = signal] { return std::make_unique<Interrupting>(work, number); }, GetParam());
-      ADD_FAILURE() << "nothing was thrown";
-    } catch (const Error& error) {
-      EXPECT_EQ(error.outcome(), outcome);
-    }
+    const Outcome outcome = outcome_of([&] {
+      run_workers([&] { return std::make_unique<CancellingWorker>(work, cancellation, reason); }, GetParam());
+    });
+    EXPECT_EQ(outcome, reason);
     EXPECT_GE(work.settled.size(), 10U);
     EXPECT_LT(work.next, 1000);
   }
+}
+
+// Each has its own, also in the threads of its workers.
+TEST_P(EngineTest, ACancellationStopsNobodyElse) {
+  Cancellation of_another;
+  std::jthread another([&] {
+    const CancellationScope scope(&of_another);
+    of_another.request(Outcome::Terminated);
+    Work work;
+    work.count = 100;
+    EXPECT_EQ(outcome_of([&] { run_workers(factory_of(work), GetParam()); }), Outcome::Terminated);
+  });
+  Cancellation cancellation;
+  const CancellationScope scope(&cancellation);
+  Work work;
+  work.count = 100;
+  run_workers(factory_of(work), GetParam());
+  EXPECT_EQ(work.settled, numbers(100));
+}
+
+TEST(CancellationTest, TheFirstReasonStays) {
+  Cancellation cancellation;
+  EXPECT_NO_THROW(cancellation.throw_if_requested());
+  cancellation.request(Outcome::Interrupted);
+  cancellation.request(Outcome::Terminated);
+  EXPECT_EQ(outcome_of([&] { cancellation.throw_if_requested(); }), Outcome::Interrupted);
+}
+
+TEST(CancellationTest, TheInnermostScopeCounts) {
+  Cancellation outer;
+  Cancellation inner;
+  const CancellationScope scope(&outer);
+  inner.request(Outcome::Interrupted);
+  {
+    const CancellationScope inside(&inner);
+    EXPECT_EQ(outcome_of([] { throw_if_cancelled(); }), Outcome::Interrupted);
+  }
+  EXPECT_NO_THROW(throw_if_cancelled());
 }
 
 TEST(EngineSideBySide, PiecesAreFetchedByAllThreads) {

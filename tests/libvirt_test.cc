@@ -1,7 +1,6 @@
 // What is read of libvirt's XML, QEMU's answers and NBD URIs, and calls that take too long.
 #include <gtest/gtest.h>
 
-#include <csignal>
 #include <future>
 #include <memory>
 #include <string>
@@ -11,7 +10,7 @@
 #include "cli/libvirt/nbd_address.h"
 #include "cli/libvirt/timed_call.h"
 #include "extent/error.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain::tests {
 namespace {
@@ -147,10 +146,7 @@ TEST(NbdAddressTest, OneSocketUnderTwoNames) {
 
 class TimedCallTest : public ::testing::Test {
  protected:
-  void TearDown() override {
-    request_interrupt(0);
-    go_on_->set_value();
-  }
+  void TearDown() override { go_on_->set_value(); }
 
   // A call that lasts for as long as the test.
   auto endless() {
@@ -175,8 +171,10 @@ TEST_F(TimedCallTest, GivesUpAfterTheTimeOut) {
   EXPECT_EQ(outcome_of([&] { timed_call(endless(), seconds(0), "call"); }), Outcome::Inconclusive);
 }
 
-TEST_F(TimedCallTest, ASignalEndsTheWaiting) {
-  request_interrupt(SIGTERM);
+TEST_F(TimedCallTest, ACancellationEndsTheWaiting) {
+  Cancellation cancellation;
+  const CancellationScope scope(&cancellation);
+  cancellation.request(Outcome::Terminated);
   EXPECT_EQ(outcome_of([&] { timed_call(endless(), seconds(3600), "call"); }), Outcome::Terminated);
 }
 

@@ -403,7 +403,7 @@ TEST_F(ManifestTest, Garbage) {
           static_cast<std::byte>(random.word());
     }
     const Outcome outcome = reading(bytes);
-    EXPECT_TRUE(outcome == Outcome::BadManifest || outcome == Outcome::Done) << static_cast<int>(outcome);
+    EXPECT_TRUE(outcome == Outcome::BadManifest || outcome == Outcome::Done) << to_string(outcome);
   }
 }
 

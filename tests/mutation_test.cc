@@ -90,7 +90,7 @@ class MutationTest : public RandomTest {
     if (is_manifest) {
       EXPECT_EQ(outcome, Outcome::BadManifest) << path << ": " << what;
     } else if (outcome != Outcome::Mismatch && outcome != Outcome::BadManifest) {
-      EXPECT_FALSE(is_changed()) << path << ": " << what << ": ends with " << static_cast<int>(outcome);
+      EXPECT_FALSE(is_changed()) << path << ": " << what << ": ends with " << to_string(outcome);
     }
   }
 

@@ -1,5 +1,5 @@
 // Texts as they are printed: whatever an image or a server says, a terminal and a document are safe from it.
-#include "cli/text.h"
+#include "cli/api/text.h"
 
 #include <gtest/gtest.h>
 

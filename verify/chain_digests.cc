@@ -4,7 +4,7 @@
 #include <utility>
 
 #include "extent/error.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -176,7 +176,7 @@ ChainDigests::Run ChainDigests::next(std::uint64_t first, std::uint64_t at_most)
 
 void ChainDigests::add_to(DiskDigest& disk, std::uint64_t first, std::uint64_t count, std::uint64_t end) {
   while (count > 0) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     const Run run = next(first, std::min(count, kAtATime));
     const std::uint64_t length = std::min(end - first * kDigestBlock, run.count * kDigestBlock);
     if (run.whole == nullptr) {

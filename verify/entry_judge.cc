@@ -6,7 +6,7 @@
 #include <optional>
 #include <utility>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "qcow2/format.h"
 
 namespace qchain {
@@ -114,7 +114,7 @@ std::uint64_t EntryJudge::stream_bytes(HostOffset host, std::uint64_t compressed
 }
 
 Decoded EntryJudge::decode(HostOffset host, std::uint64_t compressed_bytes) {
-  throw_if_interrupted();
+  throw_if_cancelled();
   ++decoded_;
   cluster_.resize(geometry_.cluster_size());
   stream_.resize(compressed_bytes);

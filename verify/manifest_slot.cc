@@ -75,8 +75,9 @@ void ManifestSlot::look_at_manifest(Existing existing) {
   if (!image_.replaces() && existing == Existing::Refuse) {
     throw Error(Outcome::Usage,
                 fmt::format("{}: exists, though {} does not: it may be wanted for an image that was lost or "
-                            "moved; choose another name, or replace it with --force",
-                            usual, image_.path()));
+                            "moved; choose another name",
+                            usual, image_.path()),
+                Remedy::ReplaceOutput);
   }
   replaces_ = true;
   replaced_id_ = *layer;

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <utility>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "extent/zero.h"
 #include "qcow2/format.h"
 #include "qcow2/refcount.h"
@@ -139,7 +139,7 @@ void Recount::compare(const ReferenceCount& counted) {
 // Clusters [begin, end), whose refcounts are in block `index`.
 void Recount::compare_block(std::uint64_t index, std::uint64_t begin, std::uint64_t end,
                             const ReferenceCount& counted) {
-  throw_if_interrupted();
+  throw_if_cancelled();
   buffer_.resize(image_.geometry().cluster_size());
   const HostOffset block(blocks_[index]);
   const std::size_t held = image_.file().read_at_most(block, buffer_);

@@ -8,7 +8,7 @@
 #include <span>
 #include <utility>
 
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "qcow2/bitmap.h"
 #include "qcow2/format.h"
 
@@ -96,7 +96,7 @@ ReferenceWalk::ReferenceWalk(const Image& image, std::vector<Region> regions)
 template <class Visit>
 void ReferenceWalk::for_words(HostOffset table, std::uint64_t words, Visit&& visit) {
   for (std::uint64_t done = 0; done < words;) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     const std::uint64_t wanted = std::min<std::uint64_t>(words - done, buffer_.size() / kWord);
     const std::size_t held =
         image_.file().read_at_most(table + done * kWord, std::span(buffer_).first(wanted * kWord)) / kWord;
@@ -192,7 +192,7 @@ void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const Reference
   const std::uint64_t cluster_size = geometry_.cluster_size();
   const std::size_t most = std::max<std::size_t>(buffer_.size() / cluster_size, 1);
   for (std::size_t i = 0; i < tables.size();) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     std::size_t count = 1;  // tables side by side are read at once
     while (count < most && i + count < tables.size() &&
            tables[i + count].table - tables[i].table == count * cluster_size) {

@@ -241,8 +241,9 @@ Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& opti
   const auto require_key = [&] {
     if (!is_signed || options.key != nullptr) return;
     throw Error(Outcome::Usage,
-                fmt::format("{}: is signed, and would lose its signature: name the key with --sign-key",
-                            manifest_of(chain.layers()[index])));
+                fmt::format("{}: is signed, and would lose its signature: name the key",
+                            manifest_of(chain.layers()[index])),
+                Remedy::NameSigningKey);
   };
   const std::optional<Digest> root = root_from_manifests(chain, index, summary.header);
   if (!is_up_to_date(chain, index, verdict, root, options)) {

@@ -4,7 +4,7 @@
 
 #include <nlohmann/json.hpp>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/error.h"
 
 namespace qchain {

@@ -9,7 +9,7 @@
 #include <charconv>
 #include <cstdlib>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 
 namespace qchain {
 

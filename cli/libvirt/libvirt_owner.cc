@@ -10,7 +10,7 @@
 #include "cli/libvirt/domain.h"
 #include "cli/libvirt/nbd_address.h"
 #include "cli/libvirt/timed_call.h"
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/error.h"
 
 namespace qchain {

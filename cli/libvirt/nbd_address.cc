@@ -6,7 +6,7 @@
 #include <charconv>
 #include <string_view>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 
 namespace qchain {
 

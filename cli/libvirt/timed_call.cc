@@ -4,7 +4,7 @@
 #include <pthread.h>
 
 #include "extent/error.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -15,12 +15,12 @@ void wait_for_call(const std::function<bool(std::chrono::milliseconds)>& ended, 
   constexpr std::chrono::milliseconds kPoll{20};
   const auto deadline = std::chrono::steady_clock::now() + timeout;
   while (!ended(kPoll)) {
-    throw_if_interrupted();
+    throw_if_cancelled();
     if (std::chrono::steady_clock::now() >= deadline) {
       throw Error(Outcome::Inconclusive, fmt::format("{}: no answer within {} s", what, timeout.count()));
     }
   }
-  throw_if_interrupted();
+  throw_if_cancelled();
 }
 
 }  // namespace qchain

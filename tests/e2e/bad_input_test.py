@@ -161,7 +161,7 @@ class Wrong(Case):
         self.refuses(2, "pull", self.uri, "-o", "", says=["-o"])
 
     def test_usage(self) -> None:
-        """Each is 2, and the message names the option."""
+        """Each is 2, and the message names the option, with dashes or without."""
         for options, says in ((["--cluster-size", "3000"], "--cluster-size"), (["--cluster-size", "2K"], "--cluster-size"),
                               (["--cluster-size", "4M"], "--cluster-size"), (["--cluster-size", "0"], "--cluster-size"),
                               (["--cluster-size", "64k x"], "--cluster-size"), (["--connections", "0"], "--connections"),
@@ -173,7 +173,7 @@ class Wrong(Case):
                               (["--parent-format", "raw"], "--parent"),
                               ([*self.on_full, "--shallow", "--bitmap", "b"], "--shallow")):
             with self.subTest(options=options):
-                self.refuses_pull(2, *options, says=[says])
+                self.refuses_pull(2, *options, says=[says.lstrip("-")])
         self.refuses(2, "pull", self.uri, says=["-o"])
         self.refuses(2, "pull", says=["URI"])
         self.refuses(2, "pul", says=["pul", "--help"])

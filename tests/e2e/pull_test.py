@@ -235,7 +235,7 @@ class Overlays(PullTest):
         self.go_on("write -P 7 3M 64k")
         options = ["--parent", "full/full.qcow2", "--since", "check1"]
         done = self.qchain("pull", self.uri, "-o", "inc/other.qcow2", *options, expect=(0, 2, 3, 4))
-        self.assert_says(done, "--backing-root")
+        self.assert_says(done, "as a backing root")
         self.pull("inc/inc.qcow2", *options, "--backing-root", "full")
         info = json.loads(self.run_tool("qemu-img", "info", "--output=json", "inc/inc.qcow2"))
         self.assertEqual(info["backing-filename"], "../full/full.qcow2")

@@ -1,4 +1,4 @@
-#include "cli/new_layer.h"
+#include "cli/api/new_layer.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <cstdlib>
 #include <ctime>
 
-#include "cli/text.h"
+#include "cli/api/text.h"
 #include "extent/error.h"
 
 namespace qchain {

@@ -1,4 +1,4 @@
-#include "cli/flat_layer.h"
+#include "cli/api/flat_layer.h"
 
 #include <fmt/format.h>
 
@@ -6,7 +6,7 @@
 #include <optional>
 #include <utility>
 
-#include "cli/new_layer.h"
+#include "cli/api/new_layer.h"
 #include "qcow2/identity.h"
 #include "verify/layer_build.h"
 #include "verify/salvage.h"

@@ -5,7 +5,8 @@
 #include <optional>
 #include <string>
 
-#include "cli/restore.h"
+#include "cli/api/active_run.h"
+#include "cli/api/qchain.h"
 #include "extent/copy_target.h"
 #include "extent/destination.h"
 #include "extent/raw_copy.h"
@@ -28,9 +29,9 @@ struct RestoreProof {
 };
 
 struct RestoreJob {
-  const RestoreOptions& o;
+  const RestoreRequest& request;
+  const ActiveRun& run;
   Chain& chain;
-  Console& console;
   RestoreProof proof;
   std::uint64_t unknown_bytes = 0;  ///< No manifest tells what they should be.
   bool recorded_fits = false;       ///< What was written has the recorded digest.
@@ -41,7 +42,7 @@ struct RestoreJob {
   std::optional<ReadBack> read_back;
 
   /// Whether damage is written and listed, instead of refused.
-  bool is_lenient() const { return o.no_verify || o.salvage; }
+  bool is_lenient() const { return request.no_verify || request.salvage; }
   bool is_verified() const {
     return losses.is_clean() && proof.digests && unknown_bytes == 0 && proof.root_follows;
   }
@@ -53,16 +54,13 @@ class RestoreTarget {
  public:
   virtual ~RestoreTarget() = default;
   /// Writes, and makes it durable. Throws Error.
-  virtual void run(RestoreJob& job) = 0;
-  /// What became of the destination where what was read back is not what was written.
-  virtual std::string after_mismatch(const RestoreJob& job) const;
+  virtual void write(RestoreJob& job) = 0;
+  /// Whether what fails leaves something behind; else it is a file that is not made then.
+  virtual bool is_in_place() const { return true; }
 };
 
 /// Looks at the destination before anything is read. Throws Error where it must not be written to.
-std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, const Chain& chain,
-                                                   Console& console);
-
-/// Prints what came of it. Returns the outcome.
-Outcome report_restore(const RestoreJob& job, const RestoreTarget& target);
+std::unique_ptr<RestoreTarget> open_restore_target(const RestoreRequest& request, const Chain& chain,
+                                                   const ActiveRun& run);
 
 }  // namespace qchain

@@ -8,11 +8,12 @@
 #include <functional>
 #include <thread>
 
-#include "cli/flat_layer.h"
-#include "cli/raw_output.h"
-#include "cli/restore_job.h"
+#include "cli/api/flat_layer.h"
+#include "cli/api/nbd_access.h"
+#include "cli/api/raw_output.h"
+#include "cli/api/restore_job.h"
 #include "extent/image_lock.h"
-#include "extent/interrupt.h"
+#include "extent/cancellation.h"
 #include "extent/nbd_export.h"
 #include "extent/nbd_writer.h"
 #include "extent/uncached_file.h"
@@ -23,10 +24,11 @@ namespace qchain {
 
 namespace {
 
-Existing existing_for(const RestoreOptions& o) { return o.force ? Existing::Replace : Existing::Refuse; }
+Existing existing_for(const RestoreRequest& r) { return r.replace ? Existing::Replace : Existing::Refuse; }
 
-Warn warn_by(Console& console) {
-  return [&console](const std::string& message) { console.warn(message); };
+unsigned workers_for(const RestoreJob& job, Work work) {
+  const unsigned given = job.request.nbd.connections;
+  return worker_count(given != 0 ? given : job.run.workers(), work);
 }
 
 std::string not_complete(const std::string& destination) {
@@ -59,16 +61,16 @@ void require_recorded(RestoreJob& job, DiskDigest& whole) {
   throw Error(
       Outcome::Mismatch,
       fmt::format("{}: the digest of the disk is {}, and its header records {}; qchain verify names what is "
-                  "damaged, --salvage restores the rest",
-                  job.chain.name(), found, job.proof.recorded));
+                  "damaged",
+                  job.chain.name(), found, job.proof.recorded),
+      Remedy::Salvage);
 }
 
 void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
-  Progress progress(job.console.progress_style(), "restore", length);
   std::optional<DiskDigest> whole;
   CopyOptions options;
-  options.workers = job.o.nbd.workers(Work::ReadAndWrite);
-  options.progress = progress.updater();
+  options.workers = workers_for(job, Work::ReadAndWrite);
+  options.progress = job.run.progress("restore", length);
   options.make_watcher = watcher_for(job, whole);
   options.salvage = job.is_lenient();
   SalvageDevice lenient(job.chain);
@@ -80,36 +82,33 @@ void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
 }
 
 void read_again(RestoreJob& job, BlockDevice& target) {
-  Progress progress(job.console.progress_style(), "read back", target.size());
   const bool by_digests = job.proof.digests && job.is_verified() && job.unknown_bytes == 0;
   const std::unique_ptr<ChainDigests> digests = by_digests ? digests_from(job.chain, 0) : nullptr;
-  job.read_back =
-      read_back(job.chain, target, digests.get(), job.o.nbd.workers(Work::Read), progress.updater());
+  job.read_back = read_back(job.chain, target, digests.get(), workers_for(job, Work::Read),
+                            job.run.progress("read back", target.size()));
 }
 
 class FileRestore : public RestoreTarget {
  public:
-  FileRestore(const RestoreOptions& o, Console& console)
-      : output_(o.destination, existing_for(o), warn_by(console)) {}
+  FileRestore(const RestoreRequest& request, const ActiveRun& run)
+      : output_(request.destination, existing_for(request), run.warner()) {}
 
-  void run(RestoreJob& job) override {
+  void write(RestoreJob& job) override {
     const std::uint64_t length = job.chain.top().true_length();
     output_.warn_if_short_of_space(length, extents_of(job.chain, guest_range(0, length)));
-    if (job.o.preallocate) output_.file().allocate(length);
+    if (job.request.preallocate) output_.file().allocate(length);
     output_.file().resize(length);
     FileTarget target(output_.file(), TargetContent::Zeros);
     copy(job, target, length);
     target.sync();
-    if (job.o.read_back) {
-      UncachedFile written(output_.current_path(), job.o.destination);
+    if (job.request.read_back) {
+      UncachedFile written(output_.current_path(), job.request.destination);
       read_again(job, written);
     }
     if (job.read_back_outcome() != Outcome::Done) return;
     output_.publish();
   }
-  std::string after_mismatch(const RestoreJob& job) const override {
-    return fmt::format("{}: was not made", job.o.destination);
-  }
+  bool is_in_place() const override { return false; }
 
  private:
   RawOutput output_;
@@ -117,11 +116,10 @@ class FileRestore : public RestoreTarget {
 
 class LayerRestore : public RestoreTarget {
  public:
-  void run(RestoreJob& job) override {
-    Progress progress(job.console.progress_style(), "restore", job.chain.top().true_length());
+  void write(RestoreJob& job) override {
     std::optional<DiskDigest> unused;
     FlatLayerOptions options;
-    options.existing = existing_for(job.o);
+    options.existing = existing_for(job.request);
     // The layer has a digest of its own, and is compared with what is recorded by it.
     const std::string recorded = std::exchange(job.proof.recorded, {});
     options.watcher = watcher_for(job, unused);
@@ -129,35 +127,36 @@ class LayerRestore : public RestoreTarget {
     if (!recorded.empty()) options.algorithm = algorithm_of(recorded);
     options.salvage = job.is_lenient();
     if (!job.is_lenient()) options.expected_root = job.proof.root.empty() ? recorded : job.proof.root;
-    options.workers = job.o.nbd.workers(Work::ReadAndWrite);
-    options.progress = progress.updater();
-    options.warn = warn_by(job.console);
+    options.workers = workers_for(job, Work::ReadAndWrite);
+    options.progress = job.run.progress("restore", job.chain.top().true_length());
+    options.warn = job.run.warner();
     SalvageDevice lenient(job.chain);
     BlockDevice& source = job.is_lenient() ? static_cast<BlockDevice&>(lenient) : job.chain;
-    const FlatLayer flat = write_flat_layer(job.chain, source, job.o.destination, options);
+    const FlatLayer flat = write_flat_layer(job.chain, source, job.request.destination, options);
     if (job.is_lenient()) job.unknown_bytes = job.losses.unknown_bytes;
     if (job.proof.digests) job.proof.digests->finish();
     job.recorded_fits = !recorded.empty() && flat.root == recorded;
     job.copied = {flat.written.data_bytes, job.chain.top().true_length() - flat.written.data_bytes};
     job.layer_id = flat.id;
   }
+  bool is_in_place() const override { return false; }
 };
 
-class PipeRestore : public RestoreTarget {
+class StreamRestore : public RestoreTarget {
  public:
-  explicit PipeRestore(Console& console) : out_(dup(STDOUT_FILENO), "standard output") {
-    if (out_.descriptor() < 0) throw system_error("standard output: cannot be written to", errno);
-    console.use_standard_error();
+  explicit StreamRestore(int descriptor)
+      : out_(fcntl(descriptor, F_DUPFD_CLOEXEC, 3),
+             descriptor == STDOUT_FILENO ? "standard output" : "the stream") {
+    if (out_.descriptor() < 0) throw system_error(out_.path() + ": cannot be written to", errno);
   }
 
-  void run(RestoreJob& job) override {
+  void write(RestoreJob& job) override {
     FileTarget target(out_, TargetContent::Stream);
     try {
       copy(job, target, job.chain.top().true_length());
     } catch (const Error& error) {
       if (!target.is_touched()) throw;
-      throw Error(error.outcome(),
-                  fmt::format("{}; what went to standard output is not complete", error.what()));
+      throw error.with(fmt::format("; what went to {} is not complete", out_.path()));
     }
   }
 
@@ -174,7 +173,7 @@ class PlaceRestore : public RestoreTarget {
     const std::uint64_t needed = job.chain.top().true_length();
     if (size < needed) {
       throw Error(Outcome::Usage, fmt::format("{}: has {} bytes and the disk {}; use a larger one",
-                                              job.o.destination, size, needed));
+                                              job.request.destination, size, needed));
     }
     return std::min(size, job.chain.size());
   }
@@ -182,9 +181,9 @@ class PlaceRestore : public RestoreTarget {
   static void write_all(RestoreJob& job, CopyTarget& target, std::uint64_t length, std::uint64_t size) {
     copy(job, target, length);
     constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
-    if (!job.o.zero_rest) job.rest_bytes = size - length;
-    for (std::uint64_t at = length; job.o.zero_rest && at < size; at += kStep) {
-      throw_if_interrupted();
+    if (!job.request.zero_rest) job.rest_bytes = size - length;
+    for (std::uint64_t at = length; job.request.zero_rest && at < size; at += kStep) {
+      throw_if_cancelled();
       const WriteRequest zeros{guest_range(at, std::min(kStep, size - at)), {}};
       target.write(std::span(&zeros, 1));
     }
@@ -197,7 +196,7 @@ class PlaceRestore : public RestoreTarget {
       write();
     } catch (const Error& error) {
       if (!target.is_touched()) throw;
-      throw Error(error.outcome(), fmt::format("{}; {}", error.what(), not_complete(job.o.destination)));
+      throw error.with("; " + not_complete(job.request.destination));
     }
   }
 };
@@ -227,15 +226,15 @@ class DeviceRestore : public PlaceRestore {
     device_.bypass_cache();
   }
 
-  void run(RestoreJob& job) override {
+  void write(RestoreJob& job) override {
     const std::uint64_t size = device_.size();
     const std::uint64_t length = written_length(job, size);
     FileTarget target(device_, TargetContent::Unknown,
-                      job.o.preallocate ? ZeroSpace::Keep : ZeroSpace::Release);
+                      job.request.preallocate ? ZeroSpace::Keep : ZeroSpace::Release);
     overwrite(job, target, [&] {
       write_all(job, target, length, size);
-      if (!job.o.read_back) return;
-      UncachedFile whole(job.o.destination);
+      if (!job.request.read_back) return;
+      UncachedFile whole(job.request.destination);
       FirstBytes written(whole, length);
       read_again(job, written);
     });
@@ -254,32 +253,31 @@ NbdExport reopen(const NbdTarget& target) {
     } catch (const Error& error) {
       if (error.outcome() != Outcome::Io || attempts == 0) throw;
     }
-    throw_if_interrupted();
+    throw_if_cancelled();
     std::this_thread::sleep_for(kPause);
   }
 }
 
 class ExportRestore : public PlaceRestore {
  public:
-  explicit ExportRestore(const RestoreOptions& o) : name_(o.nbd.target(o.destination)) {
-    name_.keep_space = o.preallocate;
+  explicit ExportRestore(const RestoreRequest& r) : name_(nbd_target(r.nbd, r.destination)) {
+    name_.keep_space = r.preallocate;
     target_.emplace(name_);
   }
 
-  void run(RestoreJob& job) override {
+  void write(RestoreJob& job) override {
     const std::uint64_t size = target_->size();
     const std::uint64_t length = written_length(job, size);
     overwrite(job, *target_, [&] { write_all(job, *target_, length, size); });
     target_.reset();
-    if (!job.o.read_back) return;
+    if (!job.request.read_back) return;
     try {
       NbdExport live = reopen(name_);
       OpaqueDevice whole(live);  // what the server says of zeros is no proof
       FirstBytes written(whole, length);
       read_again(job, written);
     } catch (const Error& error) {
-      throw Error(error.outcome(), fmt::format("{}; it was not read back, so that perhaps {}", error.what(),
-                                               not_complete(job.o.destination)));
+      throw error.with("; it was not read back, so that perhaps " + not_complete(job.request.destination));
     }
   }
 
@@ -289,8 +287,8 @@ class ExportRestore : public PlaceRestore {
 };
 
 // Neither the chain nor what belongs to it is written over.
-void protect(const RestoreOptions& o, const Chain& chain) {
-  for (const std::string& path : {o.destination, manifest_path(o.destination)}) {
+void protect(const RestoreRequest& r, const Chain& chain) {
+  for (const std::string& path : {r.destination, manifest_path(r.destination)}) {
     const Destination found = look_at(path);
     if (found.kind == DestinationKind::Nothing || !belongs_to(chain, found.identity)) continue;
     throw Error(Outcome::Usage,
@@ -300,34 +298,31 @@ void protect(const RestoreOptions& o, const Chain& chain) {
 
 }  // namespace
 
-std::string RestoreTarget::after_mismatch(const RestoreJob& job) const {
-  return not_complete(job.o.destination);
-}
-
-std::unique_ptr<RestoreTarget> open_restore_target(const RestoreOptions& o, const Chain& chain,
-                                                   Console& console) {
-  const bool as_layer = o.format == ImageFormat::Qcow2;
-  const bool is_export = is_nbd_uri(o.destination);
-  const bool is_pipe = o.destination == "-";
-  const Destination found = is_export || is_pipe ? Destination() : look_at(o.destination);
+std::unique_ptr<RestoreTarget> open_restore_target(const RestoreRequest& r, const Chain& chain,
+                                                   const ActiveRun& run) {
+  const bool is_stream = r.descriptor >= 0;
+  const bool is_export = !is_stream && is_nbd_uri(r.destination);
+  if (!is_stream && r.destination.empty()) throw Error(Outcome::Usage, "missing destination");
+  const Destination found = is_export || is_stream ? Destination() : look_at(r.destination);
   const bool is_device = found.kind == DestinationKind::BlockDevice;
   const bool in_place = is_export || is_device;
-  const auto only_for = [&](bool given, bool possible, const char* option, const char* what) {
-    if (given && !possible)
-      throw Error(Outcome::Usage, fmt::format("{}: {} is for {}", o.destination, option, what));
+  const auto only_for = [&](bool given, bool possible, const char* what, const char* targets) {
+    if (given && !possible) {
+      throw Error(Outcome::Usage, fmt::format("{}: {} is only for {}",
+                                              is_stream ? "a stream" : r.destination.c_str(), what, targets));
+    }
   };
-  only_for(as_layer, !in_place && !is_pipe, "--format qcow2", "files");
-  only_for(o.zero_rest, in_place, "--zero-rest", "block devices and NBD exports");
-  only_for(o.preallocate, !is_pipe && !as_layer, "--preallocate", "raw files, block devices and NBD exports");
-  only_for(o.read_back, !is_pipe && !as_layer, "--read-back", "raw targets that can be read again");
-  only_for(o.common.json, !is_pipe, "--json",
-           "other destinations: standard output cannot take the disk and a document");
-  if (is_pipe) return std::make_unique<PipeRestore>(console);
-  if (is_export) return std::make_unique<ExportRestore>(o);
-  protect(o, chain);
-  if (is_device) return std::make_unique<DeviceRestore>(o.destination, chain);
-  if (as_layer) return std::make_unique<LayerRestore>();
-  return std::make_unique<FileRestore>(o, console);
+  only_for(r.as_layer, !in_place && !is_stream, "a qcow2 layer", "files");
+  only_for(r.zero_rest, in_place, "zeroing the rest", "block devices and NBD exports");
+  only_for(r.preallocate, !is_stream && !r.as_layer, "preallocation",
+           "raw files, block devices and NBD exports");
+  only_for(r.read_back, !is_stream && !r.as_layer, "reading back", "raw targets that can be read again");
+  if (is_stream) return std::make_unique<StreamRestore>(r.descriptor);
+  if (is_export) return std::make_unique<ExportRestore>(r);
+  protect(r, chain);
+  if (is_device) return std::make_unique<DeviceRestore>(r.destination, chain);
+  if (r.as_layer) return std::make_unique<LayerRestore>();
+  return std::make_unique<FileRestore>(r, run);
 }
 
 }  // namespace qchain

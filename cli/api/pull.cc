@@ -1,0 +1,165 @@
+#include <fmt/format.h>
+
+#include <bit>
+#include <memory>
+#include <optional>
+
+#include "cli/api/active_run.h"
+#include "cli/api/nbd_access.h"
+#include "cli/api/open_chain.h"
+#include "cli/api/pull_checks.h"
+#include "cli/api/pull_increment.h"
+#include "cli/api/qchain.h"
+#include "cli/api/new_layer.h"
+#include "qcow2/format.h"
+#include "verify/layer_build.h"
+
+namespace qchain {
+
+namespace {
+
+constexpr std::size_t kMaxRecordedName = 128;  // the identity has room for 1 KiB in all
+
+Changes changes_for(const PullRequest& r) {
+  if (r.parent.empty()) return {};
+  if (r.shallow) return {Changes::Source::AllocationDepth, {}};
+  return {Changes::Source::DirtyBitmap, r.bitmap};
+}
+
+Identity identity_for(const PullRequest& r, const NbdExport& live) {
+  Identity identity;
+  identity.id = r.layer_id.empty() ? random_uuid() : r.layer_id;
+  identity.checkpoint = r.checkpoint;
+  identity.since = r.since;
+  identity.length = live.size();
+  identity.time = recorded_time();
+  identity.tool = "qchain " QCHAIN_VERSION;
+  if (live.export_name().size() <= kMaxRecordedName) identity.export_name = live.export_name();
+  const OwnedDisk* const disk = r.owner != nullptr ? r.owner->disk() : nullptr;
+  if (disk != nullptr) {
+    identity.domain = disk->domain_uuid;
+    identity.target = disk->target;
+  }
+  identity.point = point_in_time(r.owner);
+  identity.source = source_of(live);
+  return identity;
+}
+
+unsigned cluster_bits_for(const PullRequest& r, const Chain* parent) {
+  if (r.cluster_size != 0) return static_cast<unsigned>(std::countr_zero(r.cluster_size));
+  if (parent == nullptr || parent->top().image() == nullptr) return kDefaultClusterBits;
+  const unsigned bits = parent->top().image()->header().cluster_bits;
+  return bits >= kMinWrittenClusterBits ? bits : kDefaultClusterBits;
+}
+
+LayerRecipe recipe_for(const PullRequest& r, NbdExport& live, const Chain* parent, const SigningKey* key,
+                       const ActiveRun& run) {
+  LayerRecipe recipe;
+  recipe.output = r.output;
+  recipe.existing = r.replace ? Existing::Replace : Existing::Refuse;
+  recipe.parent = parent;
+  recipe.identity = identity_for(r, live);
+  recipe.layer.cluster_bits = cluster_bits_for(r, parent);
+  recipe.layer.extended_l2 = r.extended_l2;
+  recipe.layer.compression = parse_compression(r.compression);
+  if (r.extended_l2 && recipe.layer.cluster_bits < kMinExtendedL2ClusterBits) {
+    throw Error(Outcome::Usage,
+                fmt::format("extended L2 entries need clusters of at least {} bytes",
+                            1U << kMinExtendedL2ClusterBits),
+                Remedy::LargerClusters);
+  }
+  recipe.layer.workers = worker_count(r.nbd, run.workers(), live, Work::ReadAndWrite);
+  recipe.layer.progress = run.progress("pull", live.size());
+  recipe.manifest = r.digest != "none";
+  if (recipe.manifest && !r.digest.empty()) recipe.algorithm = algorithm_named(r.digest);
+  recipe.key = key;
+  recipe.warn = run.warner();
+  return recipe;
+}
+
+void tell_about(const LayerBuild& build, const PullRequest& r, const ActiveRun& run) {
+  if (build.backing_name().starts_with("../")) {
+    run.note(
+        "the parent is outside the output's directory: whoever reads the chain has to allow its directory as "
+        "a backing root");
+  }
+  if (!build.unknown_because().empty()) {
+    run.warn(fmt::format("the digest of the whole disk will be unknown: {}", build.unknown_because()));
+  }
+  if (r.digest != "none" && !is_cryptographic(build.algorithm())) {
+    run.note(fmt::format("{} detects corruption, not tampering", to_string(build.algorithm())));
+  }
+}
+
+PullResult result_of(const PullRequest& r, const NbdExport& live, const LayerBuild& build,
+                     const IncrementResult& increment) {
+  const WrittenLayer& written = increment.written;
+  const Identity& identity = build.identity();
+  PullResult result;
+  result.output = r.output;
+  if (r.digest != "none") result.manifest = manifest_path(r.output);
+  result.is_signed = !r.sign_key.empty();
+  result.is_increment = !r.parent.empty();
+  result.bitmap = live.bitmap();
+  result.virtual_size = written.header.virtual_size;
+  result.cluster_size = std::uint64_t{1} << written.header.cluster_bits;
+  result.data_bytes = written.data_bytes;
+  result.zero_bytes = written.zero_bytes;
+  result.inherited_bytes = written.inherited_bytes;
+  result.compressed_clusters = written.compressed_clusters;
+  result.read_bytes = written.read_bytes;
+  result.file_bytes = written.file_bytes;
+  result.missed_bytes = increment.missed_bytes;
+  result.clean_checked = increment.checked;
+  result.layer_id = identity.id;
+  result.parent_id = identity.parent_id;
+  result.digest = identity.digest;
+  result.parent_digest = identity.parent_digest;
+  result.source = identity.source;
+  result.export_name = identity.export_name;
+  result.point_in_time = identity.point;
+  return result;
+}
+
+std::unique_ptr<Chain> open_parent(const PullRequest& r, const ActiveRun& run) {
+  if (r.parent.empty()) return nullptr;
+  const ImageFormat format = r.parent_is_raw ? ImageFormat::Raw : ImageFormat::Qcow2;
+  std::unique_ptr<Chain> parent =
+      open_chain(r.parent, format, r.open, Links::Require, run, Remedy::ParentIsRaw);
+  require_since(r, parent->top(), run);
+  return parent;
+}
+
+IncrementResult write_full(const PullRequest& r, NbdExport& live, LayerBuild& build) {
+  OpaqueDevice opaque(live);
+  return {build.write(r.no_extents ? static_cast<BlockDevice&>(opaque) : live), 0, {}};
+}
+
+}  // namespace
+
+PullResult pull(const PullRequest& r, const Run& how) {
+  const ActiveRun run(how);
+  require_valid(r);
+  std::optional<SigningKey> key;
+  if (!r.sign_key.empty()) key.emplace(r.sign_key);
+  const std::unique_ptr<Chain> parent = open_parent(r, run);
+  NbdExport live(nbd_target(r.nbd, r.uri), changes_for(r));
+  check_writable(live, r.require_read_only, run);
+  if (parent) require_same_source(r, live, parent->top());
+  note_about(live, !parent, run);
+  LayerBuild build(recipe_for(r, live, parent.get(), key ? &*key : nullptr, run));
+  tell_about(build, r, run);
+  build.warn_if_short_of_space(live);
+  const IncrementResult written =
+      parent ? write_increment(r, live, *parent, build, run) : write_full(r, live, build);
+  warn_about_recovery(live, run);
+  build.identity().checked = written.checked;
+  // Everything is durable before the header makes it an image, and the export is the same one after the last
+  // byte was read.
+  build.finish();
+  require_point_in_time(live, r.owner);
+  build.commit();
+  return result_of(r, live, build, written);
+}
+
+}  // namespace qchain

@@ -1,0 +1,145 @@
+#include <fmt/format.h>
+
+#include <memory>
+
+#include "cli/api/open_chain.h"
+#include "cli/api/qchain.h"
+#include "cli/api/restore_job.h"
+
+namespace qchain {
+
+namespace {
+
+void require_valid(const RestoreRequest& r) {
+  const auto usage = [](const char* message) { throw Error(Outcome::Usage, message); };
+  if (r.image.empty()) usage("missing image");
+  if (r.no_verify && !r.trust_keys.empty()) {
+    usage("keys are to be trusted for manifests, and without verification nobody looks at them");
+  }
+  if (r.salvage && (r.no_verify || !r.trust_keys.empty())) {
+    usage("a salvage goes neither without verification nor with keys to trust");
+  }
+  if (r.as_layer && r.read_back) usage("reading back is for raw targets: a layer is proven by verify");
+}
+
+// What a manifest says of itself and its layer; nothing is written before that is known to be good.
+void require_good_manifests(const RestoreRequest& r, const std::vector<LayerDrill>& layers) {
+  for (const LayerDrill& layer : layers) {
+    if (layer.failure.outcome != Outcome::Done) throw Error(layer.failure.outcome, layer.failure.message);
+    const ManifestVerdict& verdict = layer.manifest;
+    if (verdict.outcome == Outcome::Done || verdict.outcome == Outcome::Incomplete) continue;
+    throw Error(verdict.outcome,
+                fmt::format("{}; nothing was written; 'qchain verify {}' names what is damaged",
+                            verdict.problems.front(), r.image),
+                Remedy::Salvage);
+  }
+}
+
+// What a salvage takes from manifests has to be good all the same; else it does without.
+bool are_good(const std::vector<LayerDrill>& layers, const ActiveRun& run) {
+  bool good = true;
+  for (const LayerDrill& layer : layers) {
+    for (const std::string& problem : layer.manifest.problems) run.warn(problem);
+    if (layer.failure.outcome != Outcome::Done) run.warn(layer.failure.message);
+    const Outcome outcome = worse(layer.failure.outcome, layer.manifest.outcome);
+    good = good && (outcome == Outcome::Done || outcome == Outcome::Incomplete);
+  }
+  return good;
+}
+
+RestoreProof prepare_proof(const RestoreRequest& r, const Chain& chain, const ActiveRun& run) {
+  RestoreProof proof;
+  if (r.no_verify) return proof;
+  DrillOptions options;
+  options.content = false;
+  for (const std::string& path : r.trust_keys) options.trusted.emplace_back(path);
+  const std::vector<LayerDrill> layers = drill(chain, options);
+  if (!r.salvage) require_good_manifests(r, layers);
+  if (r.salvage && !are_good(layers, run)) return proof;
+  proof.digests = digests_from(chain, 0);
+  const ManifestVerdict& top = layers.front().manifest;
+  if (top.summary && top.summary->root) {
+    proof.root = named(top.summary->header.algorithm, *top.summary->root);
+    proof.root_follows = top.root_follows;
+  }
+  // What the manifests do not tell, the digest in the header does, of the whole.
+  const std::optional<Identity> identity = chain.top().identity();
+  const bool is_told = proof.digests && proof.digests->is_complete() && proof.root_follows;
+  if (!is_told && identity && r.trust_keys.empty()) proof.recorded = identity->digest;
+  return proof;
+}
+
+// Of a chain with a layer that is gone or damaged, all that can be had is wanted where that was asked for.
+std::unique_ptr<Chain> open_to_restore(const RestoreRequest& r, const ActiveRun& run) {
+  if (!r.salvage) {
+    return open_chain(r.image, ImageFormat::Qcow2, r.open, r.no_verify ? Links::Warn : Links::Require, run);
+  }
+  std::unique_ptr<Chain> chain = Chain::open_for_salvage(r.image, ImageFormat::Qcow2, r.open);
+  warn_about(*chain, run);
+  return chain;
+}
+
+ByteRange bytes_of(const GuestRange& range) { return {range.begin.bytes(), range.length()}; }
+
+Findings findings_of(const Proof& losses) {
+  Findings findings;
+  findings.read_bytes = losses.read_bytes;
+  findings.different_bytes = losses.damaged_bytes;
+  findings.unread_bytes = losses.unreadable_bytes;
+  for (const Damage& damage : losses.damages) {
+    findings.different.push_back({bytes_of(damage.range), damage.stored, damage.found});
+  }
+  for (const Unreadable& part : losses.unreadable) {
+    findings.unread.push_back({bytes_of(part.range), part.outcome, part.message});
+  }
+  return findings;
+}
+
+Findings findings_of(const ReadBack& read_back) {
+  Findings findings;
+  findings.read_bytes = read_back.read_bytes;
+  findings.different_bytes = read_back.different_bytes;
+  findings.unread_bytes = read_back.unread_bytes;
+  for (const ReadBack::Difference& difference : read_back.differences) {
+    findings.different.push_back({bytes_of(difference.range), difference.written, difference.found});
+  }
+  for (const Unreadable& part : read_back.unread) {
+    findings.unread.push_back({bytes_of(part.range), part.outcome, part.message});
+  }
+  return findings;
+}
+
+RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
+  RestoreResult result;
+  const bool proven = job.losses.is_clean() && (job.is_verified() || job.request.no_verify);
+  result.outcome = worse(proven ? Outcome::Done : Outcome::Incomplete, job.read_back_outcome());
+  result.length = job.chain.top().true_length();
+  result.virtual_size = job.chain.size();
+  result.data_bytes = job.copied.data_bytes;
+  result.zero_bytes = job.copied.zero_bytes;
+  result.rest_bytes = job.rest_bytes;
+  result.is_in_place = is_in_place;
+  result.has_manifest = job.proof.digests != nullptr;
+  result.is_verified = job.is_verified() && !job.request.no_verify;
+  result.has_recorded_digest = job.recorded_fits;
+  result.unknown_bytes = job.unknown_bytes;
+  result.root = job.proof.root;
+  result.layer_id = job.layer_id;
+  if (job.is_lenient()) result.losses = findings_of(job.losses);
+  if (job.read_back) result.read_back = findings_of(*job.read_back);
+  return result;
+}
+
+}  // namespace
+
+RestoreResult restore(const RestoreRequest& r, const Run& how) {
+  const ActiveRun run(how);
+  require_valid(r);
+  const std::unique_ptr<Chain> chain = open_to_restore(r, run);
+  const std::unique_ptr<RestoreTarget> target = open_restore_target(r, *chain, run);
+  RestoreJob job{r, run, *chain, prepare_proof(r, *chain, run), 0, false, {}, {}, {}, 0, {}};
+  target->write(job);
+  return result_of(job, target->is_in_place());
+}
+
+}  // namespace qchain

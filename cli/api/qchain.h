@@ -19,7 +19,7 @@
 // What holds for every verb:
 // - It blocks until all is done, and prints nothing. Verbs may run at the same time, in any number of
 //   threads; nothing is shared between them.
-// - It throws Error (extent/error.h) where it cannot go on: outcome() says what kind of failure that is, and
+// - It throws Error (error.h) where it cannot go on: outcome() says what kind of failure that is, and
 //   what() names file, offset and value. Whatever it was to write is not there then: no file appears under
 //   the output's name before it is complete and durable, and what stood there stays. What a verb was asked to
 //   find, such as damage, is a result and not thrown.

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <filesystem>
 #include <fstream>
+#include <functional>
 #include <map>
 #include <regex>
 #include <string>
@@ -21,21 +22,27 @@ struct Include {
 
 const std::vector<std::string> kRooms{"extent", "qcow2", "verify", "cli"};  // each sees those before it
 
+// Calls `see` with every line of the sources beneath `folder`.
+void for_each_line(const std::string& folder,
+                   const std::function<void(const std::string&, const std::string&)>& see) {
+  for (const auto& entry : fs::recursive_directory_iterator(fs::path(QCHAIN_SOURCE_DIR) / folder)) {
+    const std::string extension = entry.path().extension().string();
+    if (extension != ".h" && extension != ".cc") continue;
+    std::ifstream in(entry.path());
+    std::string line;
+    while (std::getline(in, line)) see(entry.path().string(), line);
+  }
+}
+
 std::vector<Include> includes_of_the_rooms() {
   static const std::regex kInclude("^\\s*#\\s*include\\s*[<\"]([^>\"]+)[>\"]");
   std::vector<Include> includes;
   for (const std::string& room : kRooms) {
-    for (const auto& entry : fs::recursive_directory_iterator(fs::path(QCHAIN_SOURCE_DIR) / room)) {
-      const std::string extension = entry.path().extension().string();
-      if (extension != ".h" && extension != ".cc") continue;
-      std::ifstream in(entry.path());
-      std::string line;
+    for_each_line(room, [&](const std::string& file, const std::string& line) {
       std::smatch match;
-      while (std::getline(in, line)) {
-        if (!std::regex_search(line, match, kInclude)) continue;
-        includes.push_back({fs::relative(entry.path(), QCHAIN_SOURCE_DIR).string(), match[1]});
-      }
-    }
+      if (!std::regex_search(line, match, kInclude)) return;
+      includes.push_back({fs::relative(file, QCHAIN_SOURCE_DIR).string(), match[1]});
+    });
   }
   return includes;
 }
@@ -54,6 +61,36 @@ TEST(RoomsTest, IncludesGoOneWay) {
     EXPECT_TRUE(fs::exists(fs::path(QCHAIN_SOURCE_DIR) / include.name)) << include.name;
   }
   for (const std::string& room : kRooms) EXPECT_GT(seen[room], 0) << room << " was looked at";
+}
+
+// What is installed as a library knows nothing of the command line.
+TEST(RoomsTest, TheVerbsIncludeNothingOfTheCommandLine) {
+  int seen = 0;
+  for (const Include& include : includes_of_the_rooms()) {
+    if (!include.file.starts_with("cli/api/") || !include.name.starts_with("cli/")) continue;
+    ++seen;
+    EXPECT_TRUE(include.name.starts_with("cli/api/")) << include.file << " includes " << include.name;
+  }
+  EXPECT_GT(seen, 0);
+}
+
+TEST(RoomsTest, LibrariesPrintNothingAndNeverExit) {
+  static const std::regex kForbidden(
+      R"(\b(f?puts|f?printf|exit|_Exit|abort|signal|sigaction)\(|std::c(out|err)\b)");
+  for (const char* const folder : {"extent", "qcow2", "verify", "cli/api"}) {
+    for_each_line(folder, [](const std::string& file, const std::string& line) {
+      EXPECT_FALSE(std::regex_search(line, kForbidden)) << file << ": " << line;
+    });
+  }
+}
+
+TEST(RoomsTest, LibrariesNameNoOption) {
+  static const std::regex kOption(R"("[^"]*--[a-z])");
+  for (const char* const folder : {"extent", "qcow2"}) {
+    for_each_line(folder, [](const std::string& file, const std::string& line) {
+      EXPECT_FALSE(std::regex_search(line, kOption)) << file << ": " << line;
+    });
+  }
 }
 
 TEST(RoomsTest, AThirdPartyHeaderIsInOneSource) {

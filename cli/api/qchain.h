@@ -8,10 +8,11 @@
 //     request.parent = "/backup/vda.0.qcow2";
 //     const qchain::PullResult layer = qchain::pull(request);
 //
-//     qchain::VerifyRequest proof;
-//     proof.image = layer.output;
-//     const qchain::VerifyResult verdict = qchain::verify(proof);
-//     if (verdict.outcome != qchain::Outcome::Done) alarm(verdict.problems);
+//     qchain::RestoreRequest wanted;
+//     wanted.image = layer.output;
+//     wanted.destination = "/restored/vda.raw";
+//     const qchain::RestoreResult restored = qchain::restore(wanted);
+//     if (!restored.is_verified) alarm(to_string(restored.outcome));
 //
 // Compile and link with `pkg-config --cflags --libs qchain`, or in CMake with find_package(qchain) and the
 // target qchain::qchain.

@@ -14,7 +14,8 @@
 #include "extent/engine.h"
 #include "extent/memory_device.h"
 #include "qcow2/format.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
+#include "verify/check.h"
 #include "verify/layer_build.h"
 
 namespace qchain {
@@ -58,7 +59,7 @@ MemoryDevice disk_of(const std::string& marks) {
   return {std::move(bytes), std::move(extents), kDisk};
 }
 
-void write_sample(const std::string& path, const std::string& marks, const Chain* parent) {
+void write_sample(const std::string& path, const std::string& marks, RestorePoints* parent) {
   MemoryDevice disk = disk_of(marks);
   LayerRecipe recipe;
   recipe.output = path;
@@ -75,18 +76,20 @@ void write_sample(const std::string& path, const std::string& marks, const Chain
 void write_chain(const Folder& folder) {
   write_sample(folder / "full.qcow2", "aabbccdd....eeff", nullptr);
   const auto parent = Chain::open(folder / "full.qcow2", ImageFormat::Qcow2, {});
-  write_sample(folder / "next.qcow2", "..gg....hh......", parent.get());
+  RestorePoints points(*parent);
+  write_sample(folder / "next.qcow2", "..gg....hh......", &points);
 }
 
 // All that `qchain verify` looks at.
 Outcome drilled(const std::string& image) {
-  const Survey surveyed = survey(image, ImageFormat::Qcow2, {});
+  Survey surveyed = survey(image, ImageFormat::Qcow2, {});
   Outcome outcome = check_chain(surveyed, Payloads::All).outcome(false);
   if (!surveyed.problems.empty()) return outcome;
-  const auto chain = Chain::open(image, ImageFormat::Qcow2, {});
-  DrillOptions options;
-  options.proof.workers = default_workers();
-  for (const LayerDrill& layer : drill(*chain, options)) outcome = worse(outcome, layer.outcome());
+  const auto chain = Chain::open(std::move(surveyed));
+  RestorePoints points(*chain);
+  ProofOptions options;
+  options.workers = default_workers();
+  for (const LayerProof& layer : prove_chain(points, options)) outcome = worse(outcome, layer.outcome());
   return outcome;
 }
 

@@ -71,15 +71,15 @@ std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOpt
   return std::chrono::steady_clock::now() + std::chrono::seconds(*o.max_duration);
 }
 
-void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit, VerifyReport& report,
-                        Console& console) {
+void prove_against_live(const VerifyOptions& o, Chain& chain, RestorePoints& points, bool manifests_fit,
+                        VerifyReport& report, Console& console) {
   const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.against);
   NbdExport export_(nbd_target(o.nbd, o.against), {});
   OpaqueDevice opaque(export_);
   BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
   Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
   // What a manifest says that does not fit is no third side.
-  const std::unique_ptr<ChainDigests> stored = manifests_fit ? digests_from(chain, 0) : nullptr;
+  const std::unique_ptr<ChainDigests> stored = manifests_fit ? points.digests(0) : nullptr;
   if (o.manifest_only && !stored) {
     return report.add(
         Outcome::Incomplete,
@@ -103,6 +103,7 @@ void prove_against_live(const VerifyOptions& o, Chain& chain, bool manifests_fit
   options.workers = worker_count(o.nbd, 0, export_, Work::Read);
   options.progress = progress.updater();
   options.stored = stored.get();
+  options.points = &points;
   if (stored) options.algorithm = stored->top().algorithm;
   options.selection = o.selection;
   options.deadline = deadline_of(o);
@@ -129,36 +130,33 @@ void attempt(VerifyReport& report, Stage&& stage) {
 
 Outcome prove(const VerifyOptions& o, Console& console) {
   VerifyReport report(o, o.against.empty() ? "drill" : o.manifest_only ? "manifest-only" : "against");
-  DrillOptions options;
-  for (const std::string& path : o.trust_keys) options.trusted.emplace_back(path);
-  bool is_whole = false;
-  {
-    const Survey surveyed = survey(o.image, ImageFormat::Qcow2, o.common.open);
-    CheckReport metadata = check_chain(surveyed, Payloads::Doubtful);
-    is_whole = surveyed.is_whole();
-    // Whether a link that does not match matters is found out below.
-    if (is_whole) {
-      std::erase_if(metadata.problems, [](const auto& p) { return p.kind == ProblemKind::Link; });
-    }
-    report.take(metadata);
+  std::vector<TrustedKey> trusted = trusted_keys(o.trust_keys);
+  Survey surveyed = survey(o.image, ImageFormat::Qcow2, o.common.open);
+  CheckReport metadata = check_chain(surveyed, Payloads::Doubtful);
+  // Whether a link that does not match matters is found out below.
+  if (surveyed.is_whole()) {
+    std::erase_if(metadata.problems, [](const auto& p) { return p.kind == ProblemKind::Link; });
   }
+  report.take(metadata);
   attempt(report, [&] {
-    if (!is_whole) return;
-    const std::unique_ptr<Chain> chain = Chain::open(o.image, ImageFormat::Qcow2, o.common.open);
+    if (!surveyed.is_whole()) return;
+    const std::unique_ptr<Chain> chain = Chain::open(std::move(surveyed));
+    RestorePoints points(*chain, std::move(trusted));
     Progress progress(console.progress_style(), "verify", chain->size());
-    options.content = o.against.empty();
-    options.proof.workers = worker_count(o.nbd.connections, Work::Read);
-    options.proof.selection = o.selection;
-    options.proof.deadline = deadline_of(o);
-    options.proof.progress = progress.updater();
-    const std::vector<LayerDrill> layers = drill(*chain, options);
+    ProofOptions options;
+    options.workers = worker_count(o.nbd.connections, Work::Read);
+    options.selection = o.selection;
+    options.deadline = deadline_of(o);
+    options.progress = progress.updater();
+    const std::vector<LayerProof> layers =
+        o.against.empty() ? prove_chain(points, options) : check_manifests(points);
     report.take(*chain, layers);
     if (o.against.empty()) return;
-    const bool fit = std::ranges::all_of(layers, [](const LayerDrill& layer) {
+    const bool fit = std::ranges::all_of(layers, [](const LayerProof& layer) {
       const Outcome outcome = worse(layer.manifest.outcome, layer.failure.outcome);
       return outcome == Outcome::Done || outcome == Outcome::Incomplete;
     });
-    attempt(report, [&] { prove_against_live(o, *chain, fit, report, console); });
+    attempt(report, [&] { prove_against_live(o, *chain, points, fit, report, console); });
   });
   return report.finish(console);
 }
@@ -178,7 +176,7 @@ const char* to_string(Sealed sealed) {
 }
 
 // Names the way out, which the library does not know.
-Sealed seal(const Chain& chain, std::size_t index, const SealOptions& options) {
+Sealed seal(RestorePoints& chain, std::size_t index, const SealOptions& options) {
   try {
     return seal_layer(chain, index, options);
   } catch (const ContentChanged& error) {
@@ -195,16 +193,16 @@ Outcome seal(const VerifyOptions& o, Console& console) {
   if (!o.sign_key.empty()) key.emplace(o.sign_key);
   const ConsoleRun how(console);
   const ActiveRun run(how);
-  const std::unique_ptr<Chain> chain =
-      open_chain(o.image, ImageFormat::Qcow2, o.common.open, Links::Warn, run);
+  OpenedChain opened = open_chain(o.image, ImageFormat::Qcow2, o.common.open, Links::Warn, run);
+  const std::vector<Layer>& files = opened.chain->layers();
   Json layers = Json::array();
-  for (std::size_t i = chain->layers().size(); i-- > 0;) {
-    const Layer& layer = chain->layers()[i];
+  for (std::size_t i = files.size(); i-- > 0;) {
+    const Layer& layer = files[i];
     Progress progress(console.progress_style(), "seal", layer.virtual_size());
-    const Sealed sealed = seal(*chain, i,
+    const Sealed sealed = seal(opened.points, i,
                                {worker_count(o.nbd.connections, Work::Read), key ? &*key : nullptr,
                                 progress.updater(), o.accept_changed});
-    const ManifestSummary summary = read_manifest(manifest_of(layer));
+    const ManifestSummary& summary = opened.points.manifest(i)->summary();
     const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
     const std::string& accepted = summary.header.accepted;
     console.print(fmt::format("{:3} {}: {}; digest {}{}\n", i, escaped(layer.path()), to_string(sealed), root,

@@ -121,17 +121,17 @@ std::string manifest_text(const ManifestVerdict& verdict) {
 }
 
 // Why it was sealed on another parent than the recorded one is not known; that it was, is said.
-bool is_resolved(const LayerDrill& layer) {
+bool is_resolved(const LayerProof& layer) {
   const ManifestVerdict& manifest = layer.manifest;
   if (!layer.same_content.empty()) return true;
-  return manifest.belongs && !manifest.misfit && manifest.summary->header.is_resealed();
+  return manifest.belongs && !manifest.is_misplaced && manifest.summary->header.is_resealed();
 }
 
 std::string metadata_text(const Json& layer) {
   return layer["metadata"]["outcome"] == to_string(Outcome::Done) ? "metadata sound" : "metadata not sound";
 }
 
-std::string content_text(const LayerDrill& layer) {
+std::string content_text(const LayerProof& layer) {
   if (!layer.proof) return "content not checked";
   const Proof& proof = *layer.proof;
   return fmt::format("{} blocks held against their digests ({} read), {} damaged{}", proof.blocks,
@@ -154,7 +154,7 @@ VerifyReport::VerifyReport(const VerifyOptions& options, std::string mode)
 }
 
 // Of one layer: what it holds was checked, the rest of the disk is inherited.
-Json VerifyReport::content_json(const LayerDrill& layer) const {
+Json VerifyReport::content_json(const LayerProof& layer) const {
   Json json = to_json(*layer.proof);
   const bool whole = o_.selection.is_everything() && !layer.proof->stopped_at;
   json["reach"] = whole ? "everything" : "a part";
@@ -199,11 +199,11 @@ void VerifyReport::take(const CheckReport& metadata) {
   }
 }
 
-void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layers) {
+void VerifyReport::take(const Chain& chain, const std::vector<LayerProof>& layers) {
   const bool content = mode_ == "drill";
   text_ += fmt::format("{}: {} layers\n", escaped(o_.image), layers.size());
   for (std::size_t i = 0; i < layers.size(); ++i) {
-    const LayerDrill& layer = layers[i];
+    const LayerProof& layer = layers[i];
     // What manifests cannot tell, the live side does.
     if (content || layer.manifest.outcome != Outcome::Incomplete) {
       for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
@@ -245,7 +245,7 @@ void VerifyReport::take(const Chain& chain, const std::vector<LayerDrill>& layer
 
 // A link that does not match counts unless the content was proven without it, or somebody has sealed the
 // layer where it stands.
-void VerifyReport::take_links(const Chain& chain, const std::vector<LayerDrill>& layers) {
+void VerifyReport::take_links(const Chain& chain, const std::vector<LayerProof>& layers) {
   for (const Survey::Problem& problem : chain.link_problems()) {
     if (is_resolved(layers[problem.layer])) {
       note(problem.message);

@@ -10,7 +10,7 @@
 #include "qcow2/chain.h"
 #include "verify/check.h"
 #include "verify/compare.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 
 namespace qchain {
 
@@ -25,7 +25,7 @@ class VerifyReport {
   void add(Outcome outcome, const std::string& message);
 
   void take(const CheckReport& metadata);
-  void take(const Chain& chain, const std::vector<LayerDrill>& layers);
+  void take(const Chain& chain, const std::vector<LayerProof>& layers);
   void take(const Chain& chain, const Comparison& comparison, std::uint64_t live_bytes);
   /// Of the live side against stored digests alone.
   void take(const Chain& chain, const Proof& proof, std::uint64_t live_bytes);
@@ -35,9 +35,9 @@ class VerifyReport {
 
  private:
   Outcome outcome() const;
-  void take_links(const Chain& chain, const std::vector<LayerDrill>& layers);
+  void take_links(const Chain& chain, const std::vector<LayerProof>& layers);
   void note(const std::string& message);
-  Json content_json(const LayerDrill& layer) const;
+  Json content_json(const LayerProof& layer) const;
   std::string damage_text(const Chain& chain, const Damage& damage) const;
   std::string difference_text(const Chain& chain, const Difference& difference) const;
   void list(const Chain& chain, const Proof& proof, const std::string& read_from);
@@ -56,7 +56,6 @@ class VerifyReport {
   Json live_;
   std::string text_;
   std::string root_;
-  std::vector<std::string> not_proven_;
   bool all_listed_ = true;
   std::uint64_t read_bytes_ = 0;
   std::uint64_t asserted_bytes_ = 0;

@@ -42,4 +42,9 @@ class CancellationScope {
 /// Throws Error (Interrupted or Terminated) once the cancellation of this thread has been requested.
 void throw_if_cancelled();
 
+/// Whether this is such an Error.
+inline bool is_cancelled(const Error& error) noexcept {
+  return error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated;
+}
+
 }  // namespace qchain

@@ -3,6 +3,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "extent/block_device.h"
@@ -32,6 +33,8 @@ class Chain : public BlockDevice {
   /// Throws Error: the first of survey()'s problems but for links, or what require_readable() says. NotQcow2
   /// where the top image is none.
   static std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const OpenOptions& options);
+  /// The same of files that are open already.
+  static std::unique_ptr<Chain> open(Survey survey) { return open(std::move(survey), false); }
   /// As much of a chain as there is; only the top image has to be readable. What would come from a layer that
   /// is missing or cannot be read is Data for extents() and map() (there without storage), and a reader
   /// throws ReadError for it, naming the cause; as it throws Error (Mismatch) where metadata is corrupt. A

@@ -13,6 +13,7 @@
 #include "tests/random.h"
 #include "tests/support.h"
 #include "verify/chain_digests.h"
+#include "verify/root_fold.h"
 
 namespace qchain::tests {
 namespace {
@@ -32,7 +33,7 @@ struct BlockWord {
 };
 using BlockWords = std::map<std::uint64_t, BlockWord>;
 
-struct Manifest {
+struct Draft {
   ManifestHeader header;
   BlockWords blocks;
   std::optional<Digest> root;
@@ -61,8 +62,8 @@ class ManifestTest : public RandomTest {
     return digest;
   }
 
-  Manifest any_manifest(std::uint64_t most_blocks) {
-    Manifest manifest;
+  Draft any_manifest(std::uint64_t most_blocks) {
+    Draft manifest;
     ManifestHeader& header = manifest.header;
     header.algorithm =
         random.one_of({Algorithm::Sha256, Algorithm::Sha512, Algorithm::Blake2b512, Algorithm::Xxh3_128});
@@ -94,7 +95,7 @@ class ManifestTest : public RandomTest {
     return manifest;
   }
 
-  Digest write(const Manifest& manifest) {
+  Digest write(const Draft& manifest) {
     const File file = create_file(path);
     ManifestWriter writer(file, manifest.header);
     for (auto block = manifest.blocks.begin(); block != manifest.blocks.end();) {
@@ -120,7 +121,7 @@ class ManifestTest : public RandomTest {
   }
 
   static Outcome reading(const std::string& file) {
-    return outcome_of([&] { read_manifest(file); });
+    return outcome_of([&] { Manifest opened(file); });
   }
 
   // A header as it stands in a file.
@@ -157,7 +158,7 @@ class ManifestTest : public RandomTest {
 
 TEST_F(ManifestTest, WhatIsWrittenIsRead) {
   for (int round = 0; round < 40; ++round) {
-    const Manifest manifest = any_manifest(random.one_of<std::uint64_t>({0, 1, 5, 1500}));
+    const Draft manifest = any_manifest(random.one_of<std::uint64_t>({0, 1, 5, 1500}));
     const Digest own = write(manifest);
 
     ManifestReader reader(path);
@@ -191,7 +192,7 @@ TEST_F(ManifestTest, WhatIsWrittenIsRead) {
     const std::size_t end = bytes.size() - (manifest.signature ? kSignature : 0) - kOwnDigest;
     EXPECT_EQ(own, sha256(std::span(bytes).first(end)));
     EXPECT_TRUE(std::ranges::equal(own.bytes(), std::span(bytes).subspan(end, kOwnDigest)));
-    const ManifestSummary summary = read_manifest(path);
+    const ManifestSummary summary = Manifest(path).summary();
     EXPECT_EQ(summary.header, manifest.header);
     EXPECT_EQ(summary.root, manifest.root);
     EXPECT_EQ(summary.own_digest, own);
@@ -200,7 +201,7 @@ TEST_F(ManifestTest, WhatIsWrittenIsRead) {
 
 // The format, byte by byte, as MANIFEST.md has it: what was written years ago has to be read.
 TEST_F(ManifestTest, TheBytesOnDisk) {
-  Manifest manifest;
+  Draft manifest;
   manifest.header.length = 10 * kDigestBlock - 1000;
   manifest.header.overlay = true;
   manifest.header.layer_id = kUuid;
@@ -237,7 +238,7 @@ TEST_F(ManifestTest, TheBytesOnDisk) {
 
 TEST_F(ManifestTest, EveryFlippedByteIsRefused) {
   for (int round = 0; round < 6; ++round) {
-    const Manifest manifest = any_manifest(40);
+    const Draft manifest = any_manifest(40);
     write(manifest);
     const Bytes bytes = read_file(path);
     // Of a signature, the magic is judged here; whether it fits is for whoever has a key.
@@ -256,7 +257,7 @@ TEST_F(ManifestTest, EveryFlippedByteIsRefused) {
 
 TEST_F(ManifestTest, TruncatedAtAnyLengthOrTooLong) {
   for (int round = 0; round < 6; ++round) {
-    const Manifest manifest = any_manifest(40);
+    const Draft manifest = any_manifest(40);
     write(manifest);
     const Bytes bytes = read_file(path);
     for (std::size_t length = 0; length < bytes.size(); ++length) {
@@ -394,7 +395,7 @@ TEST_F(ManifestTest, RecordsThatCannotBe) {
 // Whatever the file holds, it is read or refused.
 TEST_F(ManifestTest, Garbage) {
   for (int round = 0; round < 300; ++round) {
-    const Manifest manifest = any_manifest(40);
+    const Draft manifest = any_manifest(40);
     write(manifest);
     Bytes bytes = read_file(path);
     for (std::uint64_t i = random.between(1, 20); i > 0; --i) {
@@ -412,21 +413,21 @@ TEST_F(ManifestTest, TheDigestsOfAChain) {
   for (int round = 0; round < 40; ++round) {
     const std::size_t depth = random.between(1, 5);
     const Algorithm algorithm = random.one_of({Algorithm::Sha256, Algorithm::Xxh3_128});
-    const bool complete = random.chance(70);
     const std::size_t first_layer = random.below(3);
-    std::vector<Manifest> manifests;
-    std::vector<std::string> paths;
+    std::vector<Draft> manifests;
+    std::vector<std::shared_ptr<const Manifest>> files;
     for (std::size_t i = 0; i < depth; ++i) {
-      Manifest manifest = any_manifest(random.one_of<std::uint64_t>({3, 600}));
+      Draft manifest = any_manifest(random.one_of<std::uint64_t>({3, 600}));
       while (manifest.header.algorithm != algorithm) manifest = any_manifest(600);
       write(manifest);
-      paths.push_back(folder / ("manifest" + std::to_string(i)));
-      std::filesystem::rename(path, paths.back());
+      const std::string own = folder / ("manifest" + std::to_string(i));
+      std::filesystem::rename(path, own);
+      files.push_back(std::make_shared<const Manifest>(own));
       manifests.push_back(std::move(manifest));
     }
-    ChainDigests digests(paths, first_layer, complete);
+    ChainDigests digests(files, first_layer);
     EXPECT_EQ(digests.top(), manifests.front().header);
-    EXPECT_EQ(digests.is_complete(), complete);
+    EXPECT_TRUE(digests.is_complete());
     // Past the end of the top too: zeros.
     const std::uint64_t end = manifests.front().header.blocks() + 10;
     for (std::uint64_t at = random.below(3); at < end;) {
@@ -458,28 +459,60 @@ TEST_F(ManifestTest, TheDigestsOfAChain) {
           ASSERT_EQ(run.part != nullptr ? run.part[i] : Digest(), found->second.part);
         }
         if (decided) continue;
-        ASSERT_EQ(run.known, complete);
+        ASSERT_TRUE(run.known);
         ASSERT_EQ(run.held, Held::None);
         ASSERT_EQ(run.whole, nullptr);
       }
       at += random.chance(90) ? run.count : run.count + random.below(20);
     }
     digests.finish();
+    // In one pass for all layers, or for some: as one by one.
+    const std::size_t wanted = random.between(0, depth);
+    const std::vector<Digest> roots = fold_roots(files, wanted);
+    ASSERT_EQ(roots.size(), wanted);
+    for (std::size_t layer = 0; layer < wanted; ++layer) {
+      const ManifestHeader& header = files[layer]->header();
+      ChainDigests alone({files.begin() + static_cast<std::ptrdiff_t>(layer), files.end()}, layer);
+      DiskDigest disk(algorithm);
+      alone.add_to(disk, 0, header.blocks(), header.length);
+      EXPECT_EQ(roots[layer], disk.finish()) << "layer " << layer;
+    }
   }
 }
 
-// What was given before is proven by finish() alone.
-TEST_F(ManifestTest, DigestsThatWereGivenAreProvenAtTheEnd) {
-  Manifest manifest = any_manifest(600);
+// Whatever happens to the name, what was opened is what is read; whatever happens to the file, it is noticed.
+TEST_F(ManifestTest, WhatIsReadLaterIsWhatWasOpened) {
+  Draft manifest = any_manifest(600);
   while (manifest.blocks.size() < 10) manifest = any_manifest(600);
-  manifest.signature.reset();
   write(manifest);
-  Bytes bytes = read_file(path);
-  bytes[bytes.size() - kOwnDigest - 1] ^= std::byte{1};  // in the root
-  write_file(path, bytes);
-  ChainDigests digests({path}, 0, true);
-  digests.next(0, 1);
-  EXPECT_EQ(outcome_of([&] { digests.finish(); }), Outcome::BadManifest);
+  const Bytes first = read_file(path);
+  const auto opened = std::make_shared<const Manifest>(path);
+  const auto reading_again = [&] {
+    return outcome_of([&] {
+      ChainDigests digests({opened}, 0);
+      digests.next(0, 1);
+      digests.finish();
+    });
+  };
+  EXPECT_EQ(reading_again(), Outcome::Done);
+  EXPECT_EQ(outcome_of([&] { fold_roots(std::vector{opened}, 1); }), Outcome::Done);
+
+  // Another sound manifest, in place.
+  Draft other = manifest;
+  other.root.reset();
+  other.header.checkpoint = "another";
+  const std::string elsewhere = folder / "elsewhere";
+  std::filesystem::rename(path, elsewhere);
+  write(other);
+  write_file(elsewhere, read_file(path));
+  EXPECT_EQ(reading(elsewhere), Outcome::Done);
+  EXPECT_EQ(reading_again(), Outcome::BadManifest);
+  EXPECT_EQ(outcome_of([&] { fold_roots(std::vector{opened}, 1); }), Outcome::BadManifest);
+
+  // By another file under the same name, which nobody looks at.
+  write_file(elsewhere, first);
+  std::filesystem::rename(path, elsewhere);
+  EXPECT_EQ(reading_again(), Outcome::Done);
 }
 
 }  // namespace

@@ -18,7 +18,7 @@
 #include "tests/random.h"
 #include "tests/support.h"
 #include "verify/check.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 
 namespace qchain::tests {
 namespace {
@@ -60,7 +60,7 @@ class MutationTest : public RandomTest {
         outcome = check_chain(surveyed, Payloads::Doubtful).outcome(false);
         if (!surveyed.problems.empty()) return outcome;
       }
-      for (const LayerDrill& layer : drill(*chain.open(), {})) outcome = worse(outcome, layer.outcome());
+      for (const LayerProof& layer : prove(*chain.open())) outcome = worse(outcome, layer.outcome());
     } catch (const Error& error) {
       outcome = worse(outcome, error.outcome());
     }

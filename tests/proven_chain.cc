@@ -75,7 +75,8 @@ void ProvenChain::add(Disk disk, LayerOptions options, Algorithm algorithm, cons
   LayerRecipe recipe;
   recipe.output = folder_ / layer.name;
   recipe.existing = Existing::Replace;
-  recipe.parent = parent.get();
+  std::optional<RestorePoints> points;
+  if (parent) recipe.parent = &points.emplace(*parent);
   recipe.identity.id = random_uuid();
   recipe.identity.length = disk.bytes.size();
   recipe.identity.checkpoint = "check" + std::to_string(layers_.size());

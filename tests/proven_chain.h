@@ -5,13 +5,15 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "qcow2/chain.h"
 #include "tests/random.h"
 #include "tests/support.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 #include "verify/layer_manifest.h"
+#include "verify/seal.h"
 
 namespace qchain::tests {
 
@@ -70,6 +72,25 @@ class ProvenChain {
   const Folder& folder_;
   std::vector<ProvenLayer> layers_;
 };
+
+/// Every layer of an open chain, compared with its manifest.
+inline std::vector<LayerProof> prove(const Chain& chain, const ProofOptions& options = {},
+                                     std::vector<TrustedKey> trusted = {}) {
+  RestorePoints points(chain, std::move(trusted));
+  return prove_chain(points, options);
+}
+inline Proof prove_one(const Chain& chain, std::size_t layer, const ProofOptions& options = {}) {
+  RestorePoints points(chain);
+  return prove_layer(points, layer, options);
+}
+/// The digests of the disk at layer `index`, by the manifests.
+inline std::unique_ptr<ChainDigests> digests_of(const Chain& chain, std::size_t index = 0) {
+  return RestorePoints(chain).digests(index);
+}
+inline Sealed seal(const Chain& chain, std::size_t layer, const SealOptions& options = {}) {
+  RestorePoints points(chain);
+  return seal_layer(points, layer, options);
+}
 
 /// Any options that layers can be written with.
 LayerOptions any_layer_options(Random& random);

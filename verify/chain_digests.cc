@@ -51,13 +51,11 @@ class ChainDigests::Source {
 // A layer with a manifest.
 class ChainDigests::Recorded : public Source {
  public:
-  explicit Recorded(std::unique_ptr<ManifestReader> reader)
-      : Source(reader->header().length), reader_(std::move(reader)) {}
-
-  const ManifestHeader& header() const { return reader_->header(); }
+  explicit Recorded(const Manifest& manifest)
+      : Source(manifest.header().length), reader_(manifest.records()) {}
 
   bool tell(std::uint64_t first, Run& run) override {
-    while (!ended_ && record_.end() <= first) ended_ = !reader_->next(record_);
+    while (!ended_ && record_.end() <= first) ended_ = !reader_.next(record_);
     if (ended_) return false;
     if (record_.first > first) {
       run.count = std::min(run.count, record_.first - first);
@@ -71,11 +69,11 @@ class ChainDigests::Recorded : public Source {
   }
 
   void finish() override {
-    while (!ended_) ended_ = !reader_->next(record_);
+    while (!ended_) ended_ = !reader_.next(record_);
   }
 
  private:
-  std::unique_ptr<ManifestReader> reader_;
+  ManifestReader reader_;
   ManifestRecord record_;
   bool ended_ = false;
 };
@@ -122,30 +120,23 @@ class ChainDigests::Gap : public Source {
   std::optional<std::uint64_t> cut_;
 };
 
-ChainDigests::ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete)
-    : first_layer_(first_layer), complete_(complete), reaches_bottom_(complete) {
-  for (const std::string& path : manifests) {
-    auto source = std::make_unique<Recorded>(std::make_unique<ManifestReader>(path));
-    if (!sources_.empty() && source->header().algorithm != top_.algorithm) {
-      complete_ = reaches_bottom_ = false;
-      break;
-    }
-    if (sources_.empty()) top_ = source->header();
-    sources_.push_back(std::move(source));
-  }
+ChainDigests::ChainDigests(const std::vector<std::shared_ptr<const Manifest>>& manifests,
+                           std::size_t first_layer)
+    : first_layer_(first_layer), complete_(true), top_(manifests.front()->header()) {
+  for (const auto& manifest : manifests) sources_.push_back(std::make_unique<Recorded>(*manifest));
 }
 
 ChainDigests::ChainDigests(const Chain& chain, std::size_t first_layer,
-                           const std::vector<std::string>& manifests)
-    : first_layer_(first_layer), complete_(true), reaches_bottom_(true) {
+                           const std::vector<std::shared_ptr<const Manifest>>& manifests)
+    : first_layer_(first_layer), complete_(true) {
   std::optional<Algorithm> algorithm;
   for (std::size_t i = 0; i < manifests.size(); ++i) {
-    if (!manifests[i].empty()) {
-      auto reader = std::make_unique<ManifestReader>(manifests[i]);
-      if (!algorithm) algorithm = reader->header().algorithm;
-      if (*algorithm == reader->header().algorithm) {
-        if (i == 0) top_ = reader->header();
-        sources_.push_back(std::make_unique<Recorded>(std::move(reader)));
+    if (manifests[i]) {
+      const ManifestHeader& header = manifests[i]->header();
+      if (!algorithm) algorithm = header.algorithm;
+      if (*algorithm == header.algorithm) {
+        if (i == 0) top_ = header;
+        sources_.push_back(std::make_unique<Recorded>(*manifests[i]));
         continue;
       }
     }
@@ -170,7 +161,6 @@ ChainDigests::Run ChainDigests::next(std::uint64_t first, std::uint64_t at_most)
     run.count = std::min(run.count, blocks - first);
     if (sources_[i]->tell(first, run)) return run;
   }
-  run.known = reaches_bottom_;
   return run;
 }
 

@@ -19,15 +19,14 @@ namespace qchain {
 /// for one record a layer.
 class ChainDigests {
  public:
-  /// `manifests`: of layers `first_layer`, and so on downwards; not empty. `complete`: there is no further
-  /// layer beneath them; else what none of them holds is unknown. One of another algorithm than the first
-  /// tells nothing, nor does any beneath it. Throws Error as ManifestReader does.
-  ChainDigests(const std::vector<std::string>& manifests, std::size_t first_layer, bool complete);
+  /// `manifests`: of layers `first_layer` and so on downwards, of one algorithm; not empty. What none of them
+  /// holds is zeros.
+  ChainDigests(const std::vector<std::shared_ptr<const Manifest>>& manifests, std::size_t first_layer);
+  /// Of layer `first_layer` and all below it, from the top, where nullptr is a gap; at least one is none. One
+  /// of another algorithm than the first is a gap too. The chain has to outlive this.
+  ChainDigests(const Chain& chain, std::size_t first_layer,
+               const std::vector<std::shared_ptr<const Manifest>>& manifests);
   ~ChainDigests();
-
-  /// Of layer `first_layer` and all beneath it, from the top: the paths of their manifests, where an empty
-  /// one is a gap; at least one is none. The chain has to outlive this.
-  ChainDigests(const Chain& chain, std::size_t first_layer, const std::vector<std::string>& manifests);
 
   /// Of the topmost manifest; where the top layer is a gap, `algorithm`, `length` and `overlay` alone.
   const ManifestHeader& top() const noexcept { return top_; }
@@ -63,7 +62,6 @@ class ChainDigests {
   std::vector<std::unique_ptr<Source>> sources_;
   std::size_t first_layer_;
   bool complete_;
-  bool reaches_bottom_;
   ManifestHeader top_;
 };
 

@@ -7,6 +7,8 @@
 #include <set>
 #include <utility>
 
+#include "extent/cancellation.h"
+#include "extent/cancellation.h"
 #include "qcow2/bitmap.h"
 #include "qcow2/format.h"
 #include "verify/inventory.h"
@@ -240,7 +242,7 @@ CheckReport check_chain(const Survey& survey, Payloads payloads) {
     try {
       report.layers.push_back(check_layer(layer, payloads));
     } catch (const Error& error) {
-      if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
+      if (is_cancelled(error)) throw;
       report.problems.push_back(
           {ProblemKind::Unopenable, report.layers.size(), error.outcome(), error.what()});
       report.layers.emplace_back().path = layer.path();

@@ -11,7 +11,7 @@
 #include "extent/piece.h"
 #include "extent/zero.h"
 #include "verify/block_judge.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 
 namespace qchain {
 
@@ -344,7 +344,8 @@ ExtentSource both_sides(Chain& chain, BlockDevice& live, const Selection& select
 
 // Where a layer's own bytes are right and the block is not: what is beneath is damaged there, or the bitmap
 // missed a change.
-void look_beneath(const Chain& chain, const CompareOptions& compare_options, Comparison& result) {
+void look_below(RestorePoints& points, const CompareOptions& compare_options, Comparison& result) {
+  const Chain& chain = points.chain();
   ProofOptions options;
   options.workers = compare_options.workers;
   options.deadline = compare_options.deadline;
@@ -353,8 +354,8 @@ void look_beneath(const Chain& chain, const CompareOptions& compare_options, Com
   }
   if (options.selection.only.empty()) return;
   std::vector<std::optional<Proof>> proofs(chain.layers().size());
-  for (std::size_t layer = 1, end = manifests_from(chain, 0); layer < end; ++layer) {
-    proofs[layer] = prove_layer(chain, layer, options);
+  for (std::size_t layer = 1, end = points.manifests_from(0); layer < end; ++layer) {
+    proofs[layer] = prove_layer(points, layer, options);
   }
   for (Difference& difference : result.differences) {
     if (difference.cause != Cause::Beneath) continue;
@@ -395,7 +396,7 @@ Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& option
     result.live = job.live_digest.finish();
     result.chain = job.chain_digest.finish();
   }
-  if (options.stored != nullptr) look_beneath(chain, options, result);
+  if (options.stored != nullptr && options.points != nullptr) look_below(*options.points, options, result);
   return std::move(result);
 }
 

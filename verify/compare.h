@@ -30,6 +30,7 @@ struct CompareOptions {
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
   /// The digests of the chain, of `algorithm`: a third side. nullptr: there is none.
   ChainDigests* stored = nullptr;
+  RestorePoints* points = nullptr;  ///< With `stored`: the manifests that they are from.
   Selection selection;
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };

@@ -83,7 +83,7 @@ bool belongs_to(const Chain& chain, const FileIdentity& file) {
 
 LayerBuild::LayerBuild(LayerRecipe recipe)
     : recipe_([&] {
-        if (recipe.parent != nullptr) protect(recipe.output, *recipe.parent);
+        if (recipe.parent != nullptr) protect(recipe.output, recipe.parent->chain());
         return std::move(recipe);
       }()),
       image_(recipe_.output, recipe_.existing, recipe_.warn),
@@ -99,11 +99,11 @@ LayerBuild::LayerBuild(LayerRecipe recipe)
 LayerBuild::~LayerBuild() = default;
 
 void LayerBuild::find_parent() {
-  const Layer& parent = recipe_.parent->top();
+  const Layer& parent = recipe_.parent->chain().top();
   backing_name_ = backing_name_for(image_.path(), parent);
   const std::optional<Identity> below = parent.identity();
   if (below) recipe_.identity.parent_id = below->id;
-  for (const Layer& layer : recipe_.parent->layers()) parent_stamps_.push_back(layer.file().stamp());
+  for (const Layer& layer : recipe_.parent->chain().layers()) parent_stamps_.push_back(layer.file().stamp());
 }
 
 // The manifest that is written together with the layer; nullptr where none is wanted. Records in the identity
@@ -130,7 +130,7 @@ std::unique_ptr<LayerManifest> LayerBuild::begin_manifest() {
   header.parent_root = beneath.root;
   header.checkpoint = identity.checkpoint;
   header.since = identity.since;
-  const std::uint64_t parent_length = recipe_.parent != nullptr ? recipe_.parent->top().true_length() : 0;
+  const std::uint64_t parent_length = recipe_.parent != nullptr ? recipe_.parent->chain().top().true_length() : 0;
   return std::make_unique<LayerManifest>(slot_.path(), header, parent_length, std::move(beneath.digests),
                                          recipe_.warn);
 }
@@ -145,7 +145,7 @@ void LayerBuild::require_room_in_header() const {
   }
   header.identity = encode_identity(identity);
   header.backing_name = backing_name_;
-  if (recipe_.parent != nullptr) header.backing_format = recipe_.parent->top().format();
+  if (recipe_.parent != nullptr) header.backing_format = recipe_.parent->chain().top().format();
   encode_header(header);
 }
 
@@ -177,7 +177,7 @@ std::optional<Digest> LayerBuild::finish() {
 // Whoever moves or writes to a layer while another one is written onto it breaks the new one.
 void LayerBuild::require_unchanged_parent() const {
   if (recipe_.parent == nullptr) return;
-  const std::vector<Layer>& layers = recipe_.parent->layers();
+  const std::vector<Layer>& layers = recipe_.parent->chain().layers();
   if (!leads_to(backing_path(image_.path(), backing_name_), layers.front().file())) {
     throw Error(Outcome::Io, fmt::format("{}: was moved, removed or replaced while {} was written onto it",
                                          layers.front().path(), image_.path()));
@@ -198,7 +198,7 @@ void LayerBuild::require_unchanged_parent() const {
 Header LayerBuild::complete(Header header) const {
   header.identity = encode_identity(recipe_.identity);
   header.backing_name = backing_name_;
-  if (recipe_.parent != nullptr) header.backing_format = recipe_.parent->top().format();
+  if (recipe_.parent != nullptr) header.backing_format = recipe_.parent->chain().top().format();
   return header;
 }
 

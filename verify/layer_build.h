@@ -17,7 +17,7 @@ namespace qchain {
 struct LayerRecipe {
   std::string output;
   Existing existing = Existing::Refuse;
-  const Chain* parent = nullptr;  ///< What it stands on; nullptr: a full layer.
+  RestorePoints* parent = nullptr;  ///< The chain below it; nullptr: a full layer.
   /// id, checkpoints, length, time and where it comes from; the parent and the digests are filled in.
   Identity identity;
   LayerOptions layer;  ///< Position and observer are filled in.

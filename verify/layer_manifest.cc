@@ -5,8 +5,6 @@
 #include <filesystem>
 #include <utility>
 
-#include "verify/drill.h"
-
 namespace qchain {
 
 namespace {
@@ -21,10 +19,11 @@ bool was_written_after(const std::string& path, const std::string& manifest) {
 
 }  // namespace
 
-ParentDigests parent_digests(const Chain& chain, std::size_t index) {
+ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
   ParentDigests parent;
-  const std::string& path = chain.layers()[index].path();
-  const ManifestVerdict verdict = judge_manifest(chain, index, {});
+  const Layer& layer = points.chain().layers()[index];
+  const std::string& path = layer.path();
+  const ManifestVerdict verdict = points.verdict_with_root(index);
   if (!verdict.exists) {
     parent.unknown_because =
         fmt::format("{} has no manifest; qchain verify --seal writes the missing ones", path);
@@ -47,13 +46,13 @@ ParentDigests parent_digests(const Chain& chain, std::size_t index) {
         fmt::format("the root of {} is unknown; qchain verify --seal finds it out", path);
     return parent;
   }
-  if (!chain.layers()[index].identity() && was_written_after(path, manifest_of(chain.layers()[index]))) {
+  if (!layer.identity() && was_written_after(path, points.manifest(index)->path())) {
     parent.unknown_because =
         fmt::format("{} was written to after it was sealed; remove its manifest and seal it again", path);
     return parent;
   }
   parent.root = named(summary.header.algorithm, *summary.root);
-  parent.digests = digests_from(chain, index);
+  parent.digests = points.digests(index);
   return parent;
 }
 

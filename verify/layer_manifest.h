@@ -5,8 +5,8 @@
 #include <string>
 
 #include "extent/publication.h"
-#include "qcow2/chain.h"
 #include "verify/manifest_builder.h"
+#include "verify/restore_points.h"
 #include "verify/signature.h"
 
 namespace qchain {
@@ -21,7 +21,7 @@ struct ParentDigests {
 
 /// Of layer `index` and those beneath it. Throws Error, with what to do, where the manifest of that layer is
 /// damaged or another's, or its root does not follow from those beneath.
-ParentDigests parent_digests(const Chain& chain, std::size_t index);
+ParentDigests parent_digests(RestorePoints& points, std::size_t index);
 
 /// A manifest in the making, under no name yet.
 class LayerManifest {

@@ -199,7 +199,10 @@ void ManifestWriter::sign(const ManifestSignature& signature) {
 }
 
 ManifestReader::ManifestReader(const std::string& path)
-    : file_(File::open_to_read(path)), self_(Algorithm::Sha256) {
+    : ManifestReader(std::make_shared<const File>(File::open_to_read(path))) {}
+
+ManifestReader::ManifestReader(std::shared_ptr<const File> file, std::optional<Digest> own_digest)
+    : file_(std::move(file)), expected_(own_digest), self_(Algorithm::Sha256) {
   read_header();
 }
 
@@ -215,7 +218,7 @@ std::span<const std::byte> ManifestReader::take(std::size_t length) {
     offset_ += std::exchange(used_, 0);
     const std::size_t held = buffer_.size();
     buffer_.resize(std::max(kReadBytes, length));
-    buffer_.resize(held + file_.read_at_most(HostOffset(offset_ + held), std::span(buffer_).subspan(held)));
+    buffer_.resize(held + file_->read_at_most(HostOffset(offset_ + held), std::span(buffer_).subspan(held)));
     if (buffer_.size() < length) bad("it ends early");
   }
   const std::span<const std::byte> taken = std::span(buffer_).subspan(used_, length);
@@ -289,10 +292,11 @@ void ManifestReader::read_end(std::uint64_t first, std::uint64_t count) {
   if (flag == 1) root_ = root;
   own_digest_ = self_.finish();
   if (!std::ranges::equal(take(own_digest_.bytes().size()), own_digest_.bytes())) {
-    bad("its own digest does not fit: it was changed or damaged");
+    bad("its own digest does not match: it was changed or damaged");
   }
-  if (offset_ + used_ != file_.size()) read_signature();
-  if (offset_ + used_ != file_.size()) bad("something follows its end");
+  if (expected_ && own_digest_ != *expected_) bad("it was replaced by another one while it was in use");
+  if (offset_ + used_ != file_->size()) read_signature();
+  if (offset_ + used_ != file_->size()) bad("something follows its end");
 }
 
 void ManifestReader::read_signature() {
@@ -304,12 +308,18 @@ void ManifestReader::read_signature() {
   std::ranges::copy(take(signature_->signature.size()), signature_->signature.begin());
 }
 
-ManifestSummary read_manifest(const std::string& path) {
-  ManifestReader reader(path);
+Manifest::Manifest(std::shared_ptr<const File> file) : file_(std::move(file)) {
+  ManifestReader reader(file_);
   ManifestRecord record;
   while (reader.next(record)) {
   }
-  return {reader.header(), reader.root(), reader.own_digest(), reader.signature()};
+  summary_ = {reader.header(), reader.root(), reader.own_digest(), reader.signature()};
+}
+
+Manifest::Manifest(const std::string& path) : Manifest(std::make_shared<const File>(File::open_to_read(path))) {}
+
+std::string Manifest::root() const {
+  return summary_.root ? named(header().algorithm, *summary_.root) : std::string();
 }
 
 }  // namespace qchain

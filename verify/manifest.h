@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <vector>
@@ -103,8 +104,10 @@ class ManifestReader {
  public:
   /// Throws Error: Io where it is not there, BadManifest where the header is not one.
   explicit ManifestReader(const std::string& path);
+  /// `own_digest`: what the manifest has to be; nullopt: any.
+  explicit ManifestReader(std::shared_ptr<const File> file, std::optional<Digest> own_digest = std::nullopt);
 
-  const std::string& path() const noexcept { return file_.path(); }
+  const std::string& path() const noexcept { return file_->path(); }
   const ManifestHeader& header() const noexcept { return header_; }
 
   /// The next record; false at the end, when the manifest's own digest has been found right. Throws Error
@@ -128,7 +131,8 @@ class ManifestReader {
   void read_end(std::uint64_t first, std::uint64_t count);
   void read_signature();
 
-  File file_;
+  std::shared_ptr<const File> file_;
+  std::optional<Digest> expected_;
   std::vector<std::byte> buffer_;
   std::size_t used_ = 0;      // of buffer_
   std::uint64_t offset_ = 0;  // in the file, of buffer_
@@ -147,8 +151,25 @@ struct ManifestSummary {
   Digest own_digest;
   std::optional<ManifestSignature> signature;
 };
-/// Reads a manifest to its end. Throws as the reader does.
-ManifestSummary read_manifest(const std::string& path);
+/// A manifest that was read to its end, and its file, which stays open.
+class Manifest {
+ public:
+  /// Throws as the reader does.
+  explicit Manifest(std::shared_ptr<const File> file);
+  explicit Manifest(const std::string& path);
+
+  const std::string& path() const noexcept { return file_->path(); }
+  const ManifestSummary& summary() const noexcept { return summary_; }
+  const ManifestHeader& header() const noexcept { return summary_.header; }
+  /// The digest of the disk, "ALGORITHM:HEX"; empty: unknown.
+  std::string root() const;
+  /// Reads it again, through the same descriptor. The reader throws at the end if it has become another one.
+  ManifestReader records() const { return ManifestReader(file_, summary_.own_digest); }
+
+ private:
+  std::shared_ptr<const File> file_;
+  ManifestSummary summary_;
+};
 
 /// Whether there is anything under the name of a manifest. Throws Error (Io) where that cannot be told: one
 /// that cannot be looked at is not one that is missing.

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstdlib>
 
-#include "verify/drill.h"
+#include "verify/proof.h"
 
 namespace qchain {
 
@@ -34,24 +34,23 @@ void require_clean(const Proof& proof, const Layer& layer) {
 
 }  // namespace
 
-void require_sound_parent(const Chain& parent, const Extents& ranges) {
+void require_sound_parent(RestorePoints& parent, const Extents& ranges) {
   ProofOptions options;
   for (const Extent& extent : ranges) options.selection.only.push_back(extent.range);
   std::ranges::sort(options.selection.only, {}, &GuestRange::begin);
-  for (std::size_t i = 0; i < parent.layers().size() && !ranges.empty(); ++i) {
-    if (!judge_manifest(parent, i, {}, Depth::ManifestAlone).belongs) continue;
-    require_clean(prove_layer(parent, i, options), parent.layers()[i]);
+  for (std::size_t i = 0; i < parent.chain().layers().size() && !ranges.empty(); ++i) {
+    if (!parent.verdict(i).belongs) continue;
+    require_clean(prove_layer(parent, i, options), parent.chain().layers()[i]);
   }
 }
 
-ParentState check_parent(const Chain& parent, unsigned workers,
+ParentState check_parent(RestorePoints& parent, unsigned workers,
                          const std::function<void(const std::string&)>& note) {
   ParentState state = ParentState::AsWritten;
-  for (std::size_t i = 0; i < parent.layers().size(); ++i) {
-    const Layer& layer = parent.layers()[i];
+  for (std::size_t i = 0; i < parent.chain().layers().size(); ++i) {
+    const Layer& layer = parent.chain().layers()[i];
     if (!was_touched(layer)) continue;
-    const ManifestVerdict manifest = judge_manifest(parent, i, {}, Depth::ManifestAlone);
-    if (!manifest.belongs) {
+    if (!parent.verdict(i).belongs) {
       note(fmt::format(
           "{}: was written to or copied since it was made (its modification time is not the recorded {}), "
           "and it has no manifest to compare it with",

@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <filesystem>
 #include <utility>
 
 #include "extent/zero.h"
@@ -194,7 +193,7 @@ class Guard : public PieceWatcher {
 };
 
 // What a manifest names, as extents: Zero where zeros, Data where anything else.
-ExtentSource named_blocks(const std::string& path) {
+ExtentSource named_blocks(const Manifest& manifest) {
   struct State {
     ManifestReader reader;
     std::uint64_t at = 0;  // bytes
@@ -217,7 +216,7 @@ ExtentSource named_blocks(const std::string& path) {
     }
   };
   return
-      [state = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})] { return state->next(); };
+      [state = std::make_shared<State>(State{manifest.records(), 0, {}, false})] { return state->next(); };
 }
 
 void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked_at,
@@ -230,13 +229,6 @@ void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked
 }
 
 }  // namespace
-
-std::string manifest_of(const Layer& layer) {
-  std::error_code error;
-  const std::filesystem::path real = std::filesystem::canonical(layer.path(), error);
-  const std::optional<Identity> identity = layer.identity();
-  return find_manifest(error ? layer.path() : real.string(), identity ? identity->id : std::string());
-}
 
 const char* to_string(Cause cause) noexcept {
   switch (cause) {
@@ -311,19 +303,21 @@ ExtentSource selected(ExtentSource extents, const Selection& selection, std::uin
   return extents;
 }
 
-Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& options) {
-  const std::string path = manifest_of(chain.layers()[index]);
-  ChainDigests digests({path}, index, true);
+Proof prove_layer(RestorePoints& points, std::size_t index, const ProofOptions& options) {
+  const Chain& chain = points.chain();
+  const std::shared_ptr<const Manifest> manifest = points.manifest(index);
+  ChainDigests digests({manifest}, index);
   const std::uint64_t length = align_up(digests.top().length, kSectorSize);
   Proof proof;
   const Job job{Subject::Layer, chain, digests, options.max_listed, proof};
   // Where both say zeros, there is nothing to read.
-  ExtentSource looked_at = normalise(zip(named_blocks(path), chain.extents_of_layer(index, length),
+  ExtentSource looked_at = normalise(zip(named_blocks(*manifest), chain.extents_of_layer(index, length),
                                          [](Kind a, Kind b) { return a == b ? a : Kind::Data; }),
                                      kDigestBlock, Position::Overlay);
   prove(
       job, [&] { return chain.open_reader_at(index); },
       selected(std::move(looked_at), options.selection, length), options);
+  if (!proof.stopped_at) digests.finish();
   return proof;
 }
 

@@ -11,11 +11,9 @@
 #include "extent/scan.h"
 #include "qcow2/chain.h"
 #include "verify/chain_digests.h"
+#include "verify/restore_points.h"
 
 namespace qchain {
-
-/// Where the manifest of a layer lies: beside the file itself, also where a link led to it.
-std::string manifest_of(const Layer& layer);
 
 /// Which part of the disk is looked at. Everything, by default.
 struct Selection {
@@ -101,7 +99,7 @@ bool touches(const Proof& proof, const GuestRange& range);
 /// layer holds nothing else. Where a block fails and the layer's own bytes of it are right, the cause is
 /// Missed: who knows what is beneath may know better. Throws Error where a file is gone, or the manifest is
 /// bad.
-Proof prove_layer(const Chain& chain, std::size_t index, const ProofOptions& options);
+Proof prove_layer(RestorePoints& points, std::size_t index, const ProofOptions& options);
 
 /// Holds a disk against the digests of a chain, block by block. `chain` tells who held the block. Throws
 /// likewise.

@@ -7,26 +7,25 @@
 #include <utility>
 
 #include "qcow2/layer_pieces.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 #include "verify/layer_manifest.h"
 
 namespace qchain {
 
 namespace {
 
-ParentDigests beneath(const Chain& chain, std::size_t index) {
-  return index + 1 < chain.layers().size() ? parent_digests(chain, index + 1) : ParentDigests{};
+ParentDigests digests_of_parent(RestorePoints& points, std::size_t index) {
+  return index + 1 < points.chain().layers().size() ? parent_digests(points, index + 1) : ParentDigests{};
 }
 
 // What the layer's own digest is of, else what the manifests above and below are.
-Algorithm algorithm_for(const Chain& chain, std::size_t index, const ParentDigests& parent) {
-  const std::optional<Identity> identity = chain.layers()[index].identity();
+Algorithm algorithm_for(RestorePoints& points, std::size_t index, const ParentDigests& parent) {
+  const std::optional<Identity> identity = points.chain().layers()[index].identity();
   if (identity && !identity->digest.empty()) {
     return algorithm_named(identity->digest.substr(0, identity->digest.find(':')));
   }
   for (std::size_t above = index; above-- > 0;) {
-    if (has_manifest(chain, above))
-      return ManifestReader(manifest_of(chain.layers()[above])).header().algorithm;
+    if (const auto manifest = points.manifest(above)) return manifest->header().algorithm;
   }
   return parent.algorithm.value_or(Algorithm::Sha256);
 }
@@ -49,10 +48,11 @@ std::string id_of(const Layer& layer) {
   return identity ? identity->id : std::string();
 }
 
-ManifestHeader header_for(const Chain& chain, std::size_t index, const ParentDigests& parent) {
+ManifestHeader header_for(RestorePoints& points, std::size_t index, const ParentDigests& parent) {
+  const Chain& chain = points.chain();
   const Layer& layer = chain.layers()[index];
   ManifestHeader header;
-  header.algorithm = algorithm_for(chain, index, parent);
+  header.algorithm = algorithm_for(points, index, parent);
   header.length = layer.true_length();
   header.overlay = index + 1 < chain.layers().size();
   header.parent_root = parent.root;
@@ -71,31 +71,19 @@ ManifestHeader header_for(const Chain& chain, std::size_t index, const ParentDig
   return header;
 }
 
-// The root that follows from the manifests of layer `index` and those beneath; nullopt where they do not
-// reach the bottom, or are of different algorithms.
-std::optional<Digest> root_from_manifests(const Chain& chain, std::size_t index,
-                                          const ManifestHeader& header) {
-  const std::unique_ptr<ChainDigests> digests = digests_from(chain, index);
-  if (!digests || !digests->is_complete()) return std::nullopt;
-  DiskDigest disk(header.algorithm);
-  digests->add_to(disk, 0, header.blocks(), header.length);
-  digests->finish();
-  return disk.finish();
-}
-
 // The same records, with what was not known when they were written.
-void complete(const Chain& chain, std::size_t index, const ManifestSummary& old,
-              const std::optional<Digest>& root, const SealOptions& options) {
-  const std::string path = manifest_of(chain.layers()[index]);
-  ManifestHeader header = old.header;
+void complete(RestorePoints& points, std::size_t index, const std::optional<Digest>& root,
+              const SealOptions& options) {
+  const std::shared_ptr<const Manifest> old = points.manifest(index);
+  ManifestHeader header = old->header();
   if (root) {
-    header.parent_root = beneath(chain, index).root;
-    require_same(path, "the root of the disk beneath", old.header.parent_root, header.parent_root);
+    header.parent_root = digests_of_parent(points, index).root;
+    require_same(old->path(), "the root of the parent", old->header().parent_root, header.parent_root);
   }
 
-  Publication publication(path, Existing::Replace);
+  Publication publication(old->path(), Existing::Replace);
   ManifestWriter writer(publication.file(), header);
-  ManifestReader reader(path);
+  ManifestReader reader = old->records();
   ManifestRecord record;
   while (reader.next(record)) {
     if (record.held == Held::Zeros) {
@@ -110,10 +98,12 @@ void complete(const Chain& chain, std::size_t index, const ManifestSummary& old,
   const Digest own = writer.finish(root);
   if (options.key != nullptr) writer.sign(options.key->sign(own));
   publication.publish();
+  points.reload(index);
 }
 
 // What the disk at this layer was recorded to be: the word of the layer, else that of the manifest it had.
-std::string recorded_digest(const Chain& chain, std::size_t index, const ManifestVerdict& before) {
+std::string recorded_digest(RestorePoints& points, std::size_t index, const ManifestVerdict& before) {
+  const Chain& chain = points.chain();
   const bool known = before.belongs && before.summary->root;
   if (known && !before.summary->header.accepted.empty()) {
     return named(before.summary->header.algorithm, *before.summary->root);
@@ -125,10 +115,11 @@ std::string recorded_digest(const Chain& chain, std::size_t index, const Manifes
 
 // Writes the manifest, of what is there now, whose digest has to be `required` where that is not empty.
 // `accepted`: what the layer records and the operator does not ask for any more.
-void write(const Chain& chain, std::size_t index, const std::string& required, const std::string& accepted,
+void write(RestorePoints& points, std::size_t index, const std::string& required, const std::string& accepted,
            const SealOptions& options) {
-  ParentDigests parent = beneath(chain, index);
-  ManifestHeader header = header_for(chain, index, parent);
+  const Chain& chain = points.chain();
+  ParentDigests parent = digests_of_parent(points, index);
+  ManifestHeader header = header_for(points, index, parent);
   if (parent.algorithm && *parent.algorithm != header.algorithm) {
     parent.digests.reset();
     header.parent_root.clear();
@@ -151,24 +142,25 @@ void write(const Chain& chain, std::size_t index, const std::string& required, c
   require_same(chain.layers()[index].path(), "the digest of the disk", required,
                root ? named(header.algorithm, *root) : "");
   manifest.publish();
+  points.reload(index);
 }
 
 // Likewise; `before` tells what the layer had.
-void write(const Chain& chain, std::size_t index, const ManifestVerdict& before, const SealOptions& options) {
+void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before, const SealOptions& options) {
   // What was accepted once stays so.
   std::string accepted = before.belongs ? before.summary->header.accepted : std::string();
   try {
-    write(chain, index, recorded_digest(chain, index, before), accepted, options);
+    write(points, index, recorded_digest(points, index, before), accepted, options);
   } catch (const ContentChanged&) {
     if (!options.accept_changed) throw;
-    const std::optional<Identity> identity = chain.layers()[index].identity();
+    const std::optional<Identity> identity = points.chain().layers()[index].identity();
     if (accepted.empty() && identity) accepted = identity->digest;
-    write(chain, index, {}, accepted, options);
+    write(points, index, {}, accepted, options);
   }
 }
 
 // The blocks of a manifest as extents: Data where the layer holds all of them, Zero where it holds a part.
-ExtentSource recorded_blocks(const std::string& path, std::uint64_t length) {
+ExtentSource recorded_blocks(const Manifest& manifest, std::uint64_t length) {
   struct State {
     ManifestReader reader;
     std::uint64_t at = 0;  // bytes
@@ -176,7 +168,7 @@ ExtentSource recorded_blocks(const std::string& path, std::uint64_t length) {
     bool ended = false;
   };
   return [length,
-          s = std::make_shared<State>(State{ManifestReader(path), 0, {}, false})]() -> std::optional<Extent> {
+          s = std::make_shared<State>(State{manifest.records(), 0, {}, false})]() -> std::optional<Extent> {
     if (s->pending) return std::exchange(s->pending, std::nullopt);
     if (s->ended) return std::nullopt;
     ManifestRecord record;
@@ -191,11 +183,12 @@ ExtentSource recorded_blocks(const std::string& path, std::uint64_t length) {
 }
 
 // Whether an overlay holds the blocks that its manifest says it holds, by its map alone: nothing is read.
-bool holds_what_is_recorded(const Chain& chain, std::size_t index, const ManifestHeader& header) {
+bool holds_what_is_recorded(RestorePoints& points, std::size_t index) {
+  const ManifestHeader& header = points.manifest(index)->header();
   if (!header.overlay) return true;  // a full layer may hold zeros that are not recorded
   ExtentSource wrong =
-      zip(recorded_blocks(manifest_of(chain.layers()[index]), header.length),
-          chain.extents_of_layer(index, header.length), [](Kind recorded, Kind held) {
+      zip(recorded_blocks(*points.manifest(index), header.length),
+          points.chain().extents_of_layer(index, header.length), [](Kind recorded, Kind held) {
             const bool is_held = held != Kind::Inherit;
             const bool bad = recorded == Kind::Data ? !is_held : recorded == Kind::Inherit ? is_held : false;
             return bad ? Kind::Data : Kind::Inherit;
@@ -207,26 +200,27 @@ bool holds_what_is_recorded(const Chain& chain, std::size_t index, const Manifes
 }
 
 // Whether the manifest still says what is there: where the layer stands, what it holds and what is beneath.
-bool is_up_to_date(const Chain& chain, std::size_t index, const ManifestVerdict& verdict,
-                   const std::optional<Digest>& root, const SealOptions& options) {
+bool is_up_to_date(RestorePoints& points, std::size_t index, const std::optional<Digest>& root,
+                   const SealOptions& options) {
+  const ManifestVerdict& verdict = points.verdict(index);
   const ManifestSummary& summary = *verdict.summary;
-  if (verdict.misfit || (summary.root && root != summary.root)) return false;
-  const std::string now = beneath(chain, index).root;
+  if (verdict.is_misplaced || (summary.root && root != summary.root)) return false;
+  const std::string now = digests_of_parent(points, index).root;
   const std::string& then = summary.header.parent_root;
   if (!then.empty() && !now.empty() && then != now) return false;
-  if (!holds_what_is_recorded(chain, index, summary.header)) return false;
+  if (!holds_what_is_recorded(points, index)) return false;
   if (!options.accept_changed) return true;
   ProofOptions proof;
   proof.workers = options.workers;
-  return prove_layer(chain, index, proof).is_clean();
+  return prove_layer(points, index, proof).is_clean();
 }
 
 }  // namespace
 
-Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& options) {
-  const ManifestVerdict verdict = judge_manifest(chain, index, {}, Depth::ManifestAlone);
+Sealed seal_layer(RestorePoints& points, std::size_t index, const SealOptions& options) {
+  const ManifestVerdict verdict = points.verdict(index);
   if (!verdict.exists) {
-    write(chain, index, verdict, options);
+    write(points, index, verdict, options);
     return Sealed::Written;
   }
   if (!verdict.belongs) throw Error(verdict.outcome, verdict.problems.front());
@@ -236,24 +230,24 @@ Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& opti
       is_signed && options.key != nullptr && options.key->sign(summary.own_digest) == *summary.signature;
   if (is_signed && options.key != nullptr && !by_this_key) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: is signed with another key", manifest_of(chain.layers()[index])));
+                fmt::format("{}: is signed with another key", points.manifest(index)->path()));
   }
   const auto require_key = [&] {
     if (!is_signed || options.key != nullptr) return;
     throw Error(Outcome::Usage,
                 fmt::format("{}: is signed, and would lose its signature: name the key",
-                            manifest_of(chain.layers()[index])),
+                            points.manifest(index)->path()),
                 Remedy::NameSigningKey);
   };
-  const std::optional<Digest> root = root_from_manifests(chain, index, summary.header);
-  if (!is_up_to_date(chain, index, verdict, root, options)) {
+  const std::optional<Digest> root = points.folded_root(index);
+  if (!is_up_to_date(points, index, root, options)) {
     require_key();
-    write(chain, index, verdict, options);
+    write(points, index, verdict, options);
     return Sealed::Rewritten;
   }
   if (root == summary.root && (options.key == nullptr || by_this_key)) return Sealed::Already;
   require_key();
-  complete(chain, index, summary, root, options);
+  complete(points, index, root, options);
   return Sealed::Completed;
 }
 

@@ -4,8 +4,7 @@
 #include <functional>
 #include <string>
 
-#include "qcow2/chain.h"
-#include "verify/signature.h"
+#include "verify/restore_points.h"
 
 namespace qchain {
 
@@ -36,6 +35,6 @@ class ContentChanged : public Error {
 /// another tool has put the layer on another parent, or changed what it holds, and the disk is the recorded
 /// one all the same. Throws Error: BadManifest where it has one that is bad or another's, ContentChanged
 /// where the disk is not what was recorded; nothing is changed then.
-Sealed seal_layer(const Chain& chain, std::size_t index, const SealOptions& options);
+Sealed seal_layer(RestorePoints& points, std::size_t index, const SealOptions& options);
 
 }  // namespace qchain

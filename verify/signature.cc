@@ -104,4 +104,10 @@ bool is_own_signature(const ManifestSignature& signature, const Digest& own_dige
   return key && is_valid(pkey(key), signature, own_digest);
 }
 
+std::vector<TrustedKey> trusted_keys(const std::vector<std::string>& paths) {
+  std::vector<TrustedKey> keys;
+  for (const std::string& path : paths) keys.emplace_back(path);
+  return keys;
+}
+
 }  // namespace qchain

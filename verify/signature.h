@@ -41,4 +41,7 @@ class TrustedKey {
   std::unique_ptr<void, FreeKey> key_;
 };
 
+/// Reads the keys of all these files. Throws as SigningKey does.
+std::vector<TrustedKey> trusted_keys(const std::vector<std::string>& paths);
+
 }  // namespace qchain

@@ -32,9 +32,9 @@ DigestResult digest(const DigestRequest& r, const Run& how) {
   const Algorithm algorithm = algorithm_named(r.algorithm);
   if (is_nbd_uri(r.source)) return digest_export(r, algorithm, run);
   if (r.owner != nullptr) throw Error(Outcome::Usage, "only an export has an owner");
-  const std::unique_ptr<Chain> chain = open_chain(r.source, r.is_raw ? ImageFormat::Raw : ImageFormat::Qcow2,
-                                                  r.open, Links::Warn, run, Remedy::SourceIsRaw);
-  return digest_with(algorithm, *chain, chain->top().true_length(),
+  const OpenedChain source = open_chain(r.source, r.is_raw ? ImageFormat::Raw : ImageFormat::Qcow2, r.open,
+                                        Links::Warn, run, Remedy::SourceIsRaw);
+  return digest_with(algorithm, *source.chain, source.chain->top().true_length(),
                      worker_count(r.nbd, run.workers(), Work::Read), run);
 }
 

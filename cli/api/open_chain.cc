@@ -3,7 +3,6 @@
 #include <fmt/format.h>
 
 #include "qcow2/format.h"
-#include "verify/drill.h"
 
 namespace qchain {
 
@@ -18,8 +17,6 @@ std::unique_ptr<Chain> open(const std::string& path, ImageFormat format, const O
   }
 }
 
-}  // namespace
-
 void warn_about(const Chain& chain, const ActiveRun& run) {
   for (const Layer& layer : chain.layers()) {
     if (layer.image() != nullptr && layer.image()->header().has_incompatible(kIncompatibleCorrupt)) {
@@ -32,12 +29,21 @@ void warn_about(const Chain& chain, const ActiveRun& run) {
   for (const Survey::Problem& problem : chain.link_problems()) run.warn(problem.message);
 }
 
-std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, const OpenOptions& options,
-                                  Links links, const ActiveRun& run, Remedy if_not_qcow2) {
-  std::unique_ptr<Chain> chain = open(path, format, options, if_not_qcow2);
-  if (links == Links::Require) require_resolved_links(*chain);
-  warn_about(*chain, run);
-  return chain;
+}  // namespace
+
+OpenedChain open_chain(const std::string& path, ImageFormat format, const OpenOptions& options, Links links,
+                       const ActiveRun& run, Remedy if_not_qcow2,
+                       const std::vector<std::string>& trust_keys) {
+  OpenedChain opened(open(path, format, options, if_not_qcow2), trusted_keys(trust_keys));
+  if (links == Links::Require) opened.points.require_resolved_links();
+  warn_about(*opened.chain, run);
+  return opened;
+}
+
+OpenedChain open_for_salvage(const std::string& path, const OpenOptions& options, const ActiveRun& run) {
+  OpenedChain opened(Chain::open_for_salvage(path, ImageFormat::Qcow2, options));
+  warn_about(*opened.chain, run);
+  return opened;
 }
 
 }  // namespace qchain

@@ -2,25 +2,38 @@
 
 #include <memory>
 #include <string>
+#include <utility>
+#include <vector>
 
 #include "cli/api/active_run.h"
 #include "qcow2/chain.h"
+#include "verify/restore_points.h"
 
 namespace qchain {
 
 /// Whether layers have to match their backing files.
 enum class Links {
   Warn,     ///< What is done does not depend on it.
-  Require,  ///< require_resolved_links()
+  Require,  ///< RestorePoints::require_resolved_links()
+};
+
+/// A chain and its restore points: one descriptor for each file of both.
+struct OpenedChain {
+  explicit OpenedChain(std::unique_ptr<Chain> opened, std::vector<TrustedKey> trusted = {})
+      : chain(std::move(opened)), points(*chain, std::move(trusted)) {}
+
+  std::unique_ptr<Chain> chain;
+  RestorePoints points;
 };
 
 /// Opens a chain as the options allow. Warns of layers that QEMU has marked as corrupt, and of those that do
-/// not match their backing files. `if_not_qcow2`: what the caller can do where it is no qcow2 image. Throws
-/// Error.
-std::unique_ptr<Chain> open_chain(const std::string& path, ImageFormat format, const OpenOptions& options,
-                                  Links links, const ActiveRun& run, Remedy if_not_qcow2 = Remedy::None);
-
-/// Warns of what open_chain() warns of.
-void warn_about(const Chain& chain, const ActiveRun& run);
+/// not match their backing files. `if_not_qcow2`: what the caller can do where it is no qcow2 image.
+/// `trust_keys`: paths of keys, one of which has to accept the signature of every manifest; empty: any.
+/// Throws Error.
+OpenedChain open_chain(const std::string& path, ImageFormat format, const OpenOptions& options, Links links,
+                       const ActiveRun& run, Remedy if_not_qcow2 = Remedy::None,
+                       const std::vector<std::string>& trust_keys = {});
+/// As much of a qcow2 chain as there is; see Chain::open_for_salvage(). Warns likewise.
+OpenedChain open_for_salvage(const std::string& path, const OpenOptions& options, const ActiveRun& run);
 
 }  // namespace qchain

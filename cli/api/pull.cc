@@ -1,7 +1,6 @@
 #include <fmt/format.h>
 
 #include <bit>
-#include <memory>
 #include <optional>
 
 #include "cli/api/active_run.h"
@@ -45,21 +44,21 @@ Identity identity_for(const PullRequest& r, const NbdExport& live) {
   return identity;
 }
 
-unsigned cluster_bits_for(const PullRequest& r, const Chain* parent) {
+unsigned cluster_bits_for(const PullRequest& r, const Layer* parent) {
   if (r.cluster_size != 0) return static_cast<unsigned>(std::countr_zero(r.cluster_size));
-  if (parent == nullptr || parent->top().image() == nullptr) return kDefaultClusterBits;
-  const unsigned bits = parent->top().image()->header().cluster_bits;
+  if (parent == nullptr || parent->image() == nullptr) return kDefaultClusterBits;
+  const unsigned bits = parent->image()->header().cluster_bits;
   return bits >= kMinWrittenClusterBits ? bits : kDefaultClusterBits;
 }
 
-LayerRecipe recipe_for(const PullRequest& r, NbdExport& live, const Chain* parent, const SigningKey* key,
+LayerRecipe recipe_for(const PullRequest& r, NbdExport& live, OpenedChain* parent, const SigningKey* key,
                        const ActiveRun& run) {
   LayerRecipe recipe;
   recipe.output = r.output;
   recipe.existing = r.replace ? Existing::Replace : Existing::Refuse;
-  recipe.parent = parent;
+  if (parent != nullptr) recipe.parent = &parent->points;
   recipe.identity = identity_for(r, live);
-  recipe.layer.cluster_bits = cluster_bits_for(r, parent);
+  recipe.layer.cluster_bits = cluster_bits_for(r, parent != nullptr ? &parent->chain->top() : nullptr);
   recipe.layer.extended_l2 = r.extended_l2;
   recipe.layer.compression = parse_compression(r.compression);
   if (r.extended_l2 && recipe.layer.cluster_bits < kMinExtendedL2ClusterBits) {
@@ -121,12 +120,12 @@ PullResult result_of(const PullRequest& r, const NbdExport& live, const LayerBui
   return result;
 }
 
-std::unique_ptr<Chain> open_parent(const PullRequest& r, const ActiveRun& run) {
-  if (r.parent.empty()) return nullptr;
+std::optional<OpenedChain> open_parent(const PullRequest& r, const ActiveRun& run) {
+  if (r.parent.empty()) return std::nullopt;
   const ImageFormat format = r.parent_is_raw ? ImageFormat::Raw : ImageFormat::Qcow2;
-  std::unique_ptr<Chain> parent =
-      open_chain(r.parent, format, r.open, Links::Require, run, Remedy::ParentIsRaw);
-  require_since(r, parent->top(), run);
+  std::optional<OpenedChain> parent(
+      open_chain(r.parent, format, r.open, Links::Require, run, Remedy::ParentIsRaw));
+  require_since(r, parent->chain->top(), run);
   return parent;
 }
 
@@ -142,12 +141,12 @@ PullResult pull(const PullRequest& r, const Run& how) {
   require_valid(r);
   std::optional<SigningKey> key;
   if (!r.sign_key.empty()) key.emplace(r.sign_key);
-  const std::unique_ptr<Chain> parent = open_parent(r, run);
+  std::optional<OpenedChain> parent = open_parent(r, run);
   NbdExport live(nbd_target(r.nbd, r.uri), changes_for(r));
   check_writable(live, r.require_read_only, run);
-  if (parent) require_same_source(r, live, parent->top());
+  if (parent) require_same_source(r, live, parent->chain->top());
   note_about(live, !parent, run);
-  LayerBuild build(recipe_for(r, live, parent.get(), key ? &*key : nullptr, run));
+  LayerBuild build(recipe_for(r, live, parent ? &*parent : nullptr, key ? &*key : nullptr, run));
   tell_about(build, r, run);
   build.warn_if_short_of_space(live);
   const IncrementResult written =

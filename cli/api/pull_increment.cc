@@ -19,7 +19,7 @@ std::uint64_t seed_for(const std::string& layer_id) {
 
 class IncrementWriter {
  public:
-  IncrementWriter(const PullRequest& request, NbdExport& live, Chain& parent, LayerBuild& build,
+  IncrementWriter(const PullRequest& request, NbdExport& live, OpenedChain& parent, LayerBuild& build,
                   const ActiveRun& run)
       : request_(request), live_(live), parent_(parent), build_(build), run_(run) {
     options_.seed = seed_for(build.identity().id);
@@ -36,13 +36,13 @@ class IncrementWriter {
     try {
       write_once();
     } catch (const BitmapContradiction& contradiction) {
-      require_sound_parent(parent_, increment_->first_missed());
+      require_sound_parent(parent_.points, increment_->first_missed());
       if (request_.on_missed == OnMissed::Fail) throw contradiction.with("; nothing was published");
       run_.warn(fmt::format("{}: starting over, with everything read and compared", contradiction.what()));
       options_.trust = Trust::Nothing;
       write_once();
     }
-    require_sound_parent(parent_, increment_->first_missed());
+    require_sound_parent(parent_.points, increment_->first_missed());
     if (increment_->missed_bytes() != 0) handle_misses();
     return {std::move(written_), increment_->missed_bytes(), what_was_checked()};
   }
@@ -54,9 +54,9 @@ class IncrementWriter {
       compare_all(
           fmt::format("the disk has {} bytes and the parent {}, and what the bitmap says after a "
                       "resize is not relied on",
-                      live_.size(), parent_.size()));
+                      live_.size(), parent_.chain->size()));
     }
-    const ParentState state = check_parent(parent_, worker_count(request_.nbd, run_.workers(), Work::Read),
+    const ParentState state = check_parent(parent_.points, worker_count(request_.nbd, run_.workers(), Work::Read),
                                            [this](const std::string& message) { run_.note(message); });
     if (state == ParentState::Unproven) compare_all("what the parent holds is not known from a manifest");
   }
@@ -67,7 +67,7 @@ class IncrementWriter {
   }
 
   void write_once() {
-    increment_.emplace(live_, parent_, options_);
+    increment_.emplace(live_, *parent_.chain, options_);
     build_.layer().increment = &*increment_;
     written_ = build_.write(*increment_);
     if (options_.sample && options_.trust == Trust::Bitmap) increment_->check_sample(written_.read_bytes);
@@ -96,11 +96,11 @@ class IncrementWriter {
     return fmt::format("sample of {} blocks, seed {:016x}", increment_->sampled_blocks(), options_.seed);
   }
 
-  bool is_resized() const { return Increment::is_resized(live_.size(), parent_); }
+  bool is_resized() const { return Increment::is_resized(live_.size(), *parent_.chain); }
 
   const PullRequest& request_;
   NbdExport& live_;
-  Chain& parent_;
+  OpenedChain& parent_;
   LayerBuild& build_;
   const ActiveRun& run_;
   IncrementOptions options_;
@@ -110,7 +110,7 @@ class IncrementWriter {
 
 }  // namespace
 
-IncrementResult write_increment(const PullRequest& request, NbdExport& live, Chain& parent, LayerBuild& build,
+IncrementResult write_increment(const PullRequest& request, NbdExport& live, OpenedChain& parent, LayerBuild& build,
                                 const ActiveRun& run) {
   return IncrementWriter(request, live, parent, build, run).write();
 }

@@ -4,9 +4,9 @@
 #include <string>
 
 #include "cli/api/active_run.h"
+#include "cli/api/open_chain.h"
 #include "cli/api/qchain.h"
 #include "extent/nbd_export.h"
-#include "qcow2/chain.h"
 #include "verify/layer_build.h"
 
 namespace qchain {
@@ -20,7 +20,7 @@ struct IncrementResult {
 /// Writes what changed since `parent` into `build`. One contradiction between bitmap and parent, and it
 /// starts over, with everything read and compared, or throws, as the request wants it. Throws Error
 /// (Mismatch) where it is another disk, or the parent is not what was written.
-IncrementResult write_increment(const PullRequest& request, NbdExport& live, Chain& parent, LayerBuild& build,
+IncrementResult write_increment(const PullRequest& request, NbdExport& live, OpenedChain& parent, LayerBuild& build,
                                 const ActiveRun& run);
 
 }  // namespace qchain

@@ -23,8 +23,8 @@ void require_valid(const RestoreRequest& r) {
 }
 
 // What a manifest says of itself and its layer; nothing is written before that is known to be good.
-void require_good_manifests(const RestoreRequest& r, const std::vector<LayerDrill>& layers) {
-  for (const LayerDrill& layer : layers) {
+void require_good_manifests(const RestoreRequest& r, const std::vector<LayerProof>& layers) {
+  for (const LayerProof& layer : layers) {
     if (layer.failure.outcome != Outcome::Done) throw Error(layer.failure.outcome, layer.failure.message);
     const ManifestVerdict& verdict = layer.manifest;
     if (verdict.outcome == Outcome::Done || verdict.outcome == Outcome::Incomplete) continue;
@@ -36,9 +36,9 @@ void require_good_manifests(const RestoreRequest& r, const std::vector<LayerDril
 }
 
 // What a salvage takes from manifests has to be good all the same; else it does without.
-bool are_good(const std::vector<LayerDrill>& layers, const ActiveRun& run) {
+bool are_good(const std::vector<LayerProof>& layers, const ActiveRun& run) {
   bool good = true;
-  for (const LayerDrill& layer : layers) {
+  for (const LayerProof& layer : layers) {
     for (const std::string& problem : layer.manifest.problems) run.warn(problem);
     if (layer.failure.outcome != Outcome::Done) run.warn(layer.failure.message);
     const Outcome outcome = worse(layer.failure.outcome, layer.manifest.outcome);
@@ -47,36 +47,30 @@ bool are_good(const std::vector<LayerDrill>& layers, const ActiveRun& run) {
   return good;
 }
 
-RestoreProof prepare_proof(const RestoreRequest& r, const Chain& chain, const ActiveRun& run) {
+RestoreProof prepare_proof(const RestoreRequest& r, OpenedChain& from, const ActiveRun& run) {
   RestoreProof proof;
   if (r.no_verify) return proof;
-  DrillOptions options;
-  options.content = false;
-  for (const std::string& path : r.trust_keys) options.trusted.emplace_back(path);
-  const std::vector<LayerDrill> layers = drill(chain, options);
+  const std::vector<LayerProof> layers = check_manifests(from.points);
   if (!r.salvage) require_good_manifests(r, layers);
   if (r.salvage && !are_good(layers, run)) return proof;
-  proof.digests = digests_from(chain, 0);
+  proof.digests = from.points.digests(0);
   const ManifestVerdict& top = layers.front().manifest;
   if (top.summary && top.summary->root) {
     proof.root = named(top.summary->header.algorithm, *top.summary->root);
     proof.root_follows = top.root_follows;
   }
   // What the manifests do not tell, the digest in the header does, of the whole.
-  const std::optional<Identity> identity = chain.top().identity();
+  const std::optional<Identity> identity = from.chain->top().identity();
   const bool is_told = proof.digests && proof.digests->is_complete() && proof.root_follows;
   if (!is_told && identity && r.trust_keys.empty()) proof.recorded = identity->digest;
   return proof;
 }
 
 // Of a chain with a layer that is gone or damaged, all that can be had is wanted where that was asked for.
-std::unique_ptr<Chain> open_to_restore(const RestoreRequest& r, const ActiveRun& run) {
-  if (!r.salvage) {
-    return open_chain(r.image, ImageFormat::Qcow2, r.open, r.no_verify ? Links::Warn : Links::Require, run);
-  }
-  std::unique_ptr<Chain> chain = Chain::open_for_salvage(r.image, ImageFormat::Qcow2, r.open);
-  warn_about(*chain, run);
-  return chain;
+OpenedChain open_to_restore(const RestoreRequest& r, const ActiveRun& run) {
+  if (r.salvage) return open_for_salvage(r.image, r.open, run);
+  return open_chain(r.image, ImageFormat::Qcow2, r.open, r.no_verify ? Links::Warn : Links::Require, run,
+                    Remedy::None, r.trust_keys);
 }
 
 ByteRange bytes_of(const GuestRange& range) { return {range.begin.bytes(), range.length()}; }
@@ -135,9 +129,9 @@ RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
 RestoreResult restore(const RestoreRequest& r, const Run& how) {
   const ActiveRun run(how);
   require_valid(r);
-  const std::unique_ptr<Chain> chain = open_to_restore(r, run);
-  const std::unique_ptr<RestoreTarget> target = open_restore_target(r, *chain, run);
-  RestoreJob job{r, run, *chain, prepare_proof(r, *chain, run), 0, false, {}, {}, {}, 0, {}};
+  OpenedChain from = open_to_restore(r, run);
+  const std::unique_ptr<RestoreTarget> target = open_restore_target(r, *from.chain, run);
+  RestoreJob job{r, run, *from.chain, from.points, prepare_proof(r, from, run), 0, false, {}, {}, {}, 0, {}};
   target->write(job);
   return result_of(job, target->is_in_place());
 }

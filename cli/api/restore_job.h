@@ -11,7 +11,7 @@
 #include "extent/destination.h"
 #include "extent/raw_copy.h"
 #include "qcow2/chain.h"
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 #include "verify/read_back.h"
 #include "verify/salvage.h"
 
@@ -32,6 +32,7 @@ struct RestoreJob {
   const RestoreRequest& request;
   const ActiveRun& run;
   Chain& chain;
+  RestorePoints& points;
   RestoreProof proof;
   std::uint64_t unknown_bytes = 0;  ///< No manifest tells what they should be.
   bool recorded_fits = false;       ///< What was written has the recorded digest.

@@ -82,7 +82,7 @@ void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
 
 void read_again(RestoreJob& job, BlockDevice& target) {
   const bool by_digests = job.proof.digests && job.is_verified() && job.unknown_bytes == 0;
-  const std::unique_ptr<ChainDigests> digests = by_digests ? digests_from(job.chain, 0) : nullptr;
+  const std::unique_ptr<ChainDigests> digests = by_digests ? job.points.digests(0) : nullptr;
   job.read_back = read_back(job.chain, target, digests.get(), workers_for(job, Work::Read),
                             job.run.progress("read back", target.size()));
 }

@@ -134,7 +134,7 @@ class LibvirtOwner : public JobOwner {
           },
           timeout_, fmt::format("libvirt domain {}", escaped(facts_.disk.domain_name)));
     } catch (const Error& error) {
-      if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated) throw;
+      if (is_cancelled(error)) throw;
       throw Error(
           Outcome::Inconclusive,
           fmt::format(

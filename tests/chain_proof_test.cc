@@ -1,6 +1,6 @@
 // Manifests that are written with layers, the roots that follow, and what a drill finds: against a model that
 // computes all of it from the whole content.
-#include "verify/drill.h"
+#include "verify/chain_proof.h"
 
 #include <gtest/gtest.h>
 
@@ -36,17 +36,17 @@ class DrillTest : public RandomTest {
     return chain;
   }
 
-  DrillOptions any_options() {
-    DrillOptions options;
-    options.proof.workers = random.bits(1, 4);
+  ProofOptions any_options() {
+    ProofOptions options;
+    options.workers = random.bits(1, 4);
     return options;
   }
 
   // The drill finds nothing: every restore point is what it was.
   void expect_clean(const Chain& chain) {
-    for (const LayerDrill& layer : drill(chain, any_options())) expect_clean(layer);
+    for (const LayerProof& layer : prove(chain, any_options())) expect_clean(layer);
   }
-  static void expect_clean(const LayerDrill& layer) {
+  static void expect_clean(const LayerProof& layer) {
     SCOPED_TRACE(layer.file);
     for (const std::string& problem : layer.manifest.problems) ADD_FAILURE() << problem;
     EXPECT_EQ(layer.manifest.outcome, Outcome::Done);
@@ -62,7 +62,7 @@ class DrillTest : public RandomTest {
   }
 
   // Every block that the law says is held was looked at.
-  static void expect_counts(const LayerDrill& layer, const std::vector<BlockLaw>& law) {
+  static void expect_counts(const LayerProof& layer, const std::vector<BlockLaw>& law) {
     ASSERT_TRUE(layer.proof);
     const auto count = [&](auto&& wanted) {
       return static_cast<std::uint64_t>(std::ranges::count_if(law, wanted));
@@ -145,7 +145,7 @@ TEST_F(DrillTest, ManifestsAreWhatTheContentIs) {
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     for (std::size_t i = 0; i < chain.layers().size(); ++i) expect_law(chain, i);
     const auto opened = chain.open();
-    const std::vector<LayerDrill> layers = drill(*opened, any_options());
+    const std::vector<LayerProof> layers = prove(*opened, any_options());
     ASSERT_EQ(layers.size(), chain.layers().size());
     for (std::size_t i = 0; i < layers.size(); ++i) {
       EXPECT_EQ(layers[i].file, chain.path(i));
@@ -162,10 +162,10 @@ TEST_F(DrillTest, ADiskAgainstTheDigests) {
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     const auto opened = chain.open();
     Bytes content = chain.from_top(0).content();
-    const ProofOptions options = any_options().proof;
+    const ProofOptions options = any_options();
     {
       MemoryDevice disk = live_disk(content);
-      const Proof proof = prove_disk(disk, *opened, *digests_from(*opened, 0), options);
+      const Proof proof = prove_disk(disk, *opened, *digests_of(*opened), options);
       EXPECT_TRUE(proof.is_clean());
       EXPECT_EQ(proof.unknown_bytes, 0U);
       EXPECT_FALSE(proof.stopped_at);
@@ -176,7 +176,7 @@ TEST_F(DrillTest, ADiskAgainstTheDigests) {
         static_cast<unsigned char>(std::to_integer<unsigned>(content[at]) + random.between(1, 255))};
     content[at] = now;
     MemoryDevice disk = live_disk(content);
-    const Proof proof = prove_disk(disk, *opened, *digests_from(*opened, 0), options);
+    const Proof proof = prove_disk(disk, *opened, *digests_of(*opened), options);
     ASSERT_EQ(proof.damages.size(), 1U);
     EXPECT_EQ(proof.damages[0].range, block_at(content, at));
     EXPECT_EQ(proof.damages[0].cause, Cause::Changed);
@@ -193,7 +193,7 @@ TEST_F(DrillTest, ADiskThatWasTrimmed) {
   chain.add({bytes, {{guest_range(0, kMiB), Kind::Data}}}, {}, Algorithm::Sha256);
   const auto opened = chain.open();
   MemoryDevice live(Bytes(kMiB), {{guest_range(0, kMiB), Kind::Zero}}, kMiB);
-  const Proof proof = prove_disk(live, *opened, *digests_from(*opened, 0), {});
+  const Proof proof = prove_disk(live, *opened, *digests_of(*opened), {});
   EXPECT_EQ(proof.damaged_bytes, kMiB);
   EXPECT_EQ(proof.read_bytes, 0U);
 }
@@ -218,7 +218,7 @@ TEST_F(DrillTest, RotIsNamedWhereItIs) {
     flip(chain.path(index), mapping.host + within);
     const GuestRange block = block_at(chain.from_top(index).content(), mapping.range.begin.bytes() + within);
     const auto opened = chain.open();
-    const std::vector<LayerDrill> layers = drill(*opened, any_options());
+    const std::vector<LayerProof> layers = prove(*opened, any_options());
     for (std::size_t i = 0; i < layers.size(); ++i) {
       SCOPED_TRACE(testing::Message() << "layer " << i << ", damaged is " << index);
       ASSERT_TRUE(layers[i].proof);
@@ -256,7 +256,7 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
   chain.add(disk_of(bytes, extents), small_clusters(), Algorithm::Sha256);
   {
     const auto opened = chain.open();
-    const std::vector<LayerDrill> layers = drill(*opened, any_options());
+    const std::vector<LayerProof> layers = prove(*opened, any_options());
     expect_clean(layers[1]);
     ASSERT_TRUE(layers[0].proof);
     ASSERT_EQ(layers[0].proof->damages.size(), 1U);
@@ -265,9 +265,11 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
     EXPECT_EQ(layers[0].outcome(), Outcome::Mismatch);
     // Against the live side too.
     MemoryDevice live = live_disk(bytes);
-    const std::unique_ptr<ChainDigests> stored = digests_from(*opened, 0);
+    RestorePoints points(*opened);
+    const std::unique_ptr<ChainDigests> stored = points.digests(0);
     CompareOptions options;
     options.stored = stored.get();
+    options.points = &points;
     const Comparison comparison = compare(*opened, live, options);
     EXPECT_EQ(comparison.different_bytes, 4096U);
     ASSERT_EQ(comparison.differences.size(), 1U);
@@ -276,7 +278,7 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
   // Rot beneath it is something else.
   const auto mapping = chain.open(1)->map(guest_range(5 * kDigestBlock + 40960, 1)).front();
   flip(chain.path(1), mapping.host);
-  const std::vector<LayerDrill> layers = drill(*chain.open(), any_options());
+  const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
   ASSERT_EQ(layers[0].proof->damages.size(), 1U);
   EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Beneath);
   EXPECT_EQ(layers[1].proof->damages[0].cause, Cause::Rotted);
@@ -294,7 +296,7 @@ TEST_F(DrillTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
       small_clusters(), Algorithm::Sha256);
   flip(chain.path(1), chain.open(1)->map(guest_range(8192, 1)).front().host);
   fs::remove(chain.manifest(1));
-  const std::vector<LayerDrill> layers = drill(*chain.open(), any_options());
+  const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
   ASSERT_EQ(layers[0].proof->damages.size(), 1U);
   EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Unknown);
   EXPECT_EQ(layers[0].outcome(), Outcome::Mismatch);
@@ -317,7 +319,7 @@ TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
       disk_of(bytes, {{guest_range(0, 4096), Kind::Data}, {guest_range(4096, kMiB - 4096), Kind::Inherit}}),
       small_clusters(), Algorithm::Sha256);
   flip(chain.path(2), chain.open(2)->map(guest_range(4096, 1)).front().host);
-  const std::vector<LayerDrill> layers = drill(*chain.open(), any_options());
+  const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
   ASSERT_EQ(layers[0].proof->damages.size(), 1U);
   EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Missed);
 }
@@ -340,7 +342,7 @@ TEST_F(DrillTest, TheFillOfTheLastSectorIsLookedAt) {
     flip(chain.path(mapping.layer), mapping.host);
     const auto opened = chain.open();
     EXPECT_EQ(content_of(*opened).back(), std::byte{0x20});
-    const std::vector<LayerDrill> layers = drill(*opened, any_options());
+    const std::vector<LayerProof> layers = prove(*opened, any_options());
     EXPECT_EQ(layers[mapping.layer].outcome(), Outcome::Mismatch);
     ASSERT_EQ(layers[mapping.layer].proof->damages.size(), 1U);
     EXPECT_EQ(layers[mapping.layer].proof->damages[0].cause, Cause::Rotted);
@@ -365,7 +367,7 @@ TEST_F(DrillTest, SealedAgain) {
     }
     const auto opened = chain.open();
     for (std::size_t i = chain.layers().size(); i-- > 0;) {
-      EXPECT_EQ(seal_layer(*opened, i, {random.bits(1, 4), nullptr, [](std::uint64_t) {}}),
+      EXPECT_EQ(seal(*opened, i, {random.bits(1, 4), nullptr, [](std::uint64_t) {}}),
                 removed[i] ? Sealed::Written : Sealed::Already);
       // The same bytes, though it was the layer that was read and not the live side.
       EXPECT_EQ(first_difference(read_file(chain.manifest(i)), before[i]), "") << i;
@@ -386,10 +388,10 @@ TEST_F(DrillTest, SealedAfterwards) {
     }
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     const auto opened = chain.open();
-    for (std::size_t i = depth; i-- > 0;) seal_layer(*opened, i, {2, nullptr, [](std::uint64_t) {}});
+    for (std::size_t i = depth; i-- > 0;) seal(*opened, i, {2, nullptr, [](std::uint64_t) {}});
     expect_clean(*opened);
     for (std::size_t i = 0; i < depth; ++i) {
-      EXPECT_EQ(read_manifest(chain.manifest(i)).root, blkhash_of(algorithm, chain.from_top(i).content()));
+      EXPECT_EQ(Manifest(chain.manifest(i)).summary().root, blkhash_of(algorithm, chain.from_top(i).content()));
     }
   }
 }
@@ -440,13 +442,13 @@ TEST_F(DrillTest, ForeignLayersAreSealed) {
     SCOPED_TRACE(testing::Message() << "round " << round << ", " << options << ", " << names.front());
     auto opened = Chain::open(folder / below, ImageFormat::Qcow2, {});
     for (std::size_t i = opened->layers().size(); i-- > 0;) {
-      EXPECT_EQ(seal_layer(*opened, i, {2, nullptr, [](std::uint64_t) {}}), Sealed::Written);
+      EXPECT_EQ(seal(*opened, i, {2, nullptr, [](std::uint64_t) {}}), Sealed::Written);
       const Layer& layer = opened->layers()[i];
       Bytes content(layer.virtual_size());
       const ReadRequest all{GuestOffset(0), content};
       opened->open_reader_at(i)->read(std::span(&all, 1));
       content.resize(layer.true_length());
-      EXPECT_EQ(read_manifest(manifest_path(layer.path())).root, blkhash_of(Algorithm::Sha256, content));
+      EXPECT_EQ(Manifest(manifest_path(layer.path())).summary().root, blkhash_of(Algorithm::Sha256, content));
       if (layer.image() != nullptr) {
         EXPECT_EQ(first_difference(content_by_qemu(layer.path()), content), "");
       }
@@ -458,7 +460,7 @@ TEST_F(DrillTest, ForeignLayersAreSealed) {
     must({"qemu-io", "-f", "qcow2", "-c", "write -P 99 0 512", changed});
     const auto again = Chain::open(folder / below, ImageFormat::Qcow2, {});
     Outcome outcome = Outcome::Done;
-    for (const LayerDrill& found : drill(*again, any_options())) outcome = worse(outcome, found.outcome());
+    for (const LayerProof& found : prove(*again, any_options())) outcome = worse(outcome, found.outcome());
     EXPECT_EQ(outcome, Outcome::Mismatch);
     for (const std::string& name : names) {
       fs::remove(folder / name);
@@ -476,8 +478,8 @@ TEST_F(DrillTest, SealingKeepsToWhatTheLayerRecords) {
     fs::remove(chain.manifest(0));
     fs::remove(chain.manifest(1));
     const auto opened = chain.open();
-    for (const std::size_t i : {1, 0}) seal_layer(*opened, i, {});
-    EXPECT_EQ(read_manifest(chain.manifest(1)).header.algorithm, algorithm);
+    for (const std::size_t i : {1, 0}) seal(*opened, i, {});
+    EXPECT_EQ(Manifest(chain.manifest(1)).header().algorithm, algorithm);
     expect_clean(*opened);
   }
   const Folder alone;
@@ -487,7 +489,7 @@ TEST_F(DrillTest, SealingKeepsToWhatTheLayerRecords) {
   chain.add(disk_of(bytes, {{guest_range(0, kMiB), Kind::Data}}), {}, Algorithm::Sha256);
   fs::remove(chain.manifest(0));
   flip(chain.path(0), chain.open()->map(guest_range(5000, 1)).front().host);
-  EXPECT_EQ(outcome_of([&] { seal_layer(*chain.open(), 0, {}); }), Outcome::Mismatch);
+  EXPECT_EQ(outcome_of([&] { seal(*chain.open(), 0, {}); }), Outcome::Mismatch);
   EXPECT_EQ(alone.names(), std::vector<std::string>{"layer0.qcow2"}) << "no manifest of rot";
 }
 
@@ -502,8 +504,8 @@ TEST_F(DrillTest, SealingDoesNotSignWhatDoesNotFollow) {
     write_file(folder / raw, bytes);
     must({"qemu-img", "create", "-q", "-f", "qcow2", "-b", folder / raw, "-F", "raw", folder / top});
     auto chain = Chain::open(folder / top, ImageFormat::Qcow2, {});
-    seal_layer(*chain, 1, {});
-    seal_layer(*chain, 0, {});
+    seal(*chain, 1, {});
+    seal(*chain, 0, {});
     return chain;
   };
   const auto chain = build("a.raw", "a.qcow2");
@@ -511,7 +513,7 @@ TEST_F(DrillTest, SealingDoesNotSignWhatDoesNotFollow) {
   fs::copy(manifest_path(folder / "b.raw"), manifest_path(folder / "a.raw"),
            fs::copy_options::overwrite_existing);
   const Bytes before = read_file(manifest_path(folder / "a.qcow2"));
-  EXPECT_EQ(outcome_of([&] { seal_layer(*chain, 0, {1, &key, [](std::uint64_t) {}}); }), Outcome::Mismatch);
+  EXPECT_EQ(outcome_of([&] { seal(*chain, 0, {1, &key, [](std::uint64_t) {}}); }), Outcome::Mismatch);
   EXPECT_EQ(read_file(manifest_path(folder / "a.qcow2")), before);
 }
 
@@ -525,13 +527,13 @@ TEST_F(DrillTest, TwoAlgorithmsInOneChain) {
   chain.add_any(Algorithm::Sha512, kMiB);
   EXPECT_FALSE(chain.from_top(0).root);
   const auto opened = chain.open();
-  const std::vector<LayerDrill> layers = drill(*opened, any_options());
+  const std::vector<LayerProof> layers = prove(*opened, any_options());
   EXPECT_EQ(layers[0].manifest.problems, std::vector<std::string>{});
   EXPECT_TRUE(layers[0].proof->is_clean());
   EXPECT_EQ(layers[0].outcome(), Outcome::Incomplete);
   expect_clean(layers[1]);
   // What the top's own manifest does not know is unknown, and no mismatch.
-  const std::unique_ptr<ChainDigests> digests = digests_from(*opened, 0);
+  const std::unique_ptr<ChainDigests> digests = digests_of(*opened);
   ASSERT_TRUE(digests);
   MemoryDevice live = live_disk(chain.from_top(0).content());
   const Proof proof = prove_disk(live, *opened, *digests, {});
@@ -563,14 +565,14 @@ TEST_F(DrillTest, AManifestOfAnotherDisk) {
   }
   const Bytes good = read_file(chain.manifest(0));
   fs::copy(other.manifest(0), chain.manifest(0), fs::copy_options::overwrite_existing);
-  std::vector<LayerDrill> layers = drill(*chain.open(), any_options());
+  std::vector<LayerProof> layers = prove(*chain.open(), any_options());
   EXPECT_EQ(layers[0].outcome(), Outcome::BadManifest);
   EXPECT_FALSE(layers[0].manifest.problems.empty());
   expect_clean(layers[1]);
   // Nor is the layer above to blame.
   write_file(chain.manifest(0), good);
   fs::copy(other.manifest(1), chain.manifest(1), fs::copy_options::overwrite_existing);
-  layers = drill(*chain.open(), any_options());
+  layers = prove(*chain.open(), any_options());
   EXPECT_EQ(layers[1].outcome(), Outcome::BadManifest);
   EXPECT_EQ(layers[0].outcome(), Outcome::Incomplete);
   EXPECT_TRUE(layers[0].proof && layers[0].proof->is_clean()) << "its own content is proven all the same";
@@ -592,7 +594,11 @@ TEST_F(DrillTest, NoRootFromAManifestThatDoesNotBelong) {
   fs::copy(other.manifest(0), chain.manifest(1), fs::copy_options::overwrite_existing);
   Outcome outcome = Outcome::Done;
   bool has_digests = false;
-  outcome = outcome_of([&] { has_digests = parent_digests(*chain.open(), 0).digests != nullptr; });
+  outcome = outcome_of([&] {
+    const auto opened = chain.open();
+    RestorePoints points(*opened);
+    has_digests = parent_digests(points, 0).digests != nullptr;
+  });
   EXPECT_TRUE(outcome == Outcome::BadManifest || outcome == Outcome::Mismatch ||
               (outcome == Outcome::Done && !has_digests))
       << to_string(outcome);
@@ -608,10 +614,10 @@ TEST_F(DrillTest, Signatures) {
   ProvenChain chain(random, folder);
   for (int i = 0; i < 2; ++i) chain.add(chain.next_disk(kMiB / 2, 4096), {}, Algorithm::Sha256, &key);
   const auto outcome_with = [&](std::initializer_list<const char*> trusted) {
-    DrillOptions options;
-    for (const char* const name : trusted) options.trusted.emplace_back(folder / name);
+    std::vector<TrustedKey> keys;
+    for (const char* const name : trusted) keys.emplace_back(folder / name);
     Outcome outcome = Outcome::Done;
-    for (const LayerDrill& layer : drill(*chain.open(), options)) outcome = worse(outcome, layer.outcome());
+    for (const LayerProof& layer : prove(*chain.open(), {}, std::move(keys))) outcome = worse(outcome, layer.outcome());
     return outcome;
   };
   EXPECT_EQ(outcome_with({}), Outcome::Done);
@@ -642,7 +648,7 @@ TEST_F(DrillTest, Signatures) {
   // Edited by somebody who knows how to make its own digest fit, and signed with a key of his own.
   const auto rewrite = [&](const SigningKey* with) {
     write_file(chain.manifest(0), good);
-    const ManifestSummary summary = read_manifest(chain.manifest(0));
+    const ManifestSummary summary = Manifest(chain.manifest(0)).summary();
     const File file = create_file(folder / "edited");
     ManifestWriter writer(file, summary.header);
     ManifestReader reader(chain.manifest(0));
@@ -811,7 +817,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
     for (unsigned part = 1; part <= parts; ++part) {
       ProofOptions options{random.bits(1, 3), {part, parts, {}}, {}, [](std::uint64_t) {}};
       for (std::size_t layer = 0; layer < 2; ++layer) {
-        const Proof proof = prove_layer(*opened, layer, options);
+        const Proof proof = prove_one(*opened, layer, options);
         sum[layer].blocks += proof.blocks;
         sum[layer].zero_blocks += proof.zero_blocks;
         sum[layer].partial_blocks += proof.partial_blocks;
@@ -836,7 +842,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
       }
     }
     for (std::size_t layer = 0; layer < 2; ++layer) {
-      const Proof whole = prove_layer(*opened, layer, {});
+      const Proof whole = prove_one(*opened, layer, {});
       EXPECT_EQ(sum[layer].blocks, whole.blocks);
       EXPECT_EQ(sum[layer].zero_blocks, whole.zero_blocks);
       EXPECT_EQ(sum[layer].partial_blocks, whole.partial_blocks);
@@ -867,9 +873,9 @@ TEST_F(DrillTest, ADeadlineThatIsOver) {
   Bytes bytes(kMiB);
   random.fill(bytes);
   chain.add(disk_of(bytes, {{guest_range(0, kMiB), Kind::Data}}), {}, Algorithm::Sha256);
-  DrillOptions options = any_options();
-  options.proof.deadline = std::chrono::steady_clock::now();
-  const LayerDrill layer = drill(*chain.open(), options).front();
+  ProofOptions options = any_options();
+  options.deadline = std::chrono::steady_clock::now();
+  const LayerProof layer = prove(*chain.open(), options).front();
   EXPECT_EQ(layer.outcome(), Outcome::Incomplete);
   EXPECT_EQ(layer.proof->stopped_at, 0U);
 }
@@ -881,7 +887,7 @@ TEST_F(DrillTest, TheGuardOfARestore) {
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     const auto read_guarded = [&](BlockDevice& disk) {
       const auto opened = chain.open();
-      const std::unique_ptr<ChainDigests> digests = digests_from(*opened, 0);
+      const std::unique_ptr<ChainDigests> digests = digests_of(*opened);
       std::uint64_t unknown = 0;
       scan([&] { return disk.open_reader(); },
            pieces_of(as_zeros(normalise(extents_of(disk), kDigestBlock, Position::Bottom))),

@@ -4,14 +4,13 @@
 
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
 #include "extent/nbd_export.h"
 #include "verify/device_digest.h"
 
 namespace qchain {
-
-namespace po = boost::program_options;
 
 namespace {
 
@@ -36,28 +35,24 @@ void report(const DigestCommandOptions& o, const Digest& value, std::uint64_t le
 
 }  // namespace
 
-std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words) {
-  CommandLine line("digest", "IMAGE|FILE|URI [options]",
-                   "Prints the content digest (blkhash form, blocks of 64 KiB) of the disk that an image "
-                   "describes,\nof a raw file or of an NBD export.");
-  line.add_positional("IMAGE|FILE|URI");
-  line.add()("format", po::value<std::string>()->value_name("FORMAT"), "of a file: qcow2 (default) or raw");
-  line.add()("digest", po::value<std::string>()->value_name("ALGORITHM"),
+CommandLine command_line_for(DigestCommandOptions& o) {
+  CommandLine line(
+      "digest", "IMAGE|FILE|URI [options]",
+      "Prints the content digest (blkhash construction, blocks of 64 KiB) of the disk in a qcow2 "
+      "image, of a raw file or of an NBD export.");
+  line.positional("IMAGE|FILE|URI", o.source);
+  line.value("format", "FORMAT", o.format, image_format_named, "format of a file: qcow2 (default) or raw");
+  line.value("digest", "ALGORITHM", o.algorithm, algorithm_named,
              "sha256 (default), sha512, blake2b512 or xxh3-128");
-  line.add_nbd();
-  line.add_owner();
-  if (!line.parse(words)) return std::nullopt;
-  DigestCommandOptions o;
-  o.common = line.common();
-  o.nbd = line.nbd();
-  o.owner = line.owner();
-  o.source = line.required("IMAGE|FILE|URI");
-  o.format = image_format_named(line.text("format", "qcow2"), "--format");
-  o.algorithm = algorithm_named(line.text("digest", "sha256"));
-  if (!o.owner.names_nobody() && !is_nbd_uri(o.source)) {
-    throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
-  }
-  return o;
+  add_nbd_options(line, o.nbd);
+  add_owner_options(line, o.owner);
+  add_common_options(line, o.common);
+  line.afterwards([&o](const CommandLine&) {
+    if (!o.owner.names_nobody() && !is_nbd_uri(o.source)) {
+      throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
+    }
+  });
+  return line;
 }
 
 Outcome digest(const DigestCommandOptions& o, Console& console) {

@@ -1,8 +1,6 @@
 #pragma once
 
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "cli/console.h"
 #include "cli/options.h"
@@ -21,7 +19,8 @@ struct DigestCommandOptions {
   Algorithm algorithm = Algorithm::Sha256;
 };
 
-std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(DigestCommandOptions& options);
 Outcome digest(const DigestCommandOptions& options, Console& console);
 
 }  // namespace qchain

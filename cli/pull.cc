@@ -8,6 +8,7 @@
 #include <charconv>
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/new_layer.h"
 #include "cli/open_chain.h"
 #include "cli/text.h"
@@ -22,18 +23,17 @@
 
 namespace qchain {
 
-namespace po = boost::program_options;
-
 namespace {
 
 [[noreturn]] void usage(const std::string& message) { throw Error(Outcome::Usage, message); }
 
 GuestRange parse_range(const std::string& text) {
   const std::size_t colon = text.find(':');
-  if (colon == std::string::npos) usage(fmt::format("--range: \"{}\" is not OFFSET:LENGTH", escaped(text)));
-  const std::uint64_t begin = parse_size(text.substr(0, colon), "--range");
-  const std::uint64_t length = parse_size(text.substr(colon + 1), "--range");
-  if (length > ~std::uint64_t{0} - begin) usage("--range: ends past 64 bits");
+  if (colon == std::string::npos) usage(fmt::format("\"{}\" is not OFFSET:LENGTH", escaped(text)));
+  const std::uint64_t begin = parse_size(text.substr(0, colon));
+  const std::uint64_t length = parse_size(text.substr(colon + 1));
+  if (length > ~std::uint64_t{0} - begin)
+    usage(fmt::format("{}: the end does not fit 64 bits", escaped(text)));
   return guest_range(begin, length);
 }
 
@@ -44,8 +44,7 @@ CheckClean parse_check_clean(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), check.fraction);
   if (error != std::errc() || end != text.data() + text.size() || !(check.fraction >= 0) ||
       check.fraction > 1) {
-    usage(fmt::format("--check-clean: \"{}\" is neither a fraction from 0 to 1, nor all or none",
-                      escaped(text)));
+    usage(fmt::format("\"{}\": invalid; give a fraction from 0 to 1, all or none", escaped(text)));
   }
   if (check.fraction == 0) check.mode = CheckClean::Mode::None;
   if (check.fraction == 1) check.mode = CheckClean::Mode::All;
@@ -55,7 +54,7 @@ CheckClean parse_check_clean(const std::string& text) {
 OnMissed parse_on_missed(const std::string& text) {
   if (text == "compare") return OnMissed::CompareAll;
   if (text == "fail") return OnMissed::Fail;
-  usage(fmt::format("--on-missed: \"{}\" is neither compare nor fail", escaped(text)));
+  usage(fmt::format("\"{}\": invalid; choose compare or fail", escaped(text)));
 }
 
 // What no combination of other things can make right.
@@ -77,22 +76,24 @@ void judge(const PullOptions& o) {
     usage(fmt::format("--sign-key: a signature over {} digests proves nothing; choose sha256",
                       to_string(*o.algorithm)));
   }
-  if (!o.manifest && !o.sign_key.empty()) usage("--sign-key signs a manifest, and --digest none makes none");
+  if (!o.manifest && !o.sign_key.empty())
+    usage("--sign-key signs the manifest, and --digest none writes no manifest: choose one");
   for (const std::string* const name : {&o.checkpoint, &o.since}) {
     if (escaped(*name) != *name)
       usage(fmt::format("\"{}\": a checkpoint's name is printable UTF-8", escaped(*name)));
   }
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
-  if (!raw && o.output == "-") usage("only a raw output can go to a pipe: add --format raw");
-  if (o.output == "-" && o.common.json) usage("standard output cannot take the disk and --json both");
+  if (!raw && o.output == "-") usage("only a raw image can be written to standard output: add --format raw");
+  if (o.output == "-" && o.common.json) usage("-o - and --json both write to standard output: choose one");
   if (o.parent.empty()) {
-    if (!o.bitmap.empty()) usage("--bitmap says what changed since a parent: name it with --parent");
-    if (o.shallow) usage("--shallow needs the layer that it is to stand on: name it with --parent");
-    if (!o.since.empty()) usage("--since is the checkpoint of a parent: name it with --parent");
+    if (!o.bitmap.empty()) usage("--bitmap needs a parent (backing) image: name it with --parent");
+    if (o.shallow) usage("--shallow needs a parent (backing) image: name it with --parent");
+    if (!o.since.empty())
+      usage("--since is the checkpoint of the parent (backing) image: name it with --parent");
     if (o.check_clean.mode != CheckClean::Mode::Sample || o.on_missed != OnMissed::CompareAll ||
         o.allow_other_export) {
       usage(
-          "--check-clean, --on-missed and --allow-other-export are about an increment: name its parent with "
+          "--check-clean, --on-missed and --allow-other-export are for increments: name the parent with "
           "--parent");
     }
   }
@@ -507,75 +508,77 @@ Outcome pull_raw(const PullOptions& o, Console& console) {
   return Outcome::Done;
 }
 
+void add_image_options(CommandLine& line, PullOptions& o) {
+  line.value("output,o", "OUT", o.output, "image to write; - for standard output (raw only)");
+  line.value("parent", "IMAGE", o.parent, "parent (backing) image of the new layer");
+  line.value("parent-format", "FORMAT", o.parent_format, image_format_named,
+             "format of the parent: qcow2 (default) or raw");
+  line.value("format", "FORMAT", o.format, image_format_named, "output format: qcow2 (default) or raw");
+  line.value("range", "OFFSET:LENGTH", o.range, parse_range, "copy only this part of the disk (raw only)");
+  line.value("cluster-size", "SIZE", o.cluster_size, parse_size,
+             "4K to 2M (default: that of the parent, or 64K)");
+  line.flag("extended-l2", o.extended_l2, "use extended L2 entries: subclusters of 1/32 of a cluster");
+  line.value("compress", "TYPE", o.compression, parse_compression,
+             "none (default), zlib or zstd; the last two can be followed by :LEVEL");
+  line.value("layer-id", "UUID", o.layer_id, "UUID of the new layer (default: random)");
+  line.flag("force", o.force, "replace an existing output file");
+}
+
+void add_manifest_options(CommandLine& line, PullOptions& o) {
+  const auto read_digest = [&o](const std::string& text) -> std::optional<Algorithm> {
+    o.manifest = text != "none";
+    if (!o.manifest) return std::nullopt;
+    return algorithm_named(text);
+  };
+  line.value("checkpoint", "NAME", o.checkpoint, "checkpoint (point in time) to record for the new layer");
+  line.value(
+      "digest", "ALGORITHM", o.algorithm, read_digest,
+      "digest algorithm of the manifest: sha256, sha512, blake2b512, xxh3-128, or none for no manifest "
+      "(default: that of the parent, or sha256)");
+  line.value("sign-key", "FILE", o.sign_key, "sign the manifest with this Ed25519 private key (PEM)");
+}
+
+void add_source_options(CommandLine& line, PullOptions& o) {
+  line.group("Changes since the parent");
+  line.value("bitmap", "NAME", o.bitmap,
+             "dirty bitmap to use (default: the only one that the export offers)");
+  line.flag("shallow", o.shallow,
+            "copy what is allocated in the active layer (qemu:allocation-depth), and use no dirty bitmap");
+  line.value("since", "NAME", o.since, "checkpoint at which the dirty bitmap starts");
+  line.value("check-clean", "HOW", o.check_clean, parse_check_clean,
+             "how much of what the bitmap marks as clean to compare with the parent: a fraction from 0 to 1, "
+             "all or none (default: a sample)");
+  line.value("on-missed", "WHAT", o.on_missed, parse_on_missed,
+             "if the bitmap missed a change: compare (default: start over and compare everything) or fail "
+             "(exit code 1)");
+  line.flag("allow-other-export", o.allow_other_export,
+            "accept a parent that was pulled from another export, libvirt domain or disk");
+  line.group("Export");
+  line.flag("require-read-only", o.require_read_only, "refuse a writable export");
+  line.flag("no-extents", o.no_extents,
+            "read every byte: do not rely on the block status (zeros, holes) that the server reports");
+}
+
 }  // namespace
 
-std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
+CommandLine command_line_for(PullOptions& o) {
   CommandLine line("pull", "URI -o OUT [options]",
-                   "Copies a live NBD export into the next layer of a chain: a full image, or, with "
-                   "--parent,\nan overlay that holds what changed.");
-  line.add_positional("URI");
-  const auto text = [] { return po::value<std::string>(); };
-  line.add()("output,o", text()->value_name("OUT"), "the image to write; -: standard output (raw only)");
-  line.add()("parent", text()->value_name("IMAGE"), "the layer that the new one stands on");
-  line.add()("parent-format", text()->value_name("FORMAT"), "qcow2 (default) or raw");
-  line.add()("bitmap", text()->value_name("NAME"), "the dirty bitmap, where several are on offer");
-  line.add()("shallow", "what the active layer holds, instead of a bitmap");
-  line.add()("checkpoint", text()->value_name("NAME"), "record the point in time that this layer is");
-  line.add()("since", text()->value_name("NAME"), "the checkpoint that the changes count from");
-  line.add()("cluster-size", text()->value_name("SIZE"), "4K to 2M (default: the parent's, else 64K)");
-  line.add()("extended-l2", "subclusters: what is stored is 1/32 of a cluster at least");
-  line.add()("compress", text()->value_name("TYPE"), "none (default), zlib or zstd, with :LEVEL if need be");
-  line.add()("format", text()->value_name("FORMAT"), "qcow2 (default) or raw");
-  line.add()("range", text()->value_name("OFFSET:LENGTH"), "a part of the disk, as raw");
-  line.add()("layer-id", text()->value_name("UUID"), "the layer's identity (default: random)");
-  line.add()("digest", text()->value_name("ALGORITHM"),
-             "of the manifest: sha256 (default), sha512, blake2b512, xxh3-128 or none");
-  line.add()("sign-key", text()->value_name("FILE"), "sign the manifest with this Ed25519 key (PEM)");
-  line.add()("check-clean", text()->value_name("HOW"),
-             "compare what the bitmap calls clean with the parent: a FRACTION from 0 to 1, all or none "
-             "(default: a sample)");
-  line.add()(
-      "on-missed", text()->value_name("WHAT"),
-      "where the bitmap missed a change: compare (default: start over and compare everything) or fail (1)");
-  line.add()("allow-other-export", "the parent may come from an export of another name");
-  line.add()("require-read-only", "refuse an export that can be written to");
-  line.add()("no-extents", "read every byte, whatever the server says of zeros");
-  line.add()("force", "replace an output that exists");
-  line.add_nbd();
-  line.add_owner();
-  if (!line.parse(words)) return std::nullopt;
-  PullOptions o;
-  o.common = line.common();
-  o.nbd = line.nbd();
-  o.owner = line.owner();
-  o.uri = line.required("URI");
-  o.output = line.text("output");
-  o.parent = line.text("parent");
-  if (line.has("parent-format") && o.parent.empty()) {
-    usage("--parent-format says what the parent is: name it with --parent");
-  }
-  o.parent_format = image_format_named(line.text("parent-format", "qcow2"), "--parent-format");
-  o.bitmap = line.text("bitmap");
-  o.shallow = line.has("shallow");
-  o.checkpoint = line.text("checkpoint");
-  o.since = line.text("since");
-  o.cluster_size = line.size("cluster-size");
-  o.extended_l2 = line.has("extended-l2");
-  o.compression = parse_compression(line.text("compress", "none"));
-  o.format = image_format_named(line.text("format", "qcow2"), "--format");
-  if (line.has("range")) o.range = parse_range(line.text("range"));
-  o.layer_id = line.text("layer-id");
-  o.manifest = line.text("digest") != "none";
-  if (o.manifest && line.has("digest")) o.algorithm = algorithm_named(line.text("digest"));
-  o.sign_key = line.text("sign-key");
-  o.force = line.has("force");
-  if (line.has("check-clean")) o.check_clean = parse_check_clean(line.text("check-clean"));
-  if (line.has("on-missed")) o.on_missed = parse_on_missed(line.text("on-missed"));
-  o.allow_other_export = line.has("allow-other-export");
-  o.require_read_only = line.has("require-read-only");
-  o.no_extents = line.has("no-extents");
-  judge(o);
-  return o;
+                   "Copies a live NBD export into the next layer of a backup chain: a full image, or, with "
+                   "--parent, an overlay that holds what has changed since.");
+  line.positional("URI", o.uri);
+  add_image_options(line, o);
+  add_manifest_options(line, o);
+  add_source_options(line, o);
+  add_nbd_options(line, o.nbd);
+  add_owner_options(line, o.owner);
+  add_common_options(line, o.common);
+  line.afterwards([&o](const CommandLine& given) {
+    if (given.has("parent-format") && o.parent.empty()) {
+      usage("--parent-format is the format of the parent: name that with --parent");
+    }
+    judge(o);
+  });
+  return line;
 }
 
 Outcome pull(const PullOptions& options, Console& console) {

@@ -2,7 +2,6 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "cli/console.h"
 #include "cli/options.h"
@@ -56,8 +55,8 @@ struct PullOptions {
   bool no_extents = false;
 };
 
-/// nullopt where --help was asked for. Throws Error (Usage).
-std::optional<PullOptions> parse_pull(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(PullOptions& options);
 /// Throws Error.
 Outcome pull(const PullOptions& options, Console& console);
 

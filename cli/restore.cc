@@ -4,12 +4,11 @@
 
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/open_chain.h"
 #include "cli/restore_job.h"
 
 namespace qchain {
-
-namespace po = boost::program_options;
 
 namespace {
 
@@ -73,55 +72,48 @@ std::unique_ptr<Chain> open_to_restore(const RestoreOptions& o, Console& console
   return chain;
 }
 
-}  // namespace
-
-std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words) {
-  CommandLine line("restore", "IMAGE DEST [options]",
-                   "Writes out the disk that a chain describes, at the point in time of IMAGE: to a raw "
-                   "file, which\nbecomes sparse, "
-                   "to standard output (-), or onto a block device or an NBD export, all of which that\nthe "
-                   "disk covers is "
-                   "overwritten; or, with --format qcow2, as one full layer. Every block is held\nagainst "
-                   "its stored digest before "
-                   "it is written.");
-  line.add_positional("IMAGE");
-  line.add_positional("DEST");
-  line.add()("format", po::value<std::string>()->value_name("FORMAT"),
-             "raw (default), or qcow2: one full layer, with a manifest");
-  line.add()("no-verify",
-             "do not look at the manifests; what cannot be read becomes zeros and is listed (4)");
-  line.add()("salvage", "write all that can be read, and list what cannot, or is not what was backed up (4)");
-  line.add()("trust-key", po::value<std::vector<std::string>>()->value_name("FILE"),
-             "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");
-  line.add()("read-back", "read again what was written, past the page cache, and compare (1 if it differs)");
-  line.add()("zero-rest", "zero what a device or an export has behind the end of the disk");
-  line.add()("preallocate", "set aside the space of zeros too");
-  line.add()("force", "replace a file that exists");
-  line.add_nbd();
-  if (!line.parse(words)) return std::nullopt;
-  RestoreOptions o;
-  o.common = line.common();
-  o.nbd = line.nbd();
-  o.image = line.required("IMAGE");
-  o.destination = line.required("DEST");
-  o.format = image_format_named(line.text("format", "raw"), "--format");
-  o.no_verify = line.has("no-verify");
-  o.trust_keys = line.texts("trust-key");
-  o.read_back = line.has("read-back");
-  o.salvage = line.has("salvage");
-  o.zero_rest = line.has("zero-rest");
-  o.preallocate = line.has("preallocate");
-  o.force = line.has("force");
+// What no combination of other things can make right.
+void judge(const RestoreOptions& o) {
   if (o.no_verify && !o.trust_keys.empty()) {
-    throw Error(Outcome::Usage, "--trust-key is about manifests, and --no-verify does not look at them");
+    throw Error(Outcome::Usage, "--trust-key checks the manifests, and --no-verify ignores them: choose one");
   }
   if (o.salvage && (o.no_verify || !o.trust_keys.empty())) {
-    throw Error(Outcome::Usage, "--salvage goes neither with --no-verify nor with --trust-key");
+    throw Error(Outcome::Usage, "--salvage cannot be combined with --no-verify or --trust-key");
   }
   if (o.read_back && o.format == ImageFormat::Qcow2) {
-    throw Error(Outcome::Usage, "--read-back is for raw targets: qchain verify proves a layer");
+    throw Error(Outcome::Usage, "--read-back is for raw targets: verify a qcow2 image with 'qchain verify'");
   }
-  return o;
+}
+
+}  // namespace
+
+CommandLine command_line_for(RestoreOptions& o) {
+  CommandLine line(
+      "restore", "IMAGE DEST [options]",
+      "Writes the disk that a chain describes, at the point in time of IMAGE: to a sparse raw file, "
+      "to standard output (-), or over a block device or an NBD export; or, with --format qcow2, to "
+      "one full image. Every block is verified against its stored digest before it is written.\n"
+      "On a device or an export, everything from the start to the size of the disk is overwritten.");
+  line.positional("IMAGE", o.image);
+  line.positional("DEST", o.destination);
+  line.value("format", "FORMAT", o.format, image_format_named,
+             "output format: raw (default), or qcow2 for one full image with a manifest");
+  line.flag("no-verify", o.no_verify,
+            "ignore the manifests; write zeros for what cannot be read, and list it (exit code 4)");
+  line.flag("salvage", o.salvage,
+            "write all that can be read; list what cannot be read, or differs from what was backed up "
+            "(exit code 4)");
+  line.values("trust-key", "FILE", o.trust_keys,
+              "require every manifest to be signed by this Ed25519 public key (PEM; repeatable)");
+  line.flag("read-back", o.read_back,
+            "read back what was written, bypassing the page cache, and compare (exit code 1 if it differs)");
+  line.flag("zero-rest", o.zero_rest, "zero what a device or an export has after the end of the disk");
+  line.flag("preallocate", o.preallocate, "allocate space for zeros too");
+  line.flag("force", o.force, "replace an existing file");
+  add_nbd_options(line, o.nbd);
+  add_common_options(line, o.common);
+  line.afterwards([&o](const CommandLine&) { judge(o); });
+  return line;
 }
 
 Outcome restore(const RestoreOptions& o, Console& console) {

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <optional>
 #include <string>
 #include <vector>
 
@@ -26,7 +25,8 @@ struct RestoreOptions {
   bool force = false;
 };
 
-std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(RestoreOptions& options);
 Outcome restore(const RestoreOptions& options, Console& console);
 
 }  // namespace qchain

@@ -1,0 +1,64 @@
+#include "cli/suggestion.h"
+
+#include <algorithm>
+#include <numeric>
+#include <utility>
+
+namespace qchain {
+
+namespace {
+
+constexpr std::size_t kMaxDistance = 2;
+constexpr std::size_t kMinPrefix = 3;
+
+std::string nearest(std::string_view word, const std::vector<std::string>& known) {
+  // A distance as long as the word would mean that nothing of it is kept.
+  std::size_t least = std::min(kMaxDistance + 1, word.size());
+  std::string found;
+  for (const std::string& name : known) {
+    if (std::max(name.size(), word.size()) - std::min(name.size(), word.size()) > kMaxDistance) continue;
+    const std::size_t distance = edit_distance(word, name);
+    if (distance > least) continue;
+    // A tie, also with the limit, leaves nothing found.
+    found = distance < least ? name : std::string();
+    least = distance;
+  }
+  return found;
+}
+
+std::string completed(std::string_view prefix, const std::vector<std::string>& known) {
+  if (prefix.size() < kMinPrefix) return {};
+  const auto begins = [&](const std::string& name) { return name.starts_with(prefix); };
+  if (std::ranges::count_if(known, begins) != 1) return {};
+  return *std::ranges::find_if(known, begins);
+}
+
+}  // namespace
+
+std::size_t edit_distance(std::string_view a, std::string_view b) {
+  // Three rows of the matrix: distances of the prefixes of `b` to a[0, i-2), a[0, i-1) and a[0, i).
+  std::vector<std::size_t> before(b.size() + 1);
+  std::vector<std::size_t> last(b.size() + 1);
+  std::vector<std::size_t> row(b.size() + 1);
+  std::iota(row.begin(), row.end(), std::size_t{0});
+  for (std::size_t i = 1; i <= a.size(); ++i) {
+    std::swap(before, last);
+    std::swap(last, row);
+    row[0] = i;
+    for (std::size_t j = 1; j <= b.size(); ++j) {
+      const std::size_t substituted = last[j - 1] + (a[i - 1] == b[j - 1] ? 0 : 1);
+      row[j] = std::min({last[j] + 1, row[j - 1] + 1, substituted});
+      if (i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1]) {
+        row[j] = std::min(row[j], before[j - 2] + 1);
+      }
+    }
+  }
+  return row[b.size()];
+}
+
+std::string suggestion_for(std::string_view word, const std::vector<std::string>& known) {
+  const std::string near = nearest(word, known);
+  return near.empty() ? completed(word, known) : near;
+}
+
+}  // namespace qchain

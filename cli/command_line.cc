@@ -177,7 +177,8 @@ void CommandLine::take_in(const std::vector<std::string>& words) {
       }
     }
   } catch (const po::unknown_option& error) {
-    throw unknown(error.get_option_name());
+    const std::string word = error.get_option_name();
+    throw unknown(word.substr(0, word.find('=')));
   } catch (const po::invalid_command_line_syntax& error) {
     throw wrong(what_of(error) + '.');
   } catch (const po::error& error) {
@@ -194,7 +195,7 @@ void CommandLine::set_positionals() const {
     if (i < words_.size()) *positional.target = words_[i];
     const bool missing = i < words_.size() ? words_[i].empty() : positional.required;
     if (missing) {
-      throw wrong(fmt::format("missing {}; usage: qchain {} {}.", positional.name, command_, usage_));
+      throw wrong(fmt::format("missing {} (usage: qchain {} {}).", positional.name, command_, usage_));
     }
   }
 }

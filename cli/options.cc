@@ -20,7 +20,7 @@ constexpr unsigned kMaxTimeout = 86400;  // a day
 constexpr unsigned kMaxOwnerTimeout = 3600;
 
 std::string not_empty(const std::string& text) {
-  if (text.empty()) throw Error(Outcome::Usage, "is empty");
+  if (text.empty()) throw Error(Outcome::Usage, "must not be empty");
   return text;
 }
 
@@ -56,7 +56,7 @@ ImageFormat image_format_named(const std::string& name) {
 }
 
 void add_nbd_options(CommandLine& line, NbdOptions& o) {
-  line.group("NBD");
+  line.group("NBD connection");
   line.value("connections", "N", o.connections, number(1, kMaxConnections),
              "NBD connections, 1 to 16 (default: depends on CPU cores and server latency)");
   line.value("requests", "N", o.requests, number(1, kMaxRequests),

@@ -11,11 +11,13 @@ namespace {
 constexpr std::size_t kMaxDistance = 2;
 constexpr std::size_t kMinPrefix = 3;
 
-std::string nearest(std::string_view word, const std::vector<std::string>& known) {
+using Names = std::vector<std::string>;
+
+std::string nearest(std::string_view word, const Names& names) {
   // A distance as long as the word would mean that nothing of it is kept.
   std::size_t least = std::min(kMaxDistance + 1, word.size());
   std::string found;
-  for (const std::string& name : known) {
+  for (const std::string& name : names) {
     if (std::max(name.size(), word.size()) - std::min(name.size(), word.size()) > kMaxDistance) continue;
     const std::size_t distance = edit_distance(word, name);
     if (distance > least) continue;
@@ -26,11 +28,13 @@ std::string nearest(std::string_view word, const std::vector<std::string>& known
   return found;
 }
 
-std::string completed(std::string_view prefix, const std::vector<std::string>& known) {
-  if (prefix.size() < kMinPrefix) return {};
-  const auto begins = [&](const std::string& name) { return name.starts_with(prefix); };
-  if (std::ranges::count_if(known, begins) != 1) return {};
-  return *std::ranges::find_if(known, begins);
+Names beginning_with(std::string_view prefix, const Names& names) {
+  Names found;
+  if (prefix.size() < kMinPrefix) return found;
+  for (const std::string& name : names) {
+    if (name.starts_with(prefix)) found.push_back(name);
+  }
+  return found;
 }
 
 }  // namespace
@@ -57,8 +61,9 @@ std::size_t edit_distance(std::string_view a, std::string_view b) {
 }
 
 std::string suggestion_for(std::string_view word, const std::vector<std::string>& known) {
-  const std::string near = nearest(word, known);
-  return near.empty() ? completed(word, known) : near;
+  const Names completions = beginning_with(word, known);
+  if (completions.size() == 1) return completions.front();
+  return nearest(word, completions.empty() ? known : completions);
 }
 
 }  // namespace qchain

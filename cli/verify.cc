@@ -43,7 +43,9 @@ void judge(const VerifyOptions& o) {
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
                  !o.trust_keys.empty())) {
     usage(
-        "--seal only writes missing manifests: run qchain verify again, without --seal, to verify the chain");
+        "--seal only writes missing manifests: verify the chain, also with --trust-key, in a second run "
+        "without "
+        "--seal");
   }
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs the manifests that --seal writes: add --seal");
   if (!o.seal && o.accept_changed) usage("--accept-changed applies to --seal: add --seal");

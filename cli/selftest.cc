@@ -11,6 +11,7 @@
 #include <utility>
 
 #include "cli/api/text.h"
+#include "cli/command_line.h"
 #include "extent/engine.h"
 #include "extent/memory_device.h"
 #include "qcow2/format.h"
@@ -151,15 +152,13 @@ const std::vector<Harm>& harms() {
 
 }  // namespace
 
-std::optional<SelftestOptions> parse_selftest(const std::vector<std::string>& words) {
+CommandLine command_line_for(SelftestOptions& o) {
   CommandLine line(
       "selftest", "[options]",
-      "Writes a small chain into a temporary folder, damages copies of it, one by one and each in "
-      "another way,\nand expects the restore drill to tell of each. Exit 1 where it does not.");
-  if (!line.parse(words)) return std::nullopt;
-  SelftestOptions o;
-  o.common = line.common();
-  return o;
+      "Writes a small chain into a temporary directory, damages copies of it, each in another way, and "
+      "checks that the restore drill detects each damage. Exit code 1 if it does not.");
+  add_common_options(line, o.common);
+  return line;
 }
 
 Outcome selftest(const SelftestOptions&, Console& console) {

@@ -12,6 +12,12 @@
 
 namespace qchain {
 
+namespace {
+
+std::string known_algorithm(const std::string& text) { return to_string(algorithm_named(text)); }
+
+}  // namespace
+
 CommandLine command_line_for(DigestCommandOptions& o) {
   CommandLine line(
       "digest", "IMAGE|FILE|URI [options]",
@@ -22,7 +28,8 @@ CommandLine command_line_for(DigestCommandOptions& o) {
       "format", "FORMAT",
       [&o](const std::string& name) { o.request.is_raw = image_format_named(name) == ImageFormat::Raw; },
       "format of a file: qcow2 (default) or raw");
-  line.value("digest", "ALGORITHM", o.request.algorithm, "sha256 (default), sha512, blake2b512 or xxh3-128");
+  line.value("digest", "ALGORITHM", o.request.algorithm, known_algorithm,
+             "sha256 (default), sha512, blake2b512 or xxh3-128");
   add_nbd_options(line, o.request.nbd);
   add_owner_options(line, o.owner);
   add_common_options(line, o.common);

@@ -9,6 +9,8 @@
 #include "cli/command_line.h"
 #include "cli/console_run.h"
 #include "cli/api/text.h"
+#include "qcow2/compression.h"
+#include "verify/digest.h"
 
 namespace qchain {
 
@@ -30,6 +32,17 @@ std::uint64_t parse_cluster_size(const std::string& text) {
   const std::uint64_t size = parse_size(text);
   if (size == 0) usage("0 is not a power of two from 4K to 2M");
   return size;
+}
+
+// Readers that only refuse what the pull would refuse, with the option's name.
+std::string known_compression(const std::string& text) {
+  parse_compression(text);
+  return text;
+}
+
+std::string known_digest(const std::string& text) {
+  if (text != "none") algorithm_named(text);
+  return text;
 }
 
 bool is_raw_named(const std::string& format) { return image_format_named(format) == ImageFormat::Raw; }
@@ -192,7 +205,7 @@ void add_image_options(CommandLine& line, PullOptions& o) {
              "4K to 2M (default: that of the parent, or 64K)");
   line.flag("extended-l2", o.request.extended_l2,
             "use extended L2 entries: subclusters of 1/32 of a cluster");
-  line.value("compress", "TYPE", o.request.compression,
+  line.value("compress", "TYPE", o.request.compression, known_compression,
              "none (default), zlib or zstd; the last two can be followed by :LEVEL");
   line.value("layer-id", "UUID", o.request.layer_id, "UUID of the new layer (default: random)");
   line.flag("force", o.request.replace, "replace an existing output file");
@@ -202,7 +215,7 @@ void add_manifest_options(CommandLine& line, PullOptions& o) {
   line.value("checkpoint", "NAME", o.request.checkpoint,
              "checkpoint (point in time) to record for the new layer");
   line.value(
-      "digest", "ALGORITHM", o.request.digest,
+      "digest", "ALGORITHM", o.request.digest, known_digest,
       "digest algorithm of the manifest: sha256, sha512, blake2b512, xxh3-128, or none for no manifest "
       "(default: that of the parent, or sha256)");
   line.value("sign-key", "FILE", o.request.sign_key, "sign the manifest with this Ed25519 private key (PEM)");

@@ -124,22 +124,21 @@ TEST(Bound, EveryKindOfOption) {
                                       "--json",
                                       "--progress",
                                       "none"});
-  EXPECT_EQ(o.uri, "nbd://localhost/vda");
-  EXPECT_EQ(o.output, "out.qcow2");
-  EXPECT_EQ(o.parent, "full.qcow2");
-  EXPECT_EQ(o.parent_format, ImageFormat::Raw);
-  EXPECT_EQ(o.cluster_size, std::uint64_t{128} << 10);
-  EXPECT_EQ(o.compression.value().level, 3);
-  EXPECT_EQ(o.algorithm, Algorithm::Sha512);
-  EXPECT_TRUE(o.manifest);
-  EXPECT_EQ(o.check_clean.mode, CheckClean::Mode::Fraction);
-  EXPECT_EQ(o.check_clean.fraction, 0.5);
-  EXPECT_EQ(o.on_missed, OnMissed::Fail);
-  EXPECT_TRUE(o.extended_l2);
-  EXPECT_FALSE(o.force);
-  EXPECT_EQ(o.nbd.connections, 3U);
-  EXPECT_EQ(o.nbd.timeout, 7U);
-  EXPECT_EQ(o.nbd.requests, 0U);
+  EXPECT_EQ(o.request.uri, "nbd://localhost/vda");
+  EXPECT_EQ(o.request.output, "out.qcow2");
+  EXPECT_EQ(o.request.parent, "full.qcow2");
+  EXPECT_EQ(o.request.parent_is_raw, true);
+  EXPECT_EQ(o.request.cluster_size, std::uint64_t{128} << 10);
+  EXPECT_EQ(o.request.compression, "zlib:3");
+  EXPECT_EQ(o.request.digest, "sha512");
+  EXPECT_EQ(o.request.check_clean.mode, CheckClean::Mode::Fraction);
+  EXPECT_EQ(o.request.check_clean.fraction, 0.5);
+  EXPECT_EQ(o.request.on_missed, OnMissed::Fail);
+  EXPECT_TRUE(o.request.extended_l2);
+  EXPECT_FALSE(o.request.replace);
+  EXPECT_EQ(o.request.nbd.connections, 3U);
+  EXPECT_EQ(o.request.nbd.timeout, 7U);
+  EXPECT_EQ(o.request.nbd.requests, 0U);
   EXPECT_EQ(o.owner.timeout, std::chrono::seconds(9));
   EXPECT_EQ(o.owner.still_running, "true");
   EXPECT_TRUE(o.common.json);
@@ -148,15 +147,16 @@ TEST(Bound, EveryKindOfOption) {
 
 TEST(Bound, DefaultsStayWhereNothingIsGiven) {
   const auto o = parsed<PullOptions>({"nbd://localhost/vda", "-oout.qcow2"});
-  EXPECT_EQ(o.output, "out.qcow2");
+  EXPECT_EQ(o.request.output, "out.qcow2");
   EXPECT_EQ(o.format, ImageFormat::Qcow2);
   EXPECT_EQ(o.owner.timeout, std::chrono::seconds(60));
-  EXPECT_FALSE(o.compression);
-  EXPECT_FALSE(o.algorithm);
-  EXPECT_TRUE(o.manifest);
+  EXPECT_EQ(o.request.compression, "none");
+  EXPECT_EQ(o.request.digest, "");
   EXPECT_FALSE(o.common.json);
-  EXPECT_FALSE(parsed<PullOptions>({"nbd://localhost/vda", "-o", "out.qcow2", "--digest", "none"}).manifest);
-  EXPECT_EQ(parsed<RestoreOptions>({"a", "b"}).format, ImageFormat::Raw);
+  EXPECT_EQ(
+      parsed<PullOptions>({"nbd://localhost/vda", "-o", "out.qcow2", "--digest", "none"}).request.digest,
+      "none");
+  EXPECT_FALSE(parsed<RestoreOptions>({"a", "b"}).request.as_layer);
 }
 
 TEST(Bound, RepeatedValuesAndLists) {
@@ -174,10 +174,10 @@ TEST(Bound, RepeatedValuesAndLists) {
 
 TEST(Bound, WordsBehindTwoDashesAreNoOptions) {
   const auto o = parsed<RestoreOptions>({"--force", "--", "--json", "-o"});
-  EXPECT_EQ(o.image, "--json");
-  EXPECT_EQ(o.destination, "-o");
+  EXPECT_EQ(o.request.image, "--json");
+  EXPECT_EQ(o.request.destination, "-o");
   EXPECT_FALSE(o.common.json);
-  EXPECT_TRUE(o.force);
+  EXPECT_TRUE(o.request.replace);
 }
 
 // What is refused.

@@ -5,8 +5,8 @@
 
 #include <memory>
 
-#include "cli/hints.h"
 #include "cli/command_line.h"
+#include "cli/hints.h"
 #include "cli/proof_log.h"
 #include "cli/api/text.h"
 #include "qcow2/bitmap.h"

@@ -4,9 +4,9 @@
 
 #include <utility>
 
+#include "cli/command_line.h"
 #include "cli/hints.h"
 #include "cli/api/text.h"
-#include "cli/command_line.h"
 #include "qcow2/chain.h"
 #include "verify/check.h"
 

@@ -61,16 +61,21 @@ void add_owner_options(CommandLine& line, OwnerOptions& o) {
              "time limit for a reply of --libvirt or --still-running, 1 to 3600 (default: 60)");
 }
 
-void add_common_options(CommandLine& line, CommonOptions& o) {
+void add_report_options(CommandLine& line, CommonOptions& o) {
   line.group("Common options");
   line.early_flag("json", o.json, "print one JSON document to standard output");
   line.value("progress", "STYLE", o.progress, progress_style_named,
              "progress on standard error: auto (default), bar, json or none");
+  line.help_flag();
+}
+
+void add_common_options(CommandLine& line, CommonOptions& o) {
+  line.group("Common options");
   line.values("backing-root", "DIR", o.open.backing_roots, "also allow backing files below DIR (repeatable)");
   line.flag("force-share", o.open.force_share,
             "open images that another program, such as a running guest, has locked for writing");
   line.flag("allow-data-file", o.open.allow_data_file, "follow references to external data files");
-  line.help_flag();
+  add_report_options(line, o);
 }
 
 }  // namespace qchain

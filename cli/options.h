@@ -21,10 +21,11 @@ struct CommonOptions {
 /// qcow2 or raw. Throws Error (Usage) for another name.
 ImageFormat image_format_named(const std::string& name);
 
-/// Adds the options that set `options`, under a heading of their own. The common ones, with --help, are the
-/// last.
+/// Adds the options that set `options`, under a heading of their own. The common ones, with --help, come
+/// last; the report options are those of them that a command without images takes too.
 void add_nbd_options(CommandLine& line, NbdOptions& options);
 void add_owner_options(CommandLine& line, OwnerOptions& options);
+void add_report_options(CommandLine& line, CommonOptions& options);
 void add_common_options(CommandLine& line, CommonOptions& options);
 
 }  // namespace qchain

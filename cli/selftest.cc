@@ -10,8 +10,8 @@
 #include <functional>
 #include <utility>
 
-#include "cli/api/text.h"
 #include "cli/command_line.h"
+#include "cli/api/text.h"
 #include "extent/engine.h"
 #include "extent/memory_device.h"
 #include "qcow2/format.h"
@@ -156,8 +156,8 @@ CommandLine command_line_for(SelftestOptions& o) {
   CommandLine line(
       "selftest", "[options]",
       "Writes a small chain into a temporary directory, damages copies of it, each in another way, and "
-      "checks that the restore drill detects each damage. Exit code 1 if it does not.");
-  add_common_options(line, o.common);
+      "checks that the restore drill detects each damage. Exits 1 if it does not.");
+  add_report_options(line, o.common);
   return line;
 }
 

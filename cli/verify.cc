@@ -9,8 +9,8 @@
 #include "cli/api/nbd_access.h"
 #include "cli/api/open_chain.h"
 #include "cli/combine.h"
-#include "cli/console_run.h"
 #include "cli/command_line.h"
+#include "cli/console_run.h"
 #include "cli/api/text.h"
 #include "cli/verify_report.h"
 #include "extent/nbd_export.h"
@@ -31,7 +31,8 @@ void parse_sample(const std::string& text, Selection& selection) {
 
 // What no combination of other things can make right.
 void judge(const VerifyOptions& o) {
-  if (o.image.empty() && o.combine.empty()) usage("missing IMAGE. Run 'qchain verify --help' for details");
+  if (o.image.empty() && o.combine.empty())
+    usage("verify: missing IMAGE. Run 'qchain verify --help' for details");
   if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record || o.max_duration ||
                              !o.selection.is_everything() || !o.trust_keys.empty())) {
     usage("--combine only adds up reports: IMAGE, parts and keys are those of the reports");
@@ -46,8 +47,7 @@ void judge(const VerifyOptions& o) {
                  !o.trust_keys.empty())) {
     usage(
         "--seal only writes missing manifests: verify the chain, also with --trust-key, in a second run "
-        "without "
-        "--seal");
+        "without --seal");
   }
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs the manifests that --seal writes: add --seal");
   if (!o.seal && o.accept_changed) usage("--accept-changed applies to --seal: add --seal");
@@ -246,12 +246,10 @@ CommandLine command_line_for(VerifyOptions& o) {
   CommandLine line(
       "verify", "IMAGE [--against URI] [options] | --combine REPORT...",
       "Verifies a chain. Without --against, a restore drill: metadata, links, every stored digest against "
-      "the "
-      "data on disk, and the digest of the whole disk at every restore point. With --against, the chain, its "
-      "manifests and the live export are compared with each other. Each difference is reported with its "
-      "guest "
-      "range, layer, file, host offset, digests and cause.\n"
-      "Exit code 4 if anything was skipped.");
+      "the data on disk, and the digest of the whole disk at every restore point. With --against, the "
+      "chain, its manifests and the live export are compared with each other. Each difference is reported "
+      "with its guest range, layer, file, host offset, digests and cause.\n"
+      "Exits 4 if anything was skipped.");
   line.optional_positional("IMAGE", o.image);
   add_scope_options(line, o);
   add_seal_options(line, o);

@@ -270,7 +270,8 @@ TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
       if (request.offset + request.length == kMiB) ending.drop(0);
     };
     const std::string out = folder / format;
-    const auto options = parsed<PullOptions>({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
+    const auto options =
+        parsed<PullOptions>({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
     Console console("pull", false, ProgressStyle::None);
     EXPECT_THAT([&] { pull(options, console); }, Fails(Outcome::Inconclusive, "start over"));
     EXPECT_FALSE(std::filesystem::exists(out));

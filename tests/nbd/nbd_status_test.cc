@@ -303,7 +303,8 @@ TEST_F(NbdZeroRace, APullReadsWhatIsNoLongerZero) {
   first_answer({{kMiB, kHoleZero}}, {{kMiB, kDirty}});
   const Folder folder;
   const std::string out = folder / "out.raw";
-  const auto options = parsed<PullOptions>({server.uri(), "-o", out, "--format", "raw", "--progress", "none"});
+  const auto options =
+      parsed<PullOptions>({server.uri(), "-o", out, "--format", "raw", "--progress", "none"});
   Console console("pull", false, ProgressStyle::None);
   EXPECT_EQ(pull(options, console), Outcome::Done);
   EXPECT_EQ(read_file(out), server.disk());

@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/hints.h"
 #include "cli/proof_log.h"
 #include "cli/api/text.h"
@@ -395,19 +396,15 @@ void print_text(const ChainInfo& info, Console& console) {
 
 }  // namespace
 
-std::optional<ChaininfoOptions> parse_chaininfo(const std::vector<std::string>& words) {
+CommandLine command_line_for(ChaininfoOptions& o) {
   CommandLine line("chaininfo", "IMAGE [options]",
-                   "Shows what a chain is made of, from the top. What can be read is printed; then the "
-                   "exit is 3 for a\nmissing layer, 1 for a loop or a layer that does not match its "
-                   "backing file, 4 for what cannot be read.");
-  line.add_positional("IMAGE");
-  line.add()("map", "list which layer holds what, over the whole disk");
-  if (!line.parse(words)) return std::nullopt;
-  ChaininfoOptions o;
-  o.common = line.common();
-  o.image = line.required("IMAGE");
-  o.map = line.has("map");
-  return o;
+                   "Shows the layers of a chain, from the top down. What can be read is printed.\n"
+                   "Exit codes: 0 all could be read; 1 a loop, or a layer that does not match its backing "
+                   "file; 3 a layer is missing; 4 something could not be read.");
+  line.positional("IMAGE", o.image);
+  line.flag("map", o.map, "list which layer holds which part of the disk");
+  add_common_options(line, o.common);
+  return line;
 }
 
 Outcome chaininfo(const ChaininfoOptions& o, Console& console) {

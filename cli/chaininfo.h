@@ -1,8 +1,6 @@
 #pragma once
 
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "cli/console.h"
 #include "cli/options.h"
@@ -16,7 +14,8 @@ struct ChaininfoOptions {
   bool map = false;
 };
 
-std::optional<ChaininfoOptions> parse_chaininfo(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(ChaininfoOptions& options);
 Outcome chaininfo(const ChaininfoOptions& options, Console& console);
 
 }  // namespace qchain

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "cli/command_line.h"
 #include "cli/hints.h"
 #include "cli/api/text.h"
 #include "qcow2/chain.h"
@@ -106,21 +107,17 @@ Json to_json(const Survey::Problem& problem, std::size_t layers) {
 
 }  // namespace
 
-std::optional<CheckOptions> parse_check(const std::vector<std::string>& words) {
+CommandLine command_line_for(CheckOptions& o) {
   CommandLine line("check", "IMAGE [--strict] [--decode] [options]",
-                   "Checks the metadata of every layer of a chain, and that nothing it points to is "
-                   "missing. Nothing is changed.\nLeaks alone are findings and exit 0, with --strict 1; "
-                   "corruption is 1, a missing layer 3, what could not be checked 4.");
-  line.add_positional("IMAGE");
-  line.add()("strict", "leaks are a failure too");
-  line.add()("decode", "decode every compressed cluster: reads all of them");
-  if (!line.parse(words)) return std::nullopt;
-  CheckOptions o;
-  o.common = line.common();
-  o.image = line.required("IMAGE");
-  o.strict = line.has("strict");
-  o.decode = line.has("decode");
-  return o;
+                   "Checks the metadata of every layer of a chain, and that nothing it refers to is missing. "
+                   "Nothing is changed.\n"
+                   "Exit codes: 0 sound, or leaked clusters only; 1 corruption, or, with --strict, leaked "
+                   "clusters; 3 a layer is missing; 4 something could not be checked.");
+  line.positional("IMAGE", o.image);
+  line.flag("strict", o.strict, "treat leaked clusters as a failure");
+  line.flag("decode", o.decode, "decompress every compressed cluster (reads all of them)");
+  add_common_options(line, o.common);
+  return line;
 }
 
 Outcome check(const CheckOptions& o, Console& console) {

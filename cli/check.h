@@ -1,8 +1,6 @@
 #pragma once
 
-#include <optional>
 #include <string>
-#include <vector>
 
 #include "cli/console.h"
 #include "cli/options.h"
@@ -17,7 +15,8 @@ struct CheckOptions {
   bool decode = false;
 };
 
-std::optional<CheckOptions> parse_check(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(CheckOptions& options);
 Outcome check(const CheckOptions& options, Console& console);
 
 }  // namespace qchain

@@ -15,7 +15,6 @@ namespace qchain {
 
 namespace {
 
-constexpr unsigned kMaxParts = 1000000;
 constexpr int kMaxDepth = 16;
 constexpr std::uint64_t kMaxReport = std::uint64_t{16} << 20;
 
@@ -87,7 +86,7 @@ void add(Sum& sum, const std::string& path) {
   }
   const auto part = selection.at("part").get<unsigned>();
   const auto parts = selection.at("parts").get<unsigned>();
-  if (part < 1 || part > parts || parts > kMaxParts)
+  if (part < 1 || part > parts || parts > Selection::kMaxParts)
     usage(fmt::format("{}: part {} of {}", path, part, parts));
   if (!sum.parts.insert(part).second) {
     usage(fmt::format("{}: is part {} a second time", path, selection.at("part").get<unsigned>()));

@@ -4,6 +4,7 @@
 
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/console_run.h"
 #include "cli/api/text.h"
 #include "extent/nbd_export.h"
@@ -11,32 +12,34 @@
 
 namespace qchain {
 
-namespace po = boost::program_options;
+namespace {
 
-std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words) {
-  CommandLine line("digest", "IMAGE|FILE|URI [options]",
-                   "Prints the content digest (blkhash form, blocks of 64 KiB) of the disk that an image "
-                   "describes,\nof a raw file or of an NBD export.");
-  line.add_positional("IMAGE|FILE|URI");
-  line.add()("format", po::value<std::string>()->value_name("FORMAT"), "of a file: qcow2 (default) or raw");
-  line.add()("digest", po::value<std::string>()->value_name("ALGORITHM"),
+std::string known_algorithm(const std::string& text) { return to_string(algorithm_named(text)); }
+
+}  // namespace
+
+CommandLine command_line_for(DigestCommandOptions& o) {
+  CommandLine line(
+      "digest", "IMAGE|FILE|URI [options]",
+      "Prints the content digest (blkhash construction, blocks of 64 KiB) of the disk in a qcow2 "
+      "image, of a raw file or of an NBD export.");
+  line.positional("IMAGE|FILE|URI", o.request.source);
+  line.value(
+      "format", "FORMAT",
+      [&o](const std::string& name) { o.request.is_raw = image_format_named(name) == ImageFormat::Raw; },
+      "format of a file: qcow2 (default) or raw");
+  line.value("digest", "ALGORITHM", o.request.algorithm, known_algorithm,
              "sha256 (default), sha512, blake2b512 or xxh3-128");
-  line.add_nbd();
-  line.add_owner();
-  if (!line.parse(words)) return std::nullopt;
-  DigestCommandOptions o;
-  o.common = line.common();
-  o.owner = line.owner();
-  DigestRequest& r = o.request;
-  r.open = o.common.open;
-  r.nbd = line.nbd();
-  r.source = line.required("IMAGE|FILE|URI");
-  r.is_raw = image_format_named(line.text("format", "qcow2"), "--format") == ImageFormat::Raw;
-  r.algorithm = line.text("digest", "sha256");
-  if (!o.owner.names_nobody() && !is_nbd_uri(r.source)) {
-    throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
-  }
-  return o;
+  add_nbd_options(line, o.request.nbd);
+  add_owner_options(line, o.owner);
+  add_common_options(line, o.common);
+  line.afterwards([&o](const CommandLine&) {
+    o.request.open = o.common.open;
+    if (!o.owner.names_nobody() && !is_nbd_uri(o.request.source)) {
+      throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
+    }
+  });
+  return line;
 }
 
 Outcome digest(const DigestCommandOptions& o, Console& console) {

@@ -1,9 +1,5 @@
 #pragma once
 
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "cli/api/qchain.h"
 #include "cli/console.h"
 #include "cli/options.h"
@@ -17,7 +13,8 @@ struct DigestCommandOptions {
   DigestRequest request;
 };
 
-std::optional<DigestCommandOptions> parse_digest(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(DigestCommandOptions& options);
 Outcome digest(const DigestCommandOptions& options, Console& console);
 
 }  // namespace qchain

@@ -15,11 +15,13 @@
 #include <filesystem>
 #include <functional>
 #include <new>
+#include <optional>
 #include <string>
 #include <vector>
 
 #include "cli/chaininfo.h"
 #include "cli/check.h"
+#include "cli/command_line.h"
 #include "cli/console.h"
 #include "cli/digest.h"
 #include "cli/exit_code.h"
@@ -27,6 +29,8 @@
 #include "cli/pull.h"
 #include "cli/restore.h"
 #include "cli/selftest.h"
+#include "cli/suggestion.h"
+#include "cli/api/text.h"
 #include "cli/verify.h"
 #include "extent/cancellation.h"
 
@@ -37,33 +41,35 @@ using Words = std::vector<std::string>;
 
 // Runs one command: its options decide how it speaks, also of its failure.
 template <class Options>
-Outcome run(const char* name, const Words& words, std::optional<Options> (*parse)(const Words&),
-            Outcome (*command)(const Options&, Console&)) {
-  const bool json = std::ranges::find(words, "--json") != words.end();
-  Console console(name, json, ProgressStyle::None);
+Outcome run(const char* name, const Words& words, Outcome (*command)(const Options&, Console&)) {
+  Options options;
+  std::optional<Console> made;
+  // Once the words are parsed, well or not, it is known whether a document is expected.
+  const auto console = [&]() -> Console& {
+    if (!made) made.emplace(name, options.common.json, options.common.progress);
+    return *made;
+  };
   const auto fail = [&](Outcome outcome, const std::string& message) {
-    console.error(message);
+    console().error(message);
     try {
-      console.document(outcome, Json::object());
-      console.flush();
+      console().document(outcome, Json::object());
+      console().flush();
     } catch (const Error& error) {
-      console.error(error.what());
+      console().error(error.what());
     }
     return outcome;
   };
   try {
-    const std::optional<Options> options = parse(words);
-    if (!options) {
-      console.flush();  // of the help
+    if (!command_line_for(options).parse(words)) {
+      console().flush();  // of the help
       return Outcome::Done;
     }
-    console = Console(name, json, options->common.progress);
-    if (options->common.open.force_share) {
-      console.warn(
+    if (options.common.open.force_share) {
+      console().warn(
           "--force-share: an image that changes while it is read can give bytes of no point in time");
     }
-    const Outcome outcome = command(*options, console);
-    console.flush();
+    const Outcome outcome = command(options, console());
+    console().flush();
     return outcome;
   } catch (const Error& error) {
     return fail(error.outcome(), with_hint(error));
@@ -83,19 +89,19 @@ struct Command {
 const std::array<Command, 7>& commands() {
   static const std::array<Command, 7> table{{
       {"pull", "copy a live export into the next layer of a chain",
-       [](const char* name, const Words& words) { return run(name, words, parse_pull, pull); }},
-      {"verify", "prove a chain: metadata, stored digests, the live export",
-       [](const char* name, const Words& words) { return run(name, words, parse_verify, verify); }},
-      {"chaininfo", "show what a chain is made of",
-       [](const char* name, const Words& words) { return run(name, words, parse_chaininfo, chaininfo); }},
+       [](const char* name, const Words& words) { return run(name, words, pull); }},
+      {"verify", "verify a chain: metadata, stored digests, the live export",
+       [](const char* name, const Words& words) { return run(name, words, verify); }},
+      {"chaininfo", "show the layers of a chain",
+       [](const char* name, const Words& words) { return run(name, words, chaininfo); }},
       {"check", "check the metadata of every layer of a chain",
-       [](const char* name, const Words& words) { return run(name, words, parse_check, check); }},
-      {"restore", "write out the disk that a chain describes",
-       [](const char* name, const Words& words) { return run(name, words, parse_restore, restore); }},
+       [](const char* name, const Words& words) { return run(name, words, check); }},
+      {"restore", "write the disk that a chain describes to a file, device or export",
+       [](const char* name, const Words& words) { return run(name, words, restore); }},
       {"digest", "print the content digest of an image, a raw file or an NBD export",
-       [](const char* name, const Words& words) { return run(name, words, parse_digest, digest); }},
-      {"selftest", "damage copies of a small chain, and expect to be told",
-       [](const char* name, const Words& words) { return run(name, words, parse_selftest, selftest); }},
+       [](const char* name, const Words& words) { return run(name, words, digest); }},
+      {"selftest", "check that damage to a small chain is detected",
+       [](const char* name, const Words& words) { return run(name, words, selftest); }},
   }};
   return table;
 }
@@ -103,7 +109,7 @@ const std::array<Command, 7>& commands() {
 std::string help() {
   std::string text =
       "Usage: qchain COMMAND ...\n\n"
-      "Turns live backup exports into chains of qcow2 images, and proves them.\n\n";
+      "Turns live backup exports into chains of qcow2 images, and verifies them.\n\n";
   for (const Command& command : commands()) {
     text += fmt::format("  {:10} {}\n", command.name, command.summary);
   }
@@ -111,6 +117,14 @@ std::string help() {
          "\nRun 'qchain COMMAND --help' for details; --version prints the version.\n"
          "Exit codes: 0 done, 1 mismatch or corruption, 2 usage, 3 I/O error, 4 incomplete,\n"
          "5 manifest or signature bad, 6 inconclusive, 130 and 143 interrupted.\n";
+}
+
+std::string unknown_command(const std::string& word) {
+  std::vector<std::string> known{"--help", "--version"};
+  for (const Command& command : commands()) known.emplace_back(command.name);
+  const std::string near = suggestion_for(word, known);
+  const std::string hint = near.empty() ? "." : fmt::format("; did you mean \"{}\"?", near);
+  return fmt::format("unknown command \"{}\"{} Run 'qchain --help' for the list", escaped(word), hint);
 }
 
 Outcome say(const char* text) {
@@ -134,8 +148,7 @@ Outcome dispatch(const Words& words) {
   const auto* const found =
       std::ranges::find_if(commands(), [&](const Command& c) { return c.name == words.front(); });
   if (found == commands().end()) {
-    Console("main", false, ProgressStyle::None)
-        .error(fmt::format("there is no command \"{}\"; see qchain --help", words.front()));
+    Console("main", false, ProgressStyle::None).error(unknown_command(words.front()));
     return Outcome::Usage;
   }
   return found->run(found->name, Words(words.begin() + 1, words.end()));

@@ -32,7 +32,7 @@ ProgressStyle progress_style_named(const std::string& name) {
     if (known == name) return style;
   }
   throw Error(Outcome::Usage,
-              fmt::format("--progress: \"{}\" is none of auto, bar, json and none", escaped(name)));
+              fmt::format("\"{}\": invalid style; choose auto, bar, json or none", escaped(name)));
 }
 
 Progress::Progress(ProgressStyle style, std::string phase, std::uint64_t total)

@@ -6,12 +6,13 @@
 #include <charconv>
 #include <memory>
 
+#include "cli/command_line.h"
 #include "cli/console_run.h"
 #include "cli/api/text.h"
+#include "qcow2/compression.h"
+#include "verify/digest.h"
 
 namespace qchain {
-
-namespace po = boost::program_options;
 
 namespace {
 
@@ -19,12 +20,32 @@ namespace {
 
 ByteRange parse_range(const std::string& text) {
   const std::size_t colon = text.find(':');
-  if (colon == std::string::npos) usage(fmt::format("--range: \"{}\" is not OFFSET:LENGTH", escaped(text)));
-  const std::uint64_t begin = parse_size(text.substr(0, colon), "--range");
-  const std::uint64_t length = parse_size(text.substr(colon + 1), "--range");
-  if (length > ~std::uint64_t{0} - begin) usage("--range: ends past 64 bits");
+  if (colon == std::string::npos) usage(fmt::format("\"{}\" is not OFFSET:LENGTH", escaped(text)));
+  const std::uint64_t begin = parse_size(text.substr(0, colon));
+  const std::uint64_t length = parse_size(text.substr(colon + 1));
+  if (length > ~std::uint64_t{0} - begin)
+    usage(fmt::format("{}: the end does not fit 64 bits", escaped(text)));
   return {begin, length};
 }
+
+std::uint64_t parse_cluster_size(const std::string& text) {
+  const std::uint64_t size = parse_size(text);
+  if (size == 0) usage("0 is not a power of two from 4K to 2M");
+  return size;
+}
+
+// Readers that only refuse what the pull would refuse, with the option's name.
+std::string known_compression(const std::string& text) {
+  parse_compression(text);
+  return text;
+}
+
+std::string known_digest(const std::string& text) {
+  if (text != "none") algorithm_named(text);
+  return text;
+}
+
+bool is_raw_named(const std::string& format) { return image_format_named(format) == ImageFormat::Raw; }
 
 CheckClean parse_check_clean(const std::string& text) {
   if (text == "all") return {CheckClean::Mode::All, 0};
@@ -33,8 +54,7 @@ CheckClean parse_check_clean(const std::string& text) {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), check.fraction);
   if (error != std::errc() || end != text.data() + text.size() || !(check.fraction >= 0) ||
       check.fraction > 1) {
-    usage(fmt::format("--check-clean: \"{}\" is neither a fraction from 0 to 1, nor all or none",
-                      escaped(text)));
+    usage(fmt::format("\"{}\": invalid; give a fraction from 0 to 1, all or none", escaped(text)));
   }
   if (check.fraction == 0) check.mode = CheckClean::Mode::None;
   if (check.fraction == 1) check.mode = CheckClean::Mode::All;
@@ -44,7 +64,7 @@ CheckClean parse_check_clean(const std::string& text) {
 OnMissed parse_on_missed(const std::string& text) {
   if (text == "compare") return OnMissed::CompareAll;
   if (text == "fail") return OnMissed::Fail;
-  usage(fmt::format("--on-missed: \"{}\" is neither compare nor fail", escaped(text)));
+  usage(fmt::format("\"{}\": invalid; choose compare or fail", escaped(text)));
 }
 
 // A raw file has no parent, no clusters and no manifest.
@@ -60,8 +80,10 @@ void require_valid(const PullOptions& o) {
   const bool raw = o.format == ImageFormat::Raw;
   if (o.request.output.empty()) usage("missing output file: use -o FILE");
   if (!raw && o.range) usage("--range is for a raw output: add --format raw");
-  if (!raw && o.request.output == "-") usage("only a raw output can go to a pipe: add --format raw");
-  if (o.request.output == "-" && o.common.json) usage("standard output cannot take the disk and --json both");
+  if (!raw && o.request.output == "-")
+    usage("only a raw image can be written to standard output: add --format raw");
+  if (o.request.output == "-" && o.common.json)
+    usage("-o - and --json both write to standard output: choose one");
 }
 
 Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(escaped(text)); }
@@ -172,77 +194,76 @@ Outcome pull_disk(const PullOptions& o, JobOwner* owner, Console& console) {
   return Outcome::Done;
 }
 
+void add_image_options(CommandLine& line, PullOptions& o) {
+  line.value("output,o", "OUT", o.request.output, "image to write; - for standard output (raw only)");
+  line.value("parent", "IMAGE", o.request.parent, "parent (backing) image of the new layer");
+  line.value("parent-format", "FORMAT", o.request.parent_is_raw, is_raw_named,
+             "format of the parent: qcow2 (default) or raw");
+  line.value("format", "FORMAT", o.format, image_format_named, "output format: qcow2 (default) or raw");
+  line.value("range", "OFFSET:LENGTH", o.range, parse_range, "copy only this part of the disk (raw only)");
+  line.value("cluster-size", "SIZE", o.request.cluster_size, parse_cluster_size,
+             "4K to 2M (default: that of the parent, or 64K)");
+  line.flag("extended-l2", o.request.extended_l2,
+            "use extended L2 entries: subclusters of 1/32 of a cluster");
+  line.value("compress", "TYPE", o.request.compression, known_compression,
+             "none (default), zlib or zstd; the last two can be followed by :LEVEL");
+  line.value("layer-id", "UUID", o.request.layer_id, "UUID of the new layer (default: random)");
+  line.flag("force", o.request.replace, "replace an existing output file");
+}
+
+void add_manifest_options(CommandLine& line, PullOptions& o) {
+  line.value("checkpoint", "NAME", o.request.checkpoint,
+             "checkpoint (point in time) to record for the new layer");
+  line.value(
+      "digest", "ALGORITHM", o.request.digest, known_digest,
+      "digest algorithm of the manifest: sha256, sha512, blake2b512, xxh3-128, or none for no manifest "
+      "(default: that of the parent, or sha256)");
+  line.value("sign-key", "FILE", o.request.sign_key, "sign the manifest with this Ed25519 private key (PEM)");
+}
+
+void add_source_options(CommandLine& line, PullOptions& o) {
+  line.group("Changes since the parent");
+  line.value("bitmap", "NAME", o.request.bitmap,
+             "dirty bitmap to use (default: the only one that the export offers)");
+  line.flag("shallow", o.request.shallow,
+            "copy what is allocated in the active layer (qemu:allocation-depth), and use no dirty bitmap");
+  line.value("since", "NAME", o.request.since, "checkpoint at which the dirty bitmap starts");
+  line.value("check-clean", "HOW", o.request.check_clean, parse_check_clean,
+             "how much of what the bitmap marks as clean to compare with the parent: a fraction from 0 to 1, "
+             "all or none (default: a sample)");
+  line.value("on-missed", "WHAT", o.request.on_missed, parse_on_missed,
+             "if the bitmap missed a change: compare (default: start over and compare everything) or fail "
+             "(exit code 1)");
+  line.flag("allow-other-export", o.request.allow_other_export,
+            "accept a parent that was pulled from another export, libvirt domain or disk");
+  line.group("Export");
+  line.flag("require-read-only", o.request.require_read_only, "refuse a writable export");
+  line.flag("no-extents", o.request.no_extents,
+            "read every byte: do not rely on the block status (zeros, holes) that the server reports");
+}
+
 }  // namespace
 
-std::optional<PullOptions> parse_pull(const std::vector<std::string>& words) {
+CommandLine command_line_for(PullOptions& o) {
   CommandLine line("pull", "URI -o OUT [options]",
-                   "Copies a live NBD export into the next layer of a chain: a full image, or, with "
-                   "--parent,\nan overlay that holds what changed.");
-  line.add_positional("URI");
-  const auto text = [] { return po::value<std::string>(); };
-  line.add()("output,o", text()->value_name("OUT"), "the image to write; -: standard output (raw only)");
-  line.add()("parent", text()->value_name("IMAGE"), "the layer that the new one stands on");
-  line.add()("parent-format", text()->value_name("FORMAT"), "qcow2 (default) or raw");
-  line.add()("bitmap", text()->value_name("NAME"), "the dirty bitmap, where several are on offer");
-  line.add()("shallow", "what the active layer holds, instead of a bitmap");
-  line.add()("checkpoint", text()->value_name("NAME"), "record the point in time that this layer is");
-  line.add()("since", text()->value_name("NAME"), "the checkpoint that the changes count from");
-  line.add()("cluster-size", text()->value_name("SIZE"), "4K to 2M (default: the parent's, else 64K)");
-  line.add()("extended-l2", "subclusters: what is stored is 1/32 of a cluster at least");
-  line.add()("compress", text()->value_name("TYPE"), "none (default), zlib or zstd, with :LEVEL if need be");
-  line.add()("format", text()->value_name("FORMAT"), "qcow2 (default) or raw");
-  line.add()("range", text()->value_name("OFFSET:LENGTH"), "a part of the disk, as raw");
-  line.add()("layer-id", text()->value_name("UUID"), "the layer's identity (default: random)");
-  line.add()("digest", text()->value_name("ALGORITHM"),
-             "of the manifest: sha256 (default), sha512, blake2b512, xxh3-128 or none");
-  line.add()("sign-key", text()->value_name("FILE"), "sign the manifest with this Ed25519 key (PEM)");
-  line.add()("check-clean", text()->value_name("HOW"),
-             "compare what the bitmap calls clean with the parent: a FRACTION from 0 to 1, all or none "
-             "(default: a sample)");
-  line.add()(
-      "on-missed", text()->value_name("WHAT"),
-      "where the bitmap missed a change: compare (default: start over and compare everything) or fail (1)");
-  line.add()("allow-other-export", "the parent may come from an export of another name");
-  line.add()("require-read-only", "refuse an export that can be written to");
-  line.add()("no-extents", "read every byte, whatever the server says of zeros");
-  line.add()("force", "replace an output that exists");
-  line.add_nbd();
-  line.add_owner();
-  if (!line.parse(words)) return std::nullopt;
-  PullOptions o;
-  o.common = line.common();
-  o.request.nbd = line.nbd();
-  o.owner = line.owner();
-  o.request.uri = line.required("URI");
-  o.request.output = line.text("output");
-  o.request.parent = line.text("parent");
-  o.request.open = o.common.open;
-  o.request.parent_is_raw =
-      image_format_named(line.text("parent-format", "qcow2"), "--parent-format") == ImageFormat::Raw;
-  if (line.has("parent-format") && o.request.parent.empty()) usage("--parent-format needs --parent IMAGE");
-  o.request.bitmap = line.text("bitmap");
-  o.request.shallow = line.has("shallow");
-  o.request.checkpoint = line.text("checkpoint");
-  o.request.since = line.text("since");
-  o.request.cluster_size = line.size("cluster-size").value_or(0);
-  if (line.has("cluster-size") && o.request.cluster_size == 0)
-    usage("--cluster-size: 0 is not from 4K to 2M");
-  o.request.extended_l2 = line.has("extended-l2");
-  o.request.compression = line.text("compress", "none");
-  o.format = image_format_named(line.text("format", "qcow2"), "--format");
-  if (line.has("range")) o.range = parse_range(line.text("range"));
-  o.request.layer_id = line.text("layer-id");
-  o.request.digest = line.text("digest");
-  o.request.sign_key = line.text("sign-key");
-  o.request.replace = line.has("force");
-  if (line.has("check-clean")) o.request.check_clean = parse_check_clean(line.text("check-clean"));
-  if (line.has("on-missed")) o.request.on_missed = parse_on_missed(line.text("on-missed"));
-  o.request.allow_other_export = line.has("allow-other-export");
-  o.request.require_read_only = line.has("require-read-only");
-  o.request.no_extents = line.has("no-extents");
-  if (o.format == ImageFormat::Raw) refuse_layer_options(line);
-  require_valid(o);
-  return o;
+                   "Copies a live NBD export into the next layer of a backup chain: a full image, or, with "
+                   "--parent, an overlay that holds what has changed since.");
+  line.positional("URI", o.request.uri);
+  add_image_options(line, o);
+  add_manifest_options(line, o);
+  add_source_options(line, o);
+  add_nbd_options(line, o.request.nbd);
+  add_owner_options(line, o.owner);
+  add_common_options(line, o.common);
+  line.afterwards([&o](const CommandLine& given) {
+    if (given.has("parent-format") && o.request.parent.empty()) {
+      usage("--parent-format is the format of the parent: name that with --parent");
+    }
+    o.request.open = o.common.open;
+    if (o.format == ImageFormat::Raw) refuse_layer_options(given);
+    require_valid(o);
+  });
+  return line;
 }
 
 Outcome pull(const PullOptions& o, Console& console) {

@@ -2,7 +2,6 @@
 
 #include <optional>
 #include <string>
-#include <vector>
 
 #include "cli/api/qchain.h"
 #include "cli/console.h"
@@ -20,8 +19,8 @@ struct PullOptions {
   std::optional<ByteRange> range;  ///< Raw only.
 };
 
-/// nullopt where --help was asked for. Throws Error (Usage).
-std::optional<PullOptions> parse_pull(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(PullOptions& options);
 /// Throws Error.
 Outcome pull(const PullOptions& options, Console& console);
 

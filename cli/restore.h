@@ -1,9 +1,5 @@
 #pragma once
 
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "cli/api/qchain.h"
 #include "cli/console.h"
 #include "cli/options.h"
@@ -17,7 +13,8 @@ struct RestoreOptions {
   RestoreRequest request;  ///< "-" as destination: standard output.
 };
 
-std::optional<RestoreOptions> parse_restore(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(RestoreOptions& options);
 Outcome restore(const RestoreOptions& options, Console& console);
 
 }  // namespace qchain

@@ -10,6 +10,7 @@
 #include <functional>
 #include <utility>
 
+#include "cli/command_line.h"
 #include "cli/api/text.h"
 #include "extent/engine.h"
 #include "extent/memory_device.h"
@@ -154,15 +155,13 @@ const std::vector<Harm>& harms() {
 
 }  // namespace
 
-std::optional<SelftestOptions> parse_selftest(const std::vector<std::string>& words) {
+CommandLine command_line_for(SelftestOptions& o) {
   CommandLine line(
       "selftest", "[options]",
-      "Writes a small chain into a temporary folder, damages copies of it, one by one and each in "
-      "another way,\nand expects the restore drill to tell of each. Exit 1 where it does not.");
-  if (!line.parse(words)) return std::nullopt;
-  SelftestOptions o;
-  o.common = line.common();
-  return o;
+      "Writes a small chain into a temporary directory, damages copies of it, each in another way, and "
+      "checks that the restore drill detects each damage. Exits 1 if it does not.");
+  add_report_options(line, o.common);
+  return line;
 }
 
 Outcome selftest(const SelftestOptions&, Console& console) {

@@ -1,9 +1,5 @@
 #pragma once
 
-#include <optional>
-#include <string>
-#include <vector>
-
 #include "cli/console.h"
 #include "cli/options.h"
 
@@ -14,7 +10,8 @@ struct SelftestOptions {
   CommonOptions common;
 };
 
-std::optional<SelftestOptions> parse_selftest(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(SelftestOptions& options);
 Outcome selftest(const SelftestOptions& options, Console& console);
 
 }  // namespace qchain

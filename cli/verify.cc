@@ -3,12 +3,13 @@
 #include <fmt/format.h>
 
 #include <algorithm>
-#include <charconv>
+#include <limits>
 #include <memory>
 
 #include "cli/api/nbd_access.h"
 #include "cli/api/open_chain.h"
 #include "cli/combine.h"
+#include "cli/command_line.h"
 #include "cli/console_run.h"
 #include "cli/api/text.h"
 #include "cli/verify_report.h"
@@ -17,53 +18,39 @@
 
 namespace qchain {
 
-namespace po = boost::program_options;
-
 namespace {
 
 [[noreturn]] void usage(const std::string& message) { throw Error(Outcome::Usage, message); }
 
-unsigned number(std::string_view text, const char* option) {
-  unsigned value = 0;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size()) {
-    usage(fmt::format("{}: \"{}\" is not a number", option, escaped(std::string(text))));
-  }
-  return value;
-}
-
 void parse_sample(const std::string& text, Selection& selection) {
-  constexpr unsigned kMaxParts = 1000000;
   const std::size_t slash = text.find('/');
-  if (slash == std::string::npos) usage(fmt::format("--sample: \"{}\" is not I/N", escaped(text)));
-  selection.part = number(std::string_view(text).substr(0, slash), "--sample");
-  selection.parts = number(std::string_view(text).substr(slash + 1), "--sample");
-  if (selection.part < 1 || selection.part > selection.parts || selection.parts > kMaxParts) {
-    usage(fmt::format("--sample: {} is not from 1/N to N/N", escaped(text)));
-  }
+  if (slash == std::string::npos) usage(fmt::format("\"{}\" is not I/N", escaped(text)));
+  selection.parts = parse_number(std::string_view(text).substr(slash + 1), 1, Selection::kMaxParts);
+  selection.part = parse_number(std::string_view(text).substr(0, slash), 1, selection.parts);
 }
 
 // What no combination of other things can make right.
 void judge(const VerifyOptions& o) {
-  if (o.image.empty() && o.combine.empty()) usage("IMAGE is missing; see qchain verify --help");
+  if (o.image.empty() && o.combine.empty())
+    usage("verify: missing IMAGE. Run 'qchain verify --help' for details");
   if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record || o.max_duration ||
                              !o.selection.is_everything() || !o.trust_keys.empty())) {
-    usage("--combine adds up reports and looks at nothing else; keys and parts are the reports'");
+    usage("--combine only adds up reports: IMAGE, parts and keys are those of the reports");
   }
   if (o.against.empty() && (o.manifest_only || o.no_extents)) {
-    usage("--manifest-only and --no-extents are about the live side: name it with --against");
+    usage("--manifest-only and --no-extents are for the live export: name it with --against");
   }
   if (o.against.empty() && !o.owner.names_nobody()) {
-    usage("--libvirt, --connect and --still-running are about the live side: name it with --against");
+    usage("--libvirt, --connect and --still-running are for the live export: name it with --against");
   }
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
                  !o.trust_keys.empty())) {
     usage(
-        "--seal writes the missing manifests and proves nothing: verify, also with --trust-key, in a second "
-        "call");
+        "--seal only writes missing manifests: verify the chain, also with --trust-key, in a second run "
+        "without --seal");
   }
-  if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs what --seal writes");
-  if (!o.seal && o.accept_changed) usage("--accept-changed is about what --seal writes: add --seal");
+  if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs the manifests that --seal writes: add --seal");
+  if (!o.seal && o.accept_changed) usage("--accept-changed applies to --seal: add --seal");
 }
 
 std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOptions& o) {
@@ -223,55 +210,52 @@ Outcome seal(const VerifyOptions& o, Console& console) {
   return Outcome::Done;
 }
 
+void add_scope_options(CommandLine& line, VerifyOptions& o) {
+  line.value("against", "URI", o.against, "live NBD export to compare with");
+  line.flag("manifest-only", o.manifest_only,
+            "compare the live export with the manifests, without reading the layers (exit code 4 at best)");
+  line.flag("no-extents", o.no_extents,
+            "read every byte of the live export: do not rely on the block status that the server reports");
+  line.value(
+      "sample", "I/N", [&o](const std::string& text) { parse_sample(text, o.selection); },
+      "verify the I-th of N parts, which together cover everything (exit code 4 at best)");
+  line.value("only", "REPORT", o.selection.only, findings_of,
+             "verify only the ranges that an earlier report (--json) lists as bad (exit code 4 at best)");
+  line.value("max-duration", "SECONDS", o.max_duration, number(0, std::numeric_limits<unsigned>::max()),
+             "stop after this time (exit code 4)");
+  line.list("combine", "REPORT...", o.combine, "add up the reports (--json) of all parts");
+  line.values("trust-key", "FILE", o.trust_keys,
+              "require every manifest to be signed by this Ed25519 public key (PEM; repeatable)");
+  line.flag("record", o.record, "append the verdict to IMAGE.proofs");
+}
+
+void add_seal_options(CommandLine& line, VerifyOptions& o) {
+  line.group("Missing manifests");
+  line.flag("seal", o.seal, "write the missing manifests, from the current content of the layers");
+  line.flag("accept-changed", o.accept_changed,
+            "with --seal: accept content that differs from the recorded digest; manifest and reports say so");
+  line.value("sign-key", "FILE", o.sign_key,
+             "with --seal: sign the manifests with this Ed25519 private key (PEM)");
+}
+
 }  // namespace
 
-std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words) {
+CommandLine command_line_for(VerifyOptions& o) {
   CommandLine line(
       "verify", "IMAGE [--against URI] [options] | --combine REPORT...",
-      "Proves a chain. Without --against, a restore drill: metadata, links, every stored digest "
-      "against the\nbytes on disk, and the digest of the whole disk at every restore point. With "
-      "--against, the chain,\nits manifests and the live export are held against each other. What "
-      "differs is named: guest range, layer,\nfile, host offset, digests and cause. What was skipped "
-      "makes the exit 4.");
-  line.add_positional("IMAGE");
-  const auto text = [] { return po::value<std::string>(); };
-  const auto texts = [] { return po::value<std::vector<std::string>>(); };
-  line.add()("against", text()->value_name("URI"), "the live export");
-  line.add()("manifest-only", "hold the live side against the manifests, and read no layer (4 at best)");
-  line.add()("no-extents", "read every byte of the live side, whatever it says of zeros");
-  line.add()("sample", text()->value_name("I/N"), "the I-th of N parts that together are everything (4)");
-  line.add()("only", text()->value_name("REPORT"), "only what an earlier report (--json) found (4 at best)");
-  line.add()("max-duration", text()->value_name("SECONDS"), "stop after that time (4)");
-  line.add()("combine", texts()->multitoken()->value_name("REPORT..."), "add up the reports of all parts");
-  line.add()("trust-key", texts()->value_name("FILE"),
-             "every manifest has to be signed by this Ed25519 key (PEM; repeatable)");
-  line.add()("record", "append the verdict to IMAGE.proofs");
-  line.add()("seal", "write the manifests that are missing, of what is there now");
-  line.add()("accept-changed",
-             "with --seal: also what is not what was recorded, on your word; manifest and reports say so");
-  line.add()("sign-key", text()->value_name("FILE"), "with --seal: sign them with this Ed25519 key (PEM)");
-  line.add_nbd();
-  line.add_owner();
-  if (!line.parse(words)) return std::nullopt;
-  VerifyOptions o;
-  o.common = line.common();
-  o.nbd = line.nbd();
-  o.owner = line.owner();
-  if (line.has("IMAGE")) o.image = line.required("IMAGE");
-  o.against = line.text("against");
-  o.manifest_only = line.has("manifest-only");
-  o.no_extents = line.has("no-extents");
-  if (line.has("sample")) parse_sample(line.text("sample"), o.selection);
-  if (line.has("only")) o.selection.only = findings_of(line.text("only"));
-  if (line.has("max-duration")) o.max_duration = number(line.text("max-duration"), "--max-duration");
-  o.combine = line.texts("combine");
-  o.trust_keys = line.texts("trust-key");
-  o.record = line.has("record");
-  o.seal = line.has("seal");
-  o.accept_changed = line.has("accept-changed");
-  o.sign_key = line.text("sign-key");
-  judge(o);
-  return o;
+      "Verifies a chain. Without --against, a restore drill: metadata, links, every stored digest against "
+      "the data on disk, and the digest of the whole disk at every restore point. With --against, the "
+      "chain, its manifests and the live export are compared with each other. Each difference is reported "
+      "with its guest range, layer, file, host offset, digests and cause.\n"
+      "Exits 4 if anything was skipped.");
+  line.optional_positional("IMAGE", o.image);
+  add_scope_options(line, o);
+  add_seal_options(line, o);
+  add_nbd_options(line, o.nbd);
+  add_owner_options(line, o.owner);
+  add_common_options(line, o.common);
+  line.afterwards([&o](const CommandLine&) { judge(o); });
+  return line;
 }
 
 Outcome verify(const VerifyOptions& o, Console& console) {

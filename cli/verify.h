@@ -30,7 +30,8 @@ struct VerifyOptions {
   std::vector<std::string> combine;  ///< Paths of reports: nothing else is done.
 };
 
-std::optional<VerifyOptions> parse_verify(const std::vector<std::string>& words);
+/// The command line that sets `options`, which has to outlive it.
+CommandLine command_line_for(VerifyOptions& options);
 Outcome verify(const VerifyOptions& options, Console& console);
 
 }  // namespace qchain

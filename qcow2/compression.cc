@@ -77,7 +77,9 @@ std::optional<CompressionChoice> parse_compression(const std::string& text) {
   const std::string name = text.substr(0, colon);
   if (name != "zlib" && name != "zstd") {
     throw Error(Outcome::Usage,
-                "compression: choose none, zlib or zstd, the last two with :LEVEL if need be");
+                fmt::format("unknown compression type \"{}\"; choose none, zlib or zstd, the last two with "
+                            ":LEVEL if need be",
+                            name));
   }
   const bool zlib = name == "zlib";
   CompressionChoice choice{zlib ? Compression::Deflate : Compression::Zstd,
@@ -87,7 +89,7 @@ std::optional<CompressionChoice> parse_compression(const std::string& text) {
   const char* const end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, choice.level);
   if (error != std::errc() || rest != end || choice.level < 1 || choice.level > max) {
-    throw Error(Outcome::Usage, fmt::format("compression: levels of {} go from 1 to {}", name, max));
+    throw Error(Outcome::Usage, fmt::format("levels of {} go from 1 to {}", name, max));
   }
   return choice;
 }

@@ -64,7 +64,7 @@ Algorithm algorithm_named(const std::string& name) {
   if (found == kAlgorithms.end()) {
     throw Error(
         Outcome::Usage,
-        fmt::format("\"{}\" is no digest algorithm; choose sha256, sha512, blake2b512 or xxh3-128", name));
+        fmt::format("unknown digest algorithm \"{}\"; choose sha256, sha512, blake2b512 or xxh3-128", name));
   }
   return found->algorithm;
 }

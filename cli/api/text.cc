@@ -3,6 +3,7 @@
 #include <fmt/chrono.h>
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <array>
 #include <bit>
 #include <charconv>
@@ -36,14 +37,14 @@ std::size_t utf8_length(std::string_view text) {
 
 }  // namespace
 
-std::uint64_t parse_size(const std::string& text, const std::string& option) {
+std::uint64_t parse_size(const std::string& text) {
   std::uint64_t value = 0;
   const char* const end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data(), end, value);
   std::string_view suffix(rest, static_cast<std::size_t>(end - rest));
   const auto bad = [&] {
     return Error(Outcome::Usage,
-                 fmt::format("{}: \"{}\" is no size; write bytes, or a number with K, M, G or T", option,
+                 fmt::format("\"{}\": invalid size; give bytes, or a number with the suffix K, M, G or T",
                              escaped(text)));
   };
   if (error != std::errc()) throw bad();
@@ -55,6 +56,21 @@ std::uint64_t parse_size(const std::string& text, const std::string& option) {
   const std::uint64_t unit = std::uint64_t{1} << (10 * (power + 1));
   if (value > ~std::uint64_t{0} / unit) throw bad();
   return value * unit;
+}
+
+unsigned parse_number(std::string_view text, unsigned least, unsigned most) {
+  const std::string_view digits = text.starts_with('+') ? text.substr(1) : text;
+  const char* const end = digits.data() + digits.size();
+  unsigned value = 0;
+  const auto [rest, error] = std::from_chars(digits.data(), end, value);
+  const std::string shown = escaped(std::string(text));
+  if (error == std::errc::invalid_argument || rest != end) {
+    throw Error(Outcome::Usage, fmt::format("\"{}\": invalid number", shown));
+  }
+  if (error != std::errc() || value < least || value > most) {
+    throw Error(Outcome::Usage, fmt::format("{} is out of range ({} to {})", shown, least, most));
+  }
+  return value;
 }
 
 std::string human_size(std::uint64_t bytes) {
@@ -87,6 +103,28 @@ std::string escaped(const std::string& text) {
     rest.remove_prefix(length);
   }
   return out;
+}
+
+std::string wrapped(const std::string& text, std::size_t indent, std::size_t width) {
+  const std::string margin = '\n' + std::string(indent, ' ');
+  std::string out;
+  std::size_t column = indent;
+  for (std::size_t begin = 0; begin <= text.size();) {
+    const std::size_t end = std::min(text.find_first_of(" \n", begin), text.size());
+    const bool first = begin == 0;
+    const bool paragraph = !first && text[begin - 1] == '\n';
+    if (paragraph || (!first && column + 1 + (end - begin) > width)) {
+      out += margin;
+      column = indent;
+    } else if (!first) {
+      out += ' ';
+      ++column;
+    }
+    out.append(text, begin, end - begin);
+    column += end - begin;
+    begin = end + 1;
+  }
+  return out + '\n';
 }
 
 std::string iso_time(std::int64_t seconds) {

@@ -4,6 +4,7 @@
 
 #include "cli/check.h"
 #include "tests/check/images.h"
+#include "tests/parsed.h"
 
 namespace qchain::tests {
 namespace {
@@ -16,14 +17,11 @@ class CommandTest : public testing::Test {
   };
 
   static Result run_check(std::vector<std::string> words) {
-    const bool json = std::ranges::find(words, "--json") != words.end();
     testing::internal::CaptureStdout();
     Result result;
-    const std::optional<CheckOptions> options = parse_check(words);
-    if (options) {
-      Console console("check", json, options->common.progress);
-      result.outcome = check(*options, console);
-    }
+    const auto options = parsed<CheckOptions>(words);
+    Console console("check", options.common.json, options.common.progress);
+    result.outcome = check(options, console);
     std::fflush(stdout);
     result.output = testing::internal::GetCapturedStdout();
     return result;
@@ -88,8 +86,8 @@ TEST_F(CommandTest, MissingImagesAndBadCommandLines) {
   const Json json = Json::parse(run_check({folder_ / "nothing.qcow2", "--json"}).output);
   EXPECT_EQ(json["exit_code"], 3);
   EXPECT_EQ(json["problems"].size(), 1U);
-  EXPECT_EQ(outcome_of([] { parse_check({}); }), Outcome::Usage);
-  EXPECT_EQ(outcome_of([] { parse_check({"a", "--nonsense"}); }), Outcome::Usage);
+  EXPECT_EQ(outcome_of([] { parsed<CheckOptions>({}); }), Outcome::Usage);
+  EXPECT_EQ(outcome_of([] { parsed<CheckOptions>({"a", "--nonsense"}); }), Outcome::Usage);
 }
 
 }  // namespace

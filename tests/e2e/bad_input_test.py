@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import unittest
@@ -176,8 +177,42 @@ class Wrong(Case):
                 self.refuses_pull(2, *options, says=[says.lstrip("-")])
         self.refuses(2, "pull", self.uri, says=["-o"])
         self.refuses(2, "pull", says=["URI"])
-        self.refuses(2, "pul", says=["pul", "--help"])
         self.refuses(2)
+
+    def test_suggestions(self) -> None:
+        """What is mistyped is named, and what was probably meant."""
+        for argv, says in ((["pul"], """unknown command "pul"; did you mean "pull"? Run 'qchain --help' for the list"""),
+                           (["frob"], """unknown command "frob". Run 'qchain --help' for the list"""),
+                           (["--versoin"], 'did you mean "--version"?'),
+                           (["pull", "--parnet", "X"],
+                            "pull: unknown option --parnet; did you mean --parent? Run 'qchain pull --help' for details"),
+                           (["check", "full.qcow2", "--stric"], "did you mean --strict?"),
+                           (["pull", "--frob"], "pull: unknown option --frob. Run 'qchain pull --help' for details")):
+            with self.subTest(argv=argv):
+                self.refuses(2, *argv, says=[says])
+
+    def test_a_document_where_the_words_are_wrong(self) -> None:
+        """One JSON document where --json is an option, and none where it is a value or stands behind "--"."""
+        for argv in (["--parnet", "X", "--json"], ["--json", "--requests", "many"], [self.uri, "--json"], ["--json", "--parent"],
+                     ["--json", "-o", "x", self.uri, "again"]):
+            with self.subTest(argv=argv):
+                done = self.refuses(2, "pull", *argv)
+                document = json.loads(done.out)
+                self.assertEqual((document["schema"], document["exit_code"]), ("qchain.pull", 2))
+                self.assertEqual(done.err, "".join(f"qchain: {error}\n" for error in document["errors"]))
+        for argv in (["--frob", "--sign-key", "--json"], ["--frob", "--", "--json"]):
+            with self.subTest(argv=argv):
+                self.assertEqual(self.refuses(2, "pull", *argv, says=["--frob"]).out, "")
+
+    def test_help(self) -> None:
+        """On standard output, at most 100 columns wide, whatever else is asked for."""
+        for command in ("pull", "verify", "chaininfo", "check", "restore", "digest", "selftest"):
+            with self.subTest(command=command):
+                done = self.qchain(command, "--progress", "loud", "--help")
+                self.assertTrue(done.out.startswith(f"Usage: qchain {command} "), done)
+                self.assertIn("\n  --help ", done.out)
+                self.assertLessEqual(max(map(len, done.out.splitlines())), 100)
+                self.assertEqual(done.err, "")
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@
 #include "cli/pull.h"
 #include "extent/nbd_export.h"
 #include "tests/nbd/fake_server.h"
+#include "tests/parsed.h"
 
 namespace qchain::tests {
 namespace {
@@ -269,9 +270,10 @@ TEST_F(NbdConfirm, KeepsAPullFromPublishing) {
       if (request.offset + request.length == kMiB) ending.drop(0);
     };
     const std::string out = folder / format;
-    const auto options = parse_pull({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
+    const auto options =
+        parsed<PullOptions>({ending.uri(), "-o", out, "--format", format, "--progress", "none"});
     Console console("pull", false, ProgressStyle::None);
-    EXPECT_THAT([&] { pull(*options, console); }, Fails(Outcome::Inconclusive, "start over"));
+    EXPECT_THAT([&] { pull(options, console); }, Fails(Outcome::Inconclusive, "start over"));
     EXPECT_FALSE(std::filesystem::exists(out));
     EXPECT_FALSE(std::filesystem::exists(out + ".partial"));
   }

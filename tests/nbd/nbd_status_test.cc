@@ -7,6 +7,7 @@
 #include "cli/pull.h"
 #include "extent/nbd_export.h"
 #include "tests/nbd/fake_server.h"
+#include "tests/parsed.h"
 
 namespace qchain::tests {
 namespace {
@@ -302,9 +303,10 @@ TEST_F(NbdZeroRace, APullReadsWhatIsNoLongerZero) {
   first_answer({{kMiB, kHoleZero}}, {{kMiB, kDirty}});
   const Folder folder;
   const std::string out = folder / "out.raw";
-  const auto options = parse_pull({server.uri(), "-o", out, "--format", "raw", "--progress", "none"});
+  const auto options =
+      parsed<PullOptions>({server.uri(), "-o", out, "--format", "raw", "--progress", "none"});
   Console console("pull", false, ProgressStyle::None);
-  EXPECT_EQ(pull(*options, console), Outcome::Done);
+  EXPECT_EQ(pull(options, console), Outcome::Done);
   EXPECT_EQ(read_file(out), server.disk());
 }
 

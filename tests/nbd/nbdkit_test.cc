@@ -13,6 +13,7 @@
 #include "extent/nbd_export.h"
 #include "tests/nbd/disk.h"
 #include "tests/nbd/server_process.h"
+#include "tests/parsed.h"
 
 namespace qchain::tests {
 namespace {
@@ -41,7 +42,7 @@ class Nbdkit : public ::testing::Test {
     Words words{uri(), "-o", out, "--format", "raw", "--force", "--progress", "none"};
     words.insert(words.end(), more.begin(), more.end());
     Console console("pull", false, ProgressStyle::None);
-    EXPECT_EQ(pull(*parse_pull(words), console), Outcome::Done);
+    EXPECT_EQ(pull(parsed<PullOptions>(words), console), Outcome::Done);
     return read_file(out);
   }
 

@@ -10,6 +10,7 @@
 #include "extent/raw_copy.h"
 #include "tests/nbd/disk.h"
 #include "tests/nbd/server_process.h"
+#include "tests/parsed.h"
 
 namespace qchain::tests {
 namespace {
@@ -72,7 +73,7 @@ class Qemu : public ::testing::Test {
     Words words{uri(), "-o", path(out), "--progress", "none"};
     words.insert(words.end(), more.begin(), more.end());
     Console console("pull", false, ProgressStyle::None);
-    return pull(*parse_pull(words), console);
+    return pull(parsed<PullOptions>(words), console);
   }
   Folder folder;
   std::optional<ServerProcess> server;

@@ -228,7 +228,9 @@ void NbdSession::connect() {
     if (nbd_get_errno() == EINVAL) {
       throw Error(Outcome::Usage, fmt::format("{}: malformed NBD URI: {}", target_.uri, last_error()));
     }
-    throw Error(Outcome::Io, fmt::format("{}: cannot connect: {}", target_.uri, last_error()));
+    loss_ = last_error();  // it may have come as far as the handshake
+    throw Error(Outcome::Io,
+                fmt::format("{}: cannot connect: {}{}", target_.uri, loss_, client_certificate_hint()));
   }
   wait_until_connected("connect");
 }

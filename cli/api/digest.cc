@@ -34,8 +34,8 @@ DigestResult digest(const DigestRequest& r, const Run& how) {
   if (r.owner != nullptr) throw Error(Outcome::Usage, "only an export has an owner");
   const std::unique_ptr<Chain> chain = open_chain(r.source, r.is_raw ? ImageFormat::Raw : ImageFormat::Qcow2,
                                                   r.open, Links::Warn, run, Remedy::SourceIsRaw);
-  const unsigned wanted = r.nbd.connections != 0 ? r.nbd.connections : run.workers();
-  return digest_with(algorithm, *chain, chain->top().true_length(), worker_count(wanted, Work::Read), run);
+  return digest_with(algorithm, *chain, chain->top().true_length(),
+                     worker_count(r.nbd, run.workers(), Work::Read), run);
 }
 
 }  // namespace qchain

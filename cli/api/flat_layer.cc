@@ -41,6 +41,7 @@ FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::s
   recipe.warn = options.warn;
   LayerBuild build(std::move(recipe));
   FirstBytes disk(source, build.identity().length);
+  build.warn_if_short_of_space(disk);
   FlatLayer flat;
   flat.written = build.write(disk, [&](WatcherFactory hasher) {
     return options.watcher ? both(options.watcher, std::move(hasher)) : std::move(hasher);

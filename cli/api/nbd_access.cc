@@ -26,9 +26,13 @@ unsigned worker_count(unsigned wanted, Work work) {
   return work == Work::Read ? default_workers() : std::min(kMaxWorkers, 2 * default_workers());
 }
 
+unsigned worker_count(const NbdOptions& options, unsigned wanted, Work work) {
+  return worker_count(options.connections != 0 ? options.connections : wanted, work);
+}
+
 unsigned worker_count(const NbdOptions& options, unsigned wanted, NbdExport& live, Work work) {
-  const unsigned given = options.connections != 0 ? options.connections : wanted;
-  return given != 0 ? worker_count(given, work) : std::max(worker_count(0, work), live.useful_readers());
+  const unsigned workers = worker_count(options, wanted, work);
+  return options.connections != 0 || wanted != 0 ? workers : std::max(workers, live.useful_readers());
 }
 
 void warn_about_recovery(const NbdExport& live, const ActiveRun& run) {

@@ -15,6 +15,8 @@ enum class Work { Read, ReadAndWrite };
 NbdTarget nbd_target(const NbdOptions& options, const std::string& uri);
 /// `wanted` by the caller; 0: by the cores.
 unsigned worker_count(unsigned wanted, Work work);
+/// The same, where connections were asked for: as many.
+unsigned worker_count(const NbdOptions& options, unsigned wanted, Work work);
 /// The same for those that read `live`: a connection each.
 unsigned worker_count(const NbdOptions& options, unsigned wanted, NbdExport& live, Work work);
 

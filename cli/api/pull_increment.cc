@@ -56,10 +56,8 @@ class IncrementWriter {
                       "resize is not relied on",
                       live_.size(), parent_.size()));
     }
-    const ParentState state = check_parent(
-        parent_,
-        worker_count(request_.nbd.connections != 0 ? request_.nbd.connections : run_.workers(), Work::Read),
-        [this](const std::string& message) { run_.note(message); });
+    const ParentState state = check_parent(parent_, worker_count(request_.nbd, run_.workers(), Work::Read),
+                                           [this](const std::string& message) { run_.note(message); });
     if (state == ParentState::Unproven) compare_all("what the parent holds is not known from a manifest");
   }
 

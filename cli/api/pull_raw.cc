@@ -30,7 +30,7 @@ class RawPull {
   RawPull(const RawPullRequest& request, const ActiveRun& run)
       : r_(request), run_(run), live_(nbd_target(request.nbd, request.uri), {}), opaque_(live_) {
     check_writable(live_, r_.require_read_only, run_);
-    note_about(live_, false, run_);
+    note_about(live_, true, run_);
     range_ = range_of(r_, live_.size());
     options_.workers = worker_count(r_.nbd, run_.workers(), live_, Work::ReadAndWrite);
     options_.progress = run_.progress("pull", range_.length());

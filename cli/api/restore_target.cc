@@ -27,8 +27,7 @@ namespace {
 Existing existing_for(const RestoreRequest& r) { return r.replace ? Existing::Replace : Existing::Refuse; }
 
 unsigned workers_for(const RestoreJob& job, Work work) {
-  const unsigned given = job.request.nbd.connections;
-  return worker_count(given != 0 ? given : job.run.workers(), work);
+  return worker_count(job.request.nbd, job.run.workers(), work);
 }
 
 std::string not_complete(const std::string& destination) {

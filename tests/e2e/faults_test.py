@@ -125,6 +125,7 @@ class Faults(Case):
                         self.refuses_on_small_disk(limit, "pull", server.uri, "-o", "out.qcow2", "--force", *options)
         self.run_tool("qemu-io", "-f", "qcow2", "-c", "write -P 1 0 512k", "plain.qcow2")
         self.refuses_on_small_disk(1 * M, "restore", "plain.qcow2", "out.raw", "--no-verify", unless_code=0)
+        self.refuses_on_small_disk(1 * M, "restore", "plain.qcow2", "out.qcow2", "--format", "qcow2", "--no-verify")
 
     def refuses_on_small_disk(self, size: int, *argv: Argument, unless_code: int | None = None) -> None:
         """Runs a command on a file system of its own, which holds plain.qcow2 and no more than `size` bytes."""

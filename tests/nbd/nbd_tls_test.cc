@@ -67,7 +67,7 @@ TEST_F(NbdTlsPsk, RefusesAKeyFileThatIsNotThere) {
 }
 
 TEST_F(NbdTlsPsk, WantsAKeyOrCertificates) {
-  expect_refused(secure(nullptr), Outcome::Usage, "--tls-psk-file FILE or --tls-certificates DIR");
+  expect_refused(secure(nullptr), Outcome::Usage, "TLS needs a pre-shared key or certificates");
 }
 
 TEST_F(NbdTlsPsk, DoesNotDropToPlainText) {
@@ -90,7 +90,7 @@ TEST_F(NbdTlsPsk, WantsAUriThatSaysTls) {
 TEST_F(NbdTlsPsk, TakesNoFilesFromTheUri) {
   const std::string with_file =
       "nbds+unix://alice@/?socket=" + folder / "s" + "&tls-psk-file=" + folder / "right.psk";
-  expect_refused(target_of(with_file), Outcome::Usage, "--tls-psk-file");
+  expect_refused(target_of(with_file), Outcome::Usage, "TLS needs a pre-shared key or certificates");
 }
 
 // Certificates.

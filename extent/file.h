@@ -20,7 +20,7 @@ struct FileIdentity {
 };
 
 /// By which a later write to a file is noticed. Not proof that there was none: the time has the resolution of
-/// the file system's clock, any program can set it, and a block device has neither size nor time here.
+/// the file system's clock, any program can set it, and for a block device it means nothing.
 struct FileStamp {
   std::uint64_t size = 0;
   std::int64_t seconds = 0;  ///< Of the modification time, since 1970.

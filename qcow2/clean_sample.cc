@@ -68,7 +68,7 @@ std::vector<std::uint64_t> CleanSample::blocks(std::uint64_t share) const {
   const std::uint64_t wanted = std::clamp(share, kMinBlocks, kMaxBlocks);
   std::vector<std::uint64_t> all = ends_;
   const std::size_t count = std::min<std::size_t>(wanted, spread.size());
-  // Every k-th item of a sample in random order is itself a random sample.
+  // Every k-th item: spread over the disk, whether the items are in order or not.
   for (std::size_t i = 0; i < count; ++i) all.push_back(spread[i * spread.size() / count]);
   all.insert(all.end(), neighbours_.items().begin(), neighbours_.items().end());
   std::ranges::sort(all);

@@ -16,7 +16,7 @@ class Reservoir {
 
   /// The next `count` items of the stream, of which the i-th is `first + i`.
   void add(std::uint64_t first, std::uint64_t count);
-  /// The sample, in random order.
+  /// The sample: in the order of the stream until it is full, then in no order.
   const std::vector<std::uint64_t>& items() const noexcept { return items_; }
 
  private:

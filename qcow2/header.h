@@ -64,7 +64,7 @@ class NotQcow2 : public Error {
 
 /// Decodes the header in `cluster0`, the beginning of the file (as much as there is of the first cluster, at
 /// most 2 MiB). Throws Error (Mismatch), naming `path`, offset and value, if it violates the format or QEMU's
-/// limits, or if the L1 table is not inside the `file_size` bytes of the file; NotQcow2 if there is none. A
+/// limits, or if the L1 table is not inside the `file_size` bytes of the file; NotQcow2 if it has no magic. A
 /// refcount table past the end of the file is not an error here: no byte of the disk depends on it.
 Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size, const std::string& path);
 

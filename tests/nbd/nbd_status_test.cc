@@ -139,12 +139,12 @@ TEST_F(NbdStatus, AsksAgainForWhatIsNotHeld) {
 
 TEST_F(NbdStatus, RefusesAnExtentOfNoLength) {
   answer_with({{0, 0}, {kMiB, 0}}, {{kMiB, kDirty}});
-  EXPECT_THAT(asking(), Fails(Outcome::Io, "no length"));
+  EXPECT_THAT(asking(), Fails(Outcome::Io, "an extent of length 0"));
 }
 
 TEST_F(NbdStatus, RefusesALaterExtentOfNoLength) {
   answer_with({{kMiB, 0}}, {{512, kDirty}, {0, 0}, {kMiB - 512, 0}});
-  EXPECT_THAT(asking(), Fails(Outcome::Io, "no length"));
+  EXPECT_THAT(asking(), Fails(Outcome::Io, "an extent of length 0"));
 }
 
 TEST_F(NbdStatus, RefusesAnAnswerWithoutOneOfTheContexts) {

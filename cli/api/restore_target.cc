@@ -181,10 +181,12 @@ class PlaceRestore : public RestoreTarget {
     copy(job, target, length);
     constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
     if (!job.request.zero_rest) job.rest_bytes = size - length;
+    const std::unique_ptr<TargetWriter> writer = target.open_writer();
     for (std::uint64_t at = length; job.request.zero_rest && at < size; at += kStep) {
       throw_if_cancelled();
       const WriteRequest zeros{guest_range(at, std::min(kStep, size - at)), {}};
-      target.write(std::span(&zeros, 1));
+      writer->start(std::span(&zeros, 1));
+      writer->wait();
     }
     target.sync();
   }

@@ -35,8 +35,8 @@ std::uint64_t length_of(const FileWrite& write) {
                          [](std::uint64_t sum, const iovec& part) { return sum + part.iov_len; });
 }
 
-// The cache takes it; that it goes on to the disk soon leaves less for the end.
-void write_at_once(const File& file, FileWrite& write) {
+// Through the page cache. Starting writeback at once leaves less for the sync at the end.
+void write_synchronously(const File& file, FileWrite& write) {
   const std::uint64_t length = length_of(write);
   file.write(write.offset, write.parts);
   file.begin_sync(write.offset, length);
@@ -55,24 +55,24 @@ WriteQueue::Command& WriteQueue::CommandList::pop() noexcept { return *std::exch
 WriteQueue::~WriteQueue() {
   {
     const std::lock_guard lock(mutex_);
-    ending_ = true;
+    stopping_ = true;
   }
-  begun_.notify_one();
+  submitted_.notify_one();
   if (collector_.joinable()) collector_.join();
   if (context_ != nullptr) io_destroy(context_);
 }
 
 bool WriteQueue::is_usable() noexcept {
   const std::lock_guard lock(mutex_);
-  if (!std::exchange(asked_for_context_, true)) set_up();
+  if (!std::exchange(set_up_tried_, true)) set_up();
   return context_ != nullptr;
 }
 
-// Called with the lock held, which the new thread takes before anything else. The context becomes visible
-// only when there is a thread that collects what is submitted to it.
+// Called with the lock held; the new thread takes it before anything else. context_ is set only once there is
+// a thread that collects its completions.
 void WriteQueue::set_up() noexcept {
   io_context_t context = nullptr;
-  if (calls_.set_up(static_cast<int>(kMaxUnderWay), &context) != 0) return;
+  if (calls_.set_up(static_cast<int>(kMaxInFlight), &context) != 0) return;
   try {
     collector_ = calls_.start([this] { collect(); });
     context_ = context;
@@ -85,15 +85,14 @@ void WriteQueue::add(BackgroundWrites& owner) {
   const std::lock_guard lock(mutex_);
   for (Command& command : owner.commands_) {
     FileWrite& write = command.write;
-    io_prep_pwritev(&command.control, file_.descriptor_past_cache(write.offset, write.parts),
-                    write.parts.data(), static_cast<int>(write.parts.size()),
-                    static_cast<long long>(write.offset.bytes()));
+    io_prep_pwritev(&command.control, file_.direct_descriptor(write.offset, write.parts), write.parts.data(),
+                    static_cast<int>(write.parts.size()), static_cast<long long>(write.offset.bytes()));
     command.control.data = &command;
     waiting_.push(command);
     ++owner.unfinished_;
   }
   submit();
-  begun_.notify_one();
+  submitted_.notify_one();
 }
 
 void WriteQueue::wait_for(BackgroundWrites& owner) {
@@ -101,16 +100,16 @@ void WriteQueue::wait_for(BackgroundWrites& owner) {
   owner.finished_.wait(lock, [&] { return owner.unfinished_ == 0; });
 }
 
-// As many as may be under way.
+// Submits as many waiting commands as may be in flight.
 void WriteQueue::submit() {
   while (context_ == nullptr && !waiting_.empty()) finish(waiting_.pop(), 0);  // it failed meanwhile
   for (;;) {
-    std::array<iocb*, kMaxUnderWay> some;
+    std::array<iocb*, kMaxInFlight> some;
     std::size_t count = 0;
-    std::uint64_t bytes = bytes_under_way_;
-    for (Command* next = waiting_.first(); next != nullptr && under_way_count_ + count < kMaxUnderWay;
+    std::uint64_t bytes = bytes_in_flight_;
+    for (Command* next = waiting_.first(); next != nullptr && in_flight_count_ + count < kMaxInFlight;
          next = next->next) {
-      if (under_way_count_ + count > 0 && bytes + next->length > kMaxBytesUnderWay) break;
+      if (in_flight_count_ + count > 0 && bytes + next->length > kMaxBytesInFlight) break;
       bytes += next->length;
       some[count++] = &next->control;
     }
@@ -123,40 +122,40 @@ void WriteQueue::submit_some(std::span<iocb*> some) {
   const int accepted = io_submit(context_, static_cast<long>(some.size()), some.data());
   for (int i = 0; i < accepted; ++i) {
     Command& command = waiting_.pop();
-    command.slot = under_way_count_;
-    under_way_[under_way_count_++] = &command;
-    bytes_under_way_ += command.length;
+    command.slot = in_flight_count_;
+    in_flight_[in_flight_count_++] = &command;
+    bytes_in_flight_ += command.length;
   }
   if (accepted > 0 || accepted == -EINTR) return;
   finish(waiting_.pop(), 0);
 }
 
-WriteQueue::Command& WriteQueue::take_from_under_way(Command& command) noexcept {
-  Command* const last = under_way_[--under_way_count_];
-  under_way_[command.slot] = last;
+WriteQueue::Command& WriteQueue::remove_in_flight(Command& command) noexcept {
+  Command* const last = in_flight_[--in_flight_count_];
+  in_flight_[command.slot] = last;
   last->slot = command.slot;
-  bytes_under_way_ -= command.length;
+  bytes_in_flight_ -= command.length;
   return command;
 }
 
-// The thread that learns what is written. No exception may leave it: that would end the process.
+// The completion thread. No exception may leave it: that would end the process.
 void WriteQueue::collect() {
   try {
-    collect_until_the_end();
+    collect_until_stopped();
   } catch (...) {
     const std::lock_guard lock(mutex_);
     fail_all(std::current_exception());
   }
 }
 
-void WriteQueue::collect_until_the_end() {
-  std::array<io_event, kMaxUnderWay> events;
+void WriteQueue::collect_until_stopped() {
+  std::array<io_event, kMaxInFlight> events;
   for (;;) {
     int count = 0;
     {
       std::unique_lock lock(mutex_);
-      begun_.wait(lock, [&] { return under_way_count_ > 0 || ending_; });
-      if (under_way_count_ == 0) return;
+      submitted_.wait(lock, [&] { return in_flight_count_ > 0 || stopping_; });
+      if (in_flight_count_ == 0) return;
     }
     count = calls_.get_events(context_, 1, static_cast<long>(events.size()), events.data(), nullptr);
     if (count == -EINTR) continue;
@@ -166,7 +165,7 @@ void WriteQueue::collect_until_the_end() {
     }
     const std::lock_guard lock(mutex_);
     for (const io_event& event : std::span(events).first(static_cast<std::size_t>(count))) {
-      Command& command = take_from_under_way(*static_cast<Command*>(event.data));
+      Command& command = remove_in_flight(*static_cast<Command*>(event.data));
       const auto result = static_cast<std::int64_t>(event.res);
       finish(command, static_cast<std::uint64_t>(std::max<std::int64_t>(0, result)));
     }
@@ -174,15 +173,15 @@ void WriteQueue::collect_until_the_end() {
   }
 }
 
-// The context cannot be used any more. It is destroyed first: io_destroy() returns when nothing is being
-// written any more, so that the owners' buffers are theirs again when they learn of the error.
+// Gives up the context. io_destroy() comes first: when it returns, no write is in flight any more, so the
+// owners may reuse their buffers once they see the error.
 void WriteQueue::fail_all(const std::exception_ptr& error) noexcept {
   io_destroy(std::exchange(context_, nullptr));
-  while (under_way_count_ > 0) finish_with(take_from_under_way(*under_way_.front()), error);
+  while (in_flight_count_ > 0) finish_with(remove_in_flight(*in_flight_.front()), error);
   while (!waiting_.empty()) finish_with(waiting_.pop(), error);
 }
 
-// Whatever was not written, for any reason, is written synchronously: that tells the reason, if there is one.
+// Writes synchronously what was not written, for whatever reason; an error is then reported with its cause.
 void WriteQueue::finish(Command& command, std::uint64_t written) {
   const HostOffset offset = command.write.offset + written;
   std::span<iovec> rest = command.write.parts;
@@ -203,7 +202,7 @@ void WriteQueue::finish(Command& command, std::uint64_t written) {
   finish_with(command, error);
 }
 
-// The command is gone when its owner wakes up.
+// The owner destroys the command as soon as it wakes up.
 void WriteQueue::finish_with(Command& command, const std::exception_ptr& error) noexcept {
   BackgroundWrites& owner = *command.owner;
   if (!owner.error_) owner.error_ = error;
@@ -213,18 +212,18 @@ void WriteQueue::finish_with(Command& command, const std::exception_ptr& error) 
 BackgroundWrites::~BackgroundWrites() {
   try {
     wait();
-  } catch (...) {  // whoever needs to know calls wait()
+  } catch (...) {  // a caller that needs the error calls wait()
   }
 }
 
 void BackgroundWrites::start(std::vector<FileWrite> writes) {
   wait();
   for (FileWrite& write : writes) {
-    if (queue_.file_.descriptor_past_cache(write.offset, write.parts) >= 0 && queue_.is_usable()) {
+    if (queue_.file_.direct_descriptor(write.offset, write.parts) >= 0 && queue_.is_usable()) {
       const std::uint64_t length = length_of(write);
       commands_.push_back({.write = std::move(write), .length = length, .owner = this});
     } else {
-      write_at_once(queue_.file_, write);
+      write_synchronously(queue_.file_, write);
     }
   }
   queue_.add(*this);

@@ -24,10 +24,10 @@ struct FileWrite {
   std::vector<iovec> parts;
 };
 
-/// Gathers writes: neighbours in the file become one.
+/// Collects writes, and merges those that are adjacent in the file.
 class WriteList {
  public:
-  /// `bytes` stay where they are until they are written.
+  /// `bytes` must stay valid until they are written.
   void add(HostOffset at, std::span<const std::byte> bytes);
   std::vector<FileWrite> take();
 
@@ -45,16 +45,17 @@ struct AsyncWriteCalls {
   ThreadStarter start = start_thread;
 };
 
-/// The writes of any number of threads to one file, past the page cache. It has no more of them under way
-/// than keep a device busy: a device that is given many at once completes them all at the same time, and
-/// then the threads that wait for it start over together, while it is idle.
+/// Asynchronous direct writes of any number of threads to one file. No more are in flight than keep a device
+/// busy: a device that is given many at once completes them together, and is then idle until the waiting
+/// threads submit new ones.
 ///
-/// Where the system has no context or no thread for it, or the context fails later, writes are synchronous.
+/// Writes are synchronous where the system has no AIO context or no thread for it, and after the context has
+/// failed.
 class WriteQueue {
  public:
   /// The file has to outlive it.
   explicit WriteQueue(const File& file, const AsyncWriteCalls& calls = {}) : file_(file), calls_(calls) {}
-  /// All BackgroundWrites have to be gone.
+  /// All BackgroundWrites have to be destroyed before.
   ~WriteQueue();
   WriteQueue(const WriteQueue&) = delete;
   WriteQueue& operator=(const WriteQueue&) = delete;
@@ -67,11 +68,11 @@ class WriteQueue {
     FileWrite write;
     std::uint64_t length = 0;
     BackgroundWrites* owner = nullptr;
-    Command* next = nullptr;  // in the list of those that wait
-    std::size_t slot = 0;     // in under_way_
+    Command* next = nullptr;  // in waiting_
+    std::size_t slot = 0;     // in in_flight_
   };
 
-  // Commands wait in a list that needs no memory of its own, so that adding one cannot fail half-way.
+  // An intrusive list: adding a command allocates nothing, so it cannot fail half-way.
   class CommandList {
    public:
     bool empty() const noexcept { return first_ == nullptr; }
@@ -85,8 +86,8 @@ class WriteQueue {
   };
 
   /// Whichever is reached first; one write of any length is always allowed.
-  static constexpr std::size_t kMaxUnderWay = 64;
-  static constexpr std::uint64_t kMaxBytesUnderWay = std::uint64_t{6} << 20;
+  static constexpr std::size_t kMaxInFlight = 64;
+  static constexpr std::uint64_t kMaxBytesInFlight = std::uint64_t{6} << 20;
 
   bool is_usable() noexcept;
   void set_up() noexcept;
@@ -95,42 +96,42 @@ class WriteQueue {
   void submit();
   void submit_some(std::span<iocb*> some);
   void collect();
-  void collect_until_the_end();
-  Command& take_from_under_way(Command& command) noexcept;
+  void collect_until_stopped();
+  Command& remove_in_flight(Command& command) noexcept;
   void fail_all(const std::exception_ptr& error) noexcept;
   void finish(Command& command, std::uint64_t written);
   static void finish_with(Command& command, const std::exception_ptr& error) noexcept;
 
   const File& file_;
   const AsyncWriteCalls calls_;
-  std::mutex mutex_;  // of all that follows, and of what the owners say of theirs
-  std::condition_variable begun_;
-  bool asked_for_context_ = false;
+  std::mutex mutex_;  // protects all members below, and unfinished_ and error_ of the owners
+  std::condition_variable submitted_;
+  bool set_up_tried_ = false;
   io_context_t context_ =
       nullptr;  // null: not needed yet, not available, or failed; never without collector_
   CommandList waiting_;
-  std::array<Command*, kMaxUnderWay> under_way_{};
-  std::size_t under_way_count_ = 0;
-  std::uint64_t bytes_under_way_ = 0;
-  bool ending_ = false;
+  std::array<Command*, kMaxInFlight> in_flight_{};
+  std::size_t in_flight_count_ = 0;
+  std::uint64_t bytes_in_flight_ = 0;
+  bool stopping_ = false;
   std::jthread collector_;
 };
 
-/// Writes of one thread to one file that go on while the thread does something else. Only writes past the
-/// page cache (File::bypass_cache) can; others are synchronous.
+/// Asynchronous writes of one thread to one file. Only direct I/O (File::bypass_cache) is asynchronous; other
+/// writes are complete when start() returns.
 class BackgroundWrites {
  public:
   /// The queue has to outlive it.
   explicit BackgroundWrites(WriteQueue& queue) : queue_(queue) {}
-  /// Waits. What failed is lost.
+  /// Waits for all writes. Errors are dropped: call wait() to get them.
   ~BackgroundWrites();
   BackgroundWrites(const BackgroundWrites&) = delete;
   BackgroundWrites& operator=(const BackgroundWrites&) = delete;
 
-  /// Begins to write all of `writes`, after a wait() for those before. Their bytes stay where they are until
-  /// the next wait(). Throws Error (Io).
+  /// Calls wait(), then starts `writes`. Their buffers must stay valid until the next wait(). Throws Error
+  /// (Io).
   void start(std::vector<FileWrite> writes);
-  /// Until all that was started is written. Throws Error (Io).
+  /// Waits until all writes are complete. Throws the first error: Error (Io).
   void wait();
 
  private:

@@ -11,7 +11,7 @@
 
 namespace qchain {
 
-/// Bytes to fetch: into.size() of them, from `begin` on, inside the disk.
+/// A read of into.size() bytes at `begin`, inside the disk.
 struct ReadRequest {
   GuestOffset begin;
   std::span<std::byte> into;
@@ -19,12 +19,12 @@ struct ReadRequest {
   GuestRange range() const { return {begin, begin + into.size()}; }
 };
 
-/// One thread's way to read a disk. Two readers of one disk may be used at the same time.
+/// Reads a disk, for one thread at a time. Several readers of one disk may be used in parallel.
 class Reader {
  public:
   virtual ~Reader() = default;
-  /// Fetches a batch; returns when every byte of it is there. Throws Error (Io), naming the range that
-  /// could not be read, or Error (Mismatch) where the disk's metadata is corrupt.
+  /// Reads a batch; returns when all of it has been read. Throws Error (Io), naming the range that could not
+  /// be read, or Error (Mismatch) if the disk's metadata is corrupt.
   virtual void read(std::span<const ReadRequest> batch) = 0;
 };
 
@@ -37,13 +37,13 @@ class BlockDevice {
   /// In bytes.
   virtual std::uint64_t size() const = 0;
 
-  /// What the disk is from range.begin on: extents in order and without gaps, covering a part of
-  /// `range` that is as long as is cheap, and never empty. `range` is inside the disk and not empty.
-  /// Not for two threads at a time. Throws Error.
+  /// The extents from range.begin on, in order and without gaps. They may end before range.end, but are never
+  /// empty: callers ask again for the rest. `range` is inside the disk and not empty. Not thread-safe. Throws
+  /// Error.
   virtual Extents extents(const GuestRange& range) = 0;
 
-  /// A further reader, which must not outlive the device; nullptr where no more can be had, which is
-  /// never the answer to the first call. Threads may call this at the same time.
+  /// Opens a reader, which must not outlive the device; nullptr if no more are available, but never on the
+  /// first call. Thread-safe.
   virtual std::unique_ptr<Reader> open_reader() = 0;
 };
 
@@ -61,7 +61,7 @@ class FirstBytes : public BlockDevice {
   std::uint64_t size_;
 };
 
-/// A device that is not asked what it holds, so that every byte is read. The device has to outlive it.
+/// Reports all of a device as data, so that every byte is read. The device has to outlive it.
 class OpaqueDevice : public BlockDevice {
  public:
   explicit OpaqueDevice(BlockDevice& device) : device_(device) {}

@@ -1,5 +1,5 @@
-// How the wish to stop reaches the work: whoever waits for it keeps a Cancellation, and every loop that can
-// take long asks the one of its thread.
+// Cooperative cancellation: the caller owns a Cancellation, and every loop that can take long checks the one
+// that is current in its thread.
 #pragma once
 
 #include <atomic>
@@ -9,11 +9,11 @@
 
 namespace qchain {
 
-/// A wish to stop. It has to outlive the work.
+/// A request to stop. It has to outlive the work.
 class QCHAIN_API Cancellation {
  public:
-  /// The work ends with Error (`reason`: Interrupted or Terminated) within a second. Safe in a signal handler
-  /// and from any thread; the first reason stays.
+  /// The work ends with Error (`reason`: Interrupted or Terminated) within a second. Thread-safe and
+  /// async-signal-safe; the first reason wins.
   void request(Outcome reason) noexcept;
   /// Throws Error once it has been requested.
   void throw_if_requested() const;
@@ -23,8 +23,8 @@ class QCHAIN_API Cancellation {
   static_assert(std::atomic<Outcome>::is_always_lock_free);
 };
 
-/// While it lives, what this thread does, and the workers that it starts, is cancelled by `cancellation`;
-/// nullptr: by nothing. The last one that was made counts.
+/// Makes `cancellation` (nullptr: none) the current one of this thread, and of the workers that it starts,
+/// for as long as it lives. Scopes nest.
 class CancellationScope {
  public:
   explicit CancellationScope(const Cancellation* cancellation) noexcept;
@@ -32,7 +32,7 @@ class CancellationScope {
   CancellationScope(const CancellationScope&) = delete;
   CancellationScope& operator=(const CancellationScope&) = delete;
 
-  /// Of this thread; nullptr: none.
+  /// The current one of this thread; nullptr: none.
   static const Cancellation* current() noexcept;
 
  private:

@@ -3,24 +3,29 @@
 #include <algorithm>
 #include <array>
 #include <cstdint>
-
+#include <utility>
 namespace qchain {
 
 namespace {
 
-// Of a target that does everything at once.
-class PlainWriter : public TargetWriter {
+class SynchronousWriter : public TargetWriter {
  public:
-  explicit PlainWriter(CopyTarget& target) : target_(target) {}
+  explicit SynchronousWriter(std::function<void(std::span<const WriteRequest>)> write)
+      : write_(std::move(write)) {}
 
-  void start(std::span<const WriteRequest> batch) override { target_.write(batch); }
+  void start(std::span<const WriteRequest> batch) override { write_(batch); }
   void wait() override {}
 
  private:
-  CopyTarget& target_;
+  std::function<void(std::span<const WriteRequest>)> write_;
 };
 
 }  // namespace
+
+std::unique_ptr<TargetWriter> synchronous_writer(
+    std::function<void(std::span<const WriteRequest> batch)> write) {
+  return std::make_unique<SynchronousWriter>(std::move(write));
+}
 
 class FileWriter : public TargetWriter {
  public:
@@ -45,40 +50,34 @@ class FileWriter : public TargetWriter {
   BackgroundWrites writes_;
 };
 
-std::unique_ptr<TargetWriter> CopyTarget::open_writer() { return std::make_unique<PlainWriter>(*this); }
-
 std::unique_ptr<TargetWriter> FileTarget::open_writer() {
-  if (is_stream()) return CopyTarget::open_writer();
+  if (is_stream()) {
+    return synchronous_writer([this](std::span<const WriteRequest> batch) { append(batch); });
+  }
   return std::make_unique<FileWriter>(*this);
 }
 
-void FileTarget::write(std::span<const WriteRequest> batch) {
+// To a stream.
+void FileTarget::append(std::span<const WriteRequest> batch) {
+  static constexpr std::array<std::byte, std::size_t{64} << 10> kZeros{};
   touched_ = true;
   for (const WriteRequest& request : batch) {
-    if (request.bytes.empty()) {
-      write_zeros(request.range);
-    } else if (is_stream()) {
+    if (!request.bytes.empty()) {
       file_.append(request.bytes);
-    } else {
-      file_.write(HostOffset(request.range.begin.bytes()), request.bytes);
+      continue;
+    }
+    for (std::uint64_t rest = request.range.length(); rest > 0;) {
+      const std::size_t step = std::min<std::uint64_t>(rest, kZeros.size());
+      file_.append(std::span(kZeros).first(step));
+      rest -= step;
     }
   }
 }
 
-void FileTarget::write_zeros(const GuestRange& range) {
-  static constexpr std::array<std::byte, std::size_t{64} << 10> kZeros{};
-  switch (content_) {
-    case TargetContent::Zeros:
-      return;
-    case TargetContent::Unknown:
-      return file_.write_zeros(HostOffset(range.begin.bytes()), range.length(), space_);
-    case TargetContent::Stream:
-      for (std::uint64_t rest = range.length(); rest > 0;) {
-        const std::size_t step = std::min<std::uint64_t>(rest, kZeros.size());
-        file_.append(std::span(kZeros).first(step));
-        rest -= step;
-      }
-  }
+// To a file or device; a new file has zeros already.
+void FileTarget::write_zeros(const GuestRange& range) const {
+  if (content_ == TargetContent::Zeros) return;
+  file_.write_zeros(HostOffset(range.begin.bytes()), range.length(), space_);
 }
 
 }  // namespace qchain

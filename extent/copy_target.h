@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <cstddef>
+#include <functional>
 #include <memory>
 #include <span>
 
@@ -22,10 +23,11 @@ struct WriteRequest {
 class TargetWriter {
  public:
   virtual ~TargetWriter() = default;
-  /// Begins to write a batch, as CopyTarget::write() would, after a wait() for the one before. Its bytes stay
-  /// where they are until the next wait(). Throws Error (Io).
+  /// Calls wait(), then starts to write a batch; its requests do not overlap. Threads may do this at the same
+  /// time, each with a writer of its own, for ranges that are not in one block of 64 KiB. The buffers must
+  /// stay valid until the next wait(). Throws Error (Io), naming what could not be written.
   virtual void start(std::span<const WriteRequest> batch) = 0;
-  /// Until all that was started is written. Throws Error (Io).
+  /// Waits until all that was started is written. Throws Error (Io).
   virtual void wait() = 0;
 };
 
@@ -33,11 +35,8 @@ class CopyTarget {
  public:
   virtual ~CopyTarget() = default;
 
-  /// Writes a batch; its requests do not overlap. Threads may call this at the same time, for ranges that are
-  /// not in one block of 64 KiB. Throws Error (Io), naming what could not be written.
-  virtual void write(std::span<const WriteRequest> batch) = 0;
-  /// For a thread that has other things to do while its bytes are written.
-  virtual std::unique_ptr<TargetWriter> open_writer();
+  /// A writer for one thread; the target has to outlive it. Thread-safe.
+  virtual std::unique_ptr<TargetWriter> open_writer() = 0;
   /// Makes durable what was written. Throws Error (Io).
   virtual void sync() = 0;
   /// Whether anything was written, or may have been.
@@ -45,6 +44,10 @@ class CopyTarget {
   /// Whether it takes bytes only in the order of the disk, from one thread at a time.
   virtual bool is_stream() const { return false; }
 };
+
+/// A writer that is done with each batch when start() returns: `write` writes it.
+std::unique_ptr<TargetWriter> synchronous_writer(
+    std::function<void(std::span<const WriteRequest> batch)> write);
 
 /// What a file holds before anything is copied to it.
 enum class TargetContent {
@@ -55,11 +58,10 @@ enum class TargetContent {
 
 class FileTarget : public CopyTarget {
  public:
-  /// The file has to outlive it. `space`: what becomes of that of zeros, where they are written.
+  /// The file has to outlive it. `space`: whether the space of zeros is released, where they are written.
   FileTarget(const File& file, TargetContent content, ZeroSpace space = ZeroSpace::Release)
       : file_(file), content_(content), space_(space), queue_(file) {}
 
-  void write(std::span<const WriteRequest> batch) override;
   std::unique_ptr<TargetWriter> open_writer() override;
   void sync() override { file_.sync(); }
   bool is_touched() const override { return touched_; }
@@ -67,7 +69,8 @@ class FileTarget : public CopyTarget {
 
  private:
   friend class FileWriter;
-  void write_zeros(const GuestRange& range);
+  void append(std::span<const WriteRequest> batch);
+  void write_zeros(const GuestRange& range) const;
 
   const File& file_;
   TargetContent content_;

@@ -45,20 +45,20 @@ bool read_device_number(const fs::path& path, dev_t& device) {
 
 }  // namespace
 
-Destination look_at(const std::string& path) {
+Destination resolve_destination(const std::string& path) {
   Destination found;
   found.path = path;
   struct stat status {};
   if (lstat(path.c_str(), &status) != 0) {
     if (errno == ENOENT) return found;
-    throw system_error(fmt::format("{}: cannot be looked at", path), errno);
+    throw system_error(fmt::format("{}: cannot stat", path), errno);
   }
   if (S_ISLNK(status.st_mode)) {
     std::error_code error;
     const fs::path real = fs::canonical(path, error);
     if (error || stat(real.c_str(), &status) != 0) {
       found.kind = DestinationKind::DanglingLink;
-      found.noun = "a symbolic link that leads nowhere";
+      found.noun = "a dangling symbolic link";
       return found;
     }
     found.path = real.string();
@@ -79,7 +79,7 @@ StorageStack::StorageStack(const File& file) {
     files_.push_back({status.st_dev, status.st_ino});
     return;
   }
-  // The kernel's own word for the file behind a loop device: its name may have changed since.
+  // From the kernel, since the recorded name of the file behind a loop device may be outdated.
   loop_info64 loop{};
   if (ioctl(file.descriptor(), LOOP_GET_STATUS64, &loop) == 0)
     files_.push_back({loop.lo_device, loop.lo_inode});
@@ -102,8 +102,8 @@ void StorageStack::add_device(dev_t device) {
   }
   std::error_code error;
   for (const fs::directory_entry& slave : fs::directory_iterator(sysfs / "slaves", error)) {
-    dev_t beneath = 0;
-    if (read_device_number(slave.path() / "dev", beneath)) add_device(beneath);
+    dev_t lower = 0;
+    if (read_device_number(slave.path() / "dev", lower)) add_device(lower);
   }
   // A partition is a part of its disk.
   dev_t disk = 0;
@@ -113,7 +113,7 @@ void StorageStack::add_device(dev_t device) {
   }
 }
 
-bool StorageStack::meets(const StorageStack& other) const {
+bool StorageStack::overlaps(const StorageStack& other) const {
   const auto shared = [](const auto& mine, const auto& theirs) {
     return std::ranges::any_of(
         mine, [&](const auto& item) { return std::ranges::find(theirs, item) != theirs.end(); });

@@ -1,4 +1,4 @@
-// What stands under a name that is about to be written: asked before the first byte.
+// What exists at an output path, before anything is written to it.
 #pragma once
 
 #include <sys/types.h>
@@ -10,35 +10,35 @@
 
 namespace qchain {
 
-/// What a name leads to.
+/// What a path resolves to.
 enum class DestinationKind {
-  Nothing,       ///< Free.
-  RegularFile,   ///< Directly, or through a link.
+  Nothing,       ///< It does not exist.
+  RegularFile,   ///< Directly, or through a symbolic link.
   BlockDevice,   ///< Likewise.
-  DanglingLink,  ///< A symbolic link that leads nowhere.
+  DanglingLink,  ///< A symbolic link to something that does not exist.
   Other,         ///< A directory, a FIFO, a socket or a character device.
 };
 
 struct Destination {
   DestinationKind kind = DestinationKind::Nothing;
-  /// Where links lead: what is to be opened, or replaced. The name itself where nothing is there.
+  /// With symbolic links resolved: what is to be opened or replaced. The path as given if nothing exists.
   std::string path;
-  FileIdentity identity;  ///< Of what is there.
+  FileIdentity identity;  ///< Of what exists.
   dev_t device = 0;       ///< Of a block device: which one.
   const char* noun = "";  ///< "a directory", "a FIFO", ...: for messages.
 };
 
-/// Looks at `path`; follows links. Throws Error (Io) where that cannot be told.
-Destination look_at(const std::string& path);
+/// Finds out what `path` is; follows symbolic links. Throws Error (Io) if that fails.
+Destination resolve_destination(const std::string& path);
 
-/// What is stored where: a block device, with all devices and files that it stands on (loop devices,
-/// device-mapper, partitions), as far as the kernel tells.
+/// The storage behind a file or a block device: the devices and files that it is built on (loop devices,
+/// device-mapper, partitions), as far as sysfs shows them.
 class StorageStack {
  public:
   /// The stack of an open file or block device.
   explicit StorageStack(const File& file);
   /// Whether two stacks have a device or a file in common.
-  bool meets(const StorageStack& other) const;
+  bool overlaps(const StorageStack& other) const;
 
  private:
   void add_device(dev_t device);

@@ -12,8 +12,8 @@
 #include <utility>
 #include <vector>
 
-#include "extent/error.h"
 #include "extent/cancellation.h"
+#include "extent/error.h"
 
 namespace qchain {
 
@@ -26,7 +26,7 @@ class Engine {
       std::uint64_t ticket = 0;
       while (take(worker, ticket)) {
         worker.fetch();
-        if (!settle(worker, ticket)) return;
+        if (!commit(worker, ticket)) return;
         worker.store();
       }
       worker.finish();
@@ -36,7 +36,7 @@ class Engine {
   }
 
   void fail(std::exception_ptr error) {
-    const std::scoped_lock both(taking_, settling_);
+    const std::scoped_lock both(taking_, committing_);
     if (!error_) error_ = std::move(error);
     turn_changed_.notify_all();
   }
@@ -49,7 +49,7 @@ class Engine {
   bool take(Worker& worker, std::uint64_t& ticket) {
     const std::lock_guard lock(taking_);
     if (error_ || ended_) return false;
-    // Until a plan is made there is no more work: after an exception nobody may go on behind a gap.
+    // Set until take() returns: if it throws, no other worker may go on after the gap.
     ended_ = true;
     throw_if_cancelled();
     ended_ = !worker.take();
@@ -58,18 +58,18 @@ class Engine {
     return !ended_;
   }
 
-  bool settle(Worker& worker, std::uint64_t ticket) {
-    std::unique_lock lock(settling_);
+  bool commit(Worker& worker, std::uint64_t ticket) {
+    std::unique_lock lock(committing_);
     turn_changed_.wait(lock, [&] { return error_ || turn_ == ticket; });
     if (error_) return false;
-    worker.settle();
+    worker.commit();
     ++turn_;
     turn_changed_.notify_all();
     return true;
   }
 
   std::mutex taking_;
-  std::mutex settling_;
+  std::mutex committing_;
   std::condition_variable turn_changed_;
   std::exception_ptr error_;  // written under both locks, read under either
   bool ended_ = false;
@@ -77,8 +77,8 @@ class Engine {
   std::uint64_t turn_ = 0;
 };
 
-// A further worker, or null. What is missing for it (a connection, memory, descriptors) is no reason to fail:
-// the others can do all the work.
+// A further worker, or null. A lack of connections, memory or descriptors is not an error: the others can do
+// all the work.
 std::unique_ptr<Worker> make_further_worker(const WorkerFactory& make_worker) {
   try {
     return make_worker();
@@ -90,7 +90,7 @@ std::unique_ptr<Worker> make_further_worker(const WorkerFactory& make_worker) {
   return nullptr;
 }
 
-// Starts as many threads as can be had. Those that run when one cannot be started are enough.
+// Starts up to `count` threads: fewer where the system refuses one.
 std::vector<std::jthread> start_threads(unsigned count, const std::function<void()>& run,
                                         ThreadStarter start) {
   std::vector<std::jthread> threads;

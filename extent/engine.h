@@ -1,13 +1,14 @@
-// The one engine that moves data: threads, each with a worker of its own, that take pieces of work in
-// guest order, fetch them side by side, settle them in guest order again, and store them side by side.
+// The engine that moves data: threads, each with a worker of its own, take pieces of work in guest order,
+// fetch them in parallel, commit them in guest order again, and store them in parallel.
 //
-//     take    one at a time, in guest order    which piece comes next
-//     fetch   side by side                     read, look for zeros, hash, compress
-//     settle  one at a time, in guest order    decide what depends on what came before
-//     store   side by side                     write
+//     take    one at a time, in guest order    plan the next piece
+//     fetch   in parallel                      read, detect zeros, hash, compress
+//     commit  one at a time, in guest order    decide what depends on earlier pieces
+//     store   in parallel                      write, or start to write
 //
-// What settle decides is therefore the same whatever the number of threads. Memory is bounded by
-// workers x piece: a worker holds one piece at a time.
+// What commit decides is therefore the same for any number of threads. A worker works on one piece at a time,
+// but the writes that store() started for the piece before may still be in flight: a worker that writes in
+// the background needs buffers for two pieces, which bounds memory at workers x 2 pieces.
 #pragma once
 
 #include <functional>
@@ -23,25 +24,25 @@ class Worker {
   /// Plans this worker's next piece; false when there is none.
   virtual bool take() = 0;
   virtual void fetch() = 0;
-  virtual void settle() = 0;
+  virtual void commit() = 0;
   virtual void store() {}
-  /// After this worker's last piece: waits for what store() has left under way.
+  /// After this worker's last piece: waits for writes that store() has left in flight.
   virtual void finish() {}
 };
 
-/// Makes a worker; nullptr where the resources for a further one are not available. Called side by side.
+/// Makes a worker; nullptr if the resources for a further one are not available. Called in parallel.
 using WorkerFactory = std::function<std::unique_ptr<Worker>()>;
 
-/// Runs up to `threads` (>= 1) workers until there is no work left. The first worker is made before
-/// the others, and has to exist: its factory's exception is thrown here. A further worker for which there is
-/// no thread, no memory, no connection (any Error of outcome Io) is left out. The first exception of any
-/// worker at work stops all of them and is thrown here, as is an interrupt.
+/// Runs up to `threads` (>= 1) workers until there is no work left. The first worker is made before the
+/// others and must not be nullptr: an exception of its factory is thrown here. Further workers are left out
+/// if there is no thread, memory or connection (any Error of outcome Io) for them. The first exception of any
+/// running worker stops all of them and is thrown here, as is a cancellation.
 void run_workers(const WorkerFactory& make_worker, unsigned threads, ThreadStarter start = start_thread);
 
-/// More than this are no faster, and take memory.
+/// More workers than this are no faster, and take memory.
 inline constexpr unsigned kMaxWorkers = 16;
 
-/// How many workers to use where the user does not say: enough to keep every core and one device busy.
+/// How many workers to use by default: enough to keep every core and one device busy.
 unsigned default_workers();
 
 }  // namespace qchain

@@ -34,6 +34,10 @@ const char* to_string(Outcome outcome) noexcept {
 ReadError::ReadError(const std::string& message, int error_number)
     : Error(system_error(message, error_number)) {}
 
+bool is_local(const Error& error) noexcept {
+  return error.outcome() == Outcome::Mismatch || dynamic_cast<const ReadError*>(&error) != nullptr;
+}
+
 Error system_error(const std::string& message, int error_number) {
   return Error(Outcome::Io, message + ": " + std::generic_category().message(error_number));
 }

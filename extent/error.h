@@ -1,7 +1,7 @@
-// Failure, as callers see it.
+// Errors, as callers see them.
 //
-// There are two channels: work that cannot go on throws Error; corruption
-// that a check was asked to look for is a value and is never thrown.
+// Work that cannot go on throws Error; so does a reader of a disk where corruption is in its way (outcome
+// Mismatch). Functions that look for corruption return it as values: survey(), check, proofs, comparisons.
 #pragma once
 
 #include <stdexcept>
@@ -11,32 +11,32 @@
 
 namespace qchain {
 
-/// How something ends, from the best to the worst: of several verdicts the worst counts.
+/// The result of an operation, from best to worst: of several results the worst counts.
 enum class Outcome {
-  Done,          ///< Done, and proven where proof was asked.
+  Done,          ///< Success; verified where verification was requested.
   Incomplete,    ///< Something was skipped or could not be checked.
   Inconclusive,  ///< The live side is changing, or is no longer the same job.
-  Io,            ///< I/O error; something is unreachable, unreadable or not there.
-  BadManifest,   ///< A manifest or its signature is bad.
-  Mismatch,      ///< Mismatch or corruption; an identity that does not fit.
-  Usage,         ///< What was asked for cannot be: nothing was done.
-  Terminated,    ///< Told to stop.
-  Interrupted,   ///< Told to stop, by the user.
+  Io,            ///< I/O error; something is unreachable, unreadable or missing.
+  BadManifest,   ///< A manifest or its signature is invalid.
+  Mismatch,      ///< Corruption, or a digest or identity that does not match.
+  Usage,         ///< The request is invalid or impossible; nothing was done.
+  Terminated,    ///< Cancelled.
+  Interrupted,   ///< Cancelled by the user.
 };
 
-/// The verdict that two verdicts make together.
+/// The worse of two outcomes.
 QCHAIN_API Outcome worse(Outcome a, Outcome b) noexcept;
 
 /// The word for an outcome in messages and reports, such as "mismatch".
 QCHAIN_API const char* to_string(Outcome outcome) noexcept;
 
-/// What the caller can change so that the same work succeeds. Programs name their own way to do so.
+/// What the caller can change so that the same work succeeds. Programs add the name of their own option.
 enum class Remedy {
   None,             ///< Nothing but what the message says.
-  ReplaceOutput,    ///< Allow that the file which stands there is replaced.
-  ForceShare,       ///< Read it although another program writes to it.
-  NameBitmap,       ///< Say which dirty bitmap is meant.
-  NameParentPoint,  ///< Say which checkpoint the changes count from.
+  ReplaceOutput,    ///< Allow replacing the existing file.
+  ForceShare,       ///< Read the image although another program writes to it.
+  NameBitmap,       ///< Name the dirty bitmap to use.
+  NameParentPoint,  ///< Name the checkpoint that the changes count from.
   LargerClusters,
   ParentIsRaw,  ///< Say that the parent is a raw image.
   SourceIsRaw,  ///< Say that the file is a raw image.
@@ -46,31 +46,34 @@ enum class Remedy {
   AllowWritable,  ///< Do not require a read-only export.
   GiveTlsCredentials,
   NameSigningKey,
-  Salvage,  ///< Restore what is there all the same.
+  Salvage,  ///< Restore what can be read.
 };
 
-/// Work that cannot go on. what() names the file, the offset and the value, and what to do.
+/// Work that cannot go on. what() names the file or URI and, where there are any, offset, value and remedy.
 class QCHAIN_API Error : public std::runtime_error {
  public:
   Error(Outcome outcome, const std::string& message, Remedy remedy = Remedy::None)
       : std::runtime_error(message), outcome_(outcome), remedy_(remedy) {}
   Outcome outcome() const noexcept { return outcome_; }
   Remedy remedy() const noexcept { return remedy_; }
-  /// The same with more words.
-  Error with(const std::string& words) const { return {outcome_, std::string(what()) + words, remedy_}; }
+  /// The same error, with `text` appended to its message.
+  Error with(const std::string& text) const { return {outcome_, std::string(what()) + text, remedy_}; }
 
  private:
   Outcome outcome_;
   Remedy remedy_;
 };
 
-/// Some bytes cannot be read; others of the same disk may well be. Its outcome is Io.
+/// Some bytes cannot be read; others of the same disk may be readable. Its outcome is Io.
 class QCHAIN_API ReadError : public Error {
  public:
   ReadError(const std::string& message, int error_number);
 };
 
-/// An Io error that ends with the words for `error_number`, an errno value.
+/// Whether other bytes of the same disk may be readable still: a ReadError, or corrupt metadata.
+bool is_local(const Error& error) noexcept;
+
+/// An Io error whose message ends with the text for `error_number`, an errno value.
 Error system_error(const std::string& message, int error_number);
 
 }  // namespace qchain

@@ -1,4 +1,4 @@
 #pragma once
 
-/// Marks what the shared library shows. Everything else is hidden.
+/// Marks what the shared library exports. Everything else is hidden.
 #define QCHAIN_API __attribute__((visibility("default")))

@@ -27,7 +27,7 @@ class KindSet {
   unsigned bits_ = 0;
 };
 
-// Cuts a stream at unit borders, decides each unit, and merges what comes out.
+// Cuts a stream at unit boundaries, decides the kind of each unit, and merges the results.
 class Normaliser {
  public:
   Normaliser(ExtentSource source, std::uint64_t unit, Position position)
@@ -56,8 +56,8 @@ class Normaliser {
     }
     while (!rest.empty()) {
       const GuestOffset whole_end(align_down(rest.end.bytes(), unit_));
-      const bool at_border = rest.begin.bytes() % unit_ == 0;
-      if (at_border && whole_end > rest.begin) {
+      const bool at_boundary = rest.begin.bytes() % unit_ == 0;
+      if (at_boundary && whole_end > rest.begin) {
         KindSet alone;
         alone.add(extent->kind);
         append(ready_, {{rest.begin, whole_end}, alone.stored(position_)});
@@ -96,7 +96,7 @@ class Normaliser {
   bool ended_ = false;
 };
 
-// A stream with its next extent in view, so that a part of it can be taken.
+// A stream with one extent of look-ahead, which can be consumed in parts.
 class Head {
  public:
   explicit Head(ExtentSource source) : source_(std::move(source)) { refill(); }

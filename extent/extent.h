@@ -1,4 +1,4 @@
-// The algebra that all of qchain is built on.
+// Extents, and the operations on them that all of qchain is built on.
 //
 // A layer of a chain and a list of extents are the same thing: each range of the guest's disk is
 // inherited, zero or data. normalise() is the one function that decides what a layer stores; NBD
@@ -47,7 +47,7 @@ ExtentSource stream(Extents extents);
 /// All of a stream, merged. For tests and small disks: it holds everything in memory.
 Extents collect(const ExtentSource& source);
 
-/// Where a layer stands: a bottom layer has nothing beneath it.
+/// Whether a layer has a backing file: a bottom layer has none.
 enum class Position { Bottom, Overlay };
 
 /// What a layer of clusters of `unit` bytes stores for the disk that `source` describes: every extent
@@ -60,17 +60,17 @@ enum class Position { Bottom, Overlay };
 /// Idempotent: normalise(normalise(E)) == normalise(E).
 ExtentSource normalise(ExtentSource source, std::uint64_t unit, Position position);
 
-/// `source`, with Zero for Inherit: a disk that has nothing beneath it.
+/// `source`, with Zero for Inherit: what a bottom layer reads as.
 ExtentSource as_zeros(ExtentSource source);
 
-/// What `source` says from `range.begin` on, up to `range.end` or the end of the source.
+/// The part of `source` that is inside `range`.
 ExtentSource clip(ExtentSource source, GuestRange range);
 
 /// Two streams over one disk side by side, cut where either changes. The shorter one is Inherit past
 /// its end. `combine` gives the kind of each piece.
 ExtentSource zip(ExtentSource a, ExtentSource b, std::function<Kind(Kind, Kind)> combine);
 
-/// Data where either is Data, else Zero: what two readers of one disk have to look at.
+/// Data where either is Data, else Zero: what has to be read to compare two disks.
 Kind either_data(Kind a, Kind b) noexcept;
 
 }  // namespace qchain

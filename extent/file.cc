@@ -18,8 +18,8 @@
 #include <limits>
 #include <vector>
 
-#include "extent/error.h"
 #include "extent/cancellation.h"
+#include "extent/error.h"
 #include "extent/page_buffer.h"
 
 namespace qchain {
@@ -54,7 +54,7 @@ File::~File() {
 }
 
 File File::open_to_read(const std::string& path) {
-  // Whoever named a pipe here is not waited for. It makes no difference to files and devices.
+  // O_NONBLOCK: opening a FIFO must not wait for a writer. It makes no difference to files and devices.
   const int descriptor = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_CLOEXEC);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
   return {descriptor, path};
@@ -83,7 +83,7 @@ std::uint64_t File::size() const {
   if (!S_ISBLK(status.st_mode)) return static_cast<std::uint64_t>(status.st_size);
   std::uint64_t bytes = 0;
   if (ioctl(descriptor_, BLKGETSIZE64, &bytes) != 0) {
-    throw system_error(fmt::format("{}: cannot learn the size of the device", path_), errno);
+    throw system_error(fmt::format("{}: cannot get the size of the device", path_), errno);
   }
   return bytes;
 }
@@ -93,7 +93,7 @@ std::uint64_t File::allocated_bytes() const {
 }
 
 std::size_t File::read_at_most(HostOffset offset, std::span<std::byte> into) const {
-  // What an image points at may be where no file can have a byte.
+  // An offset in an untrusted image may be larger than any file.
   constexpr std::uint64_t kMost = std::numeric_limits<off_t>::max();
   into = into.first(std::min<std::uint64_t>(into.size(), kMost - std::min(kMost, offset.bytes())));
   std::size_t done = 0;
@@ -116,8 +116,8 @@ void File::read(HostOffset offset, std::span<std::byte> into) const {
   const std::size_t done = read_at_most(offset, into);
   if (done < into.size()) {
     throw Error(Outcome::Mismatch,
-                fmt::format("{}: ends at offset {:#x}, inside {} bytes at {:#x} that belong to it; "
-                            "the file is truncated",
+                fmt::format("{}: ends at offset {:#x}, but {} bytes were expected at offset {:#x}; the file "
+                            "is truncated",
                             path_, offset.bytes() + done, into.size(), offset.bytes()));
   }
 }
@@ -142,8 +142,8 @@ void File::write(HostOffset offset, std::span<iovec> parts) const {
     };
     ssize_t n = -1;
     errno = EINVAL;
-    if (const int direct = descriptor_past_cache(offset, some); direct >= 0) n = write_by(direct);
-    // The file system may want more than whole pages.
+    if (const int direct = direct_descriptor(offset, some); direct >= 0) n = write_by(direct);
+    // The file system may require a larger alignment than pages.
     if (n < 0 && errno == EINVAL) n = write_by(descriptor_);
     if (n < 0 && errno == EINTR) continue;
     if (n < 0) throw_write_error(offset, errno);
@@ -164,16 +164,15 @@ void File::throw_write_error(HostOffset offset, int error_number) const {
   std::string message = fmt::format("{}: cannot write at offset {:#x}", path_, offset.bytes());
   if (error_number == ESPIPE || error_number == ENOTSUP || error_number == ENOSYS) {
     message +=
-        " (this file system takes sequential writes only; use a mount with a write cache, or write to "
+        " (this file system supports sequential writes only; use a mount with a write cache, or write to "
         "standard output with \"-\" and let an uploader read it)";
   }
   throw system_error(message, error_number);
 }
 
-// A pipe that nobody reads is waited for, but not against a signal: it may be another thread that is sent
-// one.
+// Waits in slices, since a signal may be delivered to another thread than this one.
 void File::wait_until_writable() const {
-  constexpr int kSlice = 200;  // milliseconds: how late an interrupt may be noticed
+  constexpr int kSlice = 200;  // milliseconds: how late a cancellation may be noticed
   for (;;) {
     throw_if_cancelled();
     pollfd waiting{descriptor_, POLLOUT, 0};
@@ -186,7 +185,7 @@ void File::append(std::span<const std::byte> bytes) const {
   const bool is_pipe = S_ISFIFO(mode) || S_ISSOCK(mode);
   while (!bytes.empty()) {
     if (is_pipe) wait_until_writable();
-    // Of a pipe that can be written to, so much can be written without waiting.
+    // A writable pipe takes this much without blocking.
     const std::size_t step = is_pipe ? std::min<std::size_t>(bytes.size(), PIPE_BUF) : bytes.size();
     const ssize_t n = ::write(descriptor_, bytes.data(), step);
     if (n < 0 && errno == EINTR) {
@@ -206,7 +205,7 @@ void File::resize(std::uint64_t bytes) const {
 
 void File::allocate(std::uint64_t bytes) const {
   if (bytes != 0 && fallocate(descriptor_, 0, 0, static_cast<off_t>(bytes)) != 0) {
-    throw system_error(fmt::format("{}: cannot set aside {} bytes", path_, bytes), errno);
+    throw system_error(fmt::format("{}: cannot allocate {} bytes", path_, bytes), errno);
   }
 }
 
@@ -217,11 +216,11 @@ bool File::is_read_only() const {
 
 void File::bypass_cache() {
   if (direct_ >= 0) return;
-  // By its descriptor: the name may be another file's by now.
+  // By descriptor: the path may lead to another file by now.
   direct_ = open(fmt::format("/proc/self/fd/{}", descriptor_).c_str(), O_WRONLY | O_DIRECT | O_CLOEXEC);
 }
 
-int File::descriptor_past_cache(HostOffset offset, std::span<const iovec> parts) const {
+int File::direct_descriptor(HostOffset offset, std::span<const iovec> parts) const {
   const bool whole =
       offset.bytes() % kPage == 0 && std::ranges::all_of(parts, [](const iovec& part) {
         return reinterpret_cast<std::uintptr_t>(part.iov_base) % kPage == 0 && part.iov_len % kPage == 0;
@@ -230,8 +229,8 @@ int File::descriptor_past_cache(HostOffset offset, std::span<const iovec> parts)
 }
 
 void File::write_zeros(HostOffset offset, std::uint64_t length, ZeroSpace space) const {
-  // The kernel promises zeros after either, or an error; where neither is known, zeros are written. Punching
-  // holes gives space back; on a block device ZERO_RANGE allocates it.
+  // The kernel guarantees zeros after either, or fails; if neither is supported, zeros are written. Punching
+  // holes releases space; on a block device ZERO_RANGE allocates it.
   constexpr int kPunch = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE;
   constexpr int kZero = FALLOC_FL_ZERO_RANGE | FALLOC_FL_KEEP_SIZE;
   const bool thin = space == ZeroSpace::Release;
@@ -251,7 +250,7 @@ void File::write_zeros(HostOffset offset, std::uint64_t length, ZeroSpace space)
 }
 
 void File::begin_sync(HostOffset offset, std::uint64_t length) const {
-  // Only a hint: where it is not known, sync() does it all.
+  // Where this is not supported, sync() does it all.
   sync_file_range(descriptor_, static_cast<off_t>(offset.bytes()), static_cast<off_t>(length),
                   SYNC_FILE_RANGE_WRITE);
 }
@@ -261,13 +260,14 @@ void File::sync() const {
   do {
     result = fsync(descriptor_);
   } while (result != 0 && errno == EINTR);
-  // Pipes cannot be synchronised, nor can the directories of some file systems; of a file or a device it is a
-  // failure like any other.
-  const bool unknown =
-      result != 0 && (errno == EINVAL || errno == EROFS) && !is_regular() && !is_block_device();
-  if (result != 0 && !unknown) {
-    throw system_error(fmt::format("{}: cannot make what was written durable", path_), errno);
-  }
+  if (result == 0) return;
+  // Pipes do not support fsync(), nor do directories on some file systems; for a file or a device it is an
+  // error like any other.
+  const int error_number = errno;
+  const bool unsupported =
+      (error_number == EINVAL || error_number == EROFS) && !is_regular() && !is_block_device();
+  if (unsupported) return;
+  throw system_error(fmt::format("{}: cannot sync what was written (fsync)", path_), error_number);
 }
 
 }  // namespace qchain

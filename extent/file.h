@@ -12,14 +12,15 @@ struct iovec;
 
 namespace qchain {
 
-/// Which file this is, whatever it is called.
+/// Identifies a file independently of its name.
 struct FileIdentity {
   std::uint64_t device = 0;
   std::uint64_t inode = 0;
   friend bool operator==(const FileIdentity&, const FileIdentity&) = default;
 };
 
-/// What changes when somebody writes to a file.
+/// By which a later write to a file is noticed. Not proof that there was none: the time has the resolution of
+/// the file system's clock, any program can set it, and for a block device it means nothing.
 struct FileStamp {
   std::uint64_t size = 0;
   std::int64_t seconds = 0;  ///< Of the modification time, since 1970.
@@ -27,16 +28,17 @@ struct FileStamp {
   friend bool operator==(const FileStamp&, const FileStamp&) = default;
 };
 
-/// What becomes of the space of what is overwritten with zeros.
+/// What happens to the space of a range that is overwritten with zeros.
 enum class ZeroSpace {
-  Release,  ///< Given back where the target can: thin volumes stay thin.
-  Keep,     ///< Allocated.
+  Release,  ///< Deallocated if the target supports it: thin volumes stay thin.
+  Keep,     ///< Stays allocated.
 };
 
-/// An open file, device or pipe. Every failure is an Error (Io) that names the path.
+/// An open file, device or pipe. Where nothing else is said, functions throw Error (Io), naming the path, if
+/// they fail.
 class File {
  public:
-  /// Takes over an open descriptor; `path` is for messages.
+  /// Takes ownership of an open descriptor; `path` is for messages.
   File(int descriptor, std::string path) : descriptor_(descriptor), path_(std::move(path)) {}
   File(File&& other) noexcept;
   File& operator=(File&& other) noexcept;
@@ -50,7 +52,7 @@ class File {
   const std::string& path() const noexcept { return path_; }
   FileIdentity identity() const;
   FileStamp stamp() const;
-  /// Sets the modification time. Throws nothing: a file system may have none.
+  /// Sets the modification time. Ignores errors: a file system may not support it.
   void set_time(std::int64_t seconds) const noexcept;
   bool is_regular() const;
   bool is_block_device() const;
@@ -61,27 +63,28 @@ class File {
 
   /// Reads up to into.size() bytes; fewer only at the end of the file.
   std::size_t read_at_most(HostOffset offset, std::span<std::byte> into) const;
-  /// Reads exactly; an end of file inside is an error.
+  /// Reads into.size() bytes. Throws Error (Mismatch) too, if the file ends before.
   void read(HostOffset offset, std::span<std::byte> into) const;
   void write(HostOffset offset, std::span<const std::byte> bytes) const;
-  /// Writes the concatenation of `parts`, which is changed on the way.
+  /// Writes the concatenation of `parts`, which is modified.
   void write(HostOffset offset, std::span<iovec> parts) const;
-  /// Writes at the current position: for pipes. Throws Error on an interrupt too.
+  /// Writes at the current position: for pipes. Throws Error (Interrupted or Terminated) too, on a
+  /// cancellation.
   void append(std::span<const std::byte> bytes) const;
   void resize(std::uint64_t bytes) const;
-  /// Makes it `bytes` long, with all of its space set aside.
+  /// Makes it `bytes` long, with all of its space allocated.
   void allocate(std::uint64_t bytes) const;
-  /// Of a block device.
+  /// Whether a block device is read-only. Throws nothing.
   bool is_read_only() const;
-  /// From now on, write() goes past the page cache where whole pages are written from whole pages, as far as
-  /// the file system knows how. For what is written once, and much of it: it saves a copy and the pages, and
-  /// sync() finds nothing left to wait for.
+  /// From now on, write() uses direct I/O for whole pages in page-aligned memory, if the file system supports
+  /// it. For large files that are written once: it saves a copy and cache pages, and leaves little for sync()
+  /// to wait for. Throws nothing.
   void bypass_cache();
-  /// A descriptor that writes `parts` past the page cache; -1: there is none, or they are not whole pages.
-  int descriptor_past_cache(HostOffset offset, std::span<const iovec> parts) const;
-  /// Makes [offset, offset + length) read as zeros, by the fastest way that the target has.
+  /// The descriptor for direct I/O of `parts` at `offset`; -1: there is none, or they are not page-aligned.
+  int direct_descriptor(HostOffset offset, std::span<const iovec> parts) const;
+  /// Makes [offset, offset + length) read as zeros, by the fastest method that the target supports.
   void write_zeros(HostOffset offset, std::uint64_t length, ZeroSpace space = ZeroSpace::Release) const;
-  /// Lets the system begin with what sync() has to wait for.
+  /// Starts writeback, so that sync() has less to wait for. A hint: throws nothing.
   void begin_sync(HostOffset offset, std::uint64_t length) const;
   void sync() const;
 
@@ -90,7 +93,7 @@ class File {
   [[noreturn]] void throw_write_error(HostOffset offset, int error_number) const;
 
   int descriptor_;
-  int direct_ = -1;  // the same file, opened for I/O past the page cache
+  int direct_ = -1;  // the same file, opened with O_DIRECT
   std::string path_;
 };
 

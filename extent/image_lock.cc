@@ -14,7 +14,7 @@ namespace qchain {
 namespace {
 
 // A lock on byte kHeld + i says "I hold permission i"; one on kUnshared + i: "I refuse to share i".
-// All are shared locks; a conflict is found by asking whether a write lock could be had.
+// All are shared locks; a conflict is found by testing for a write lock.
 constexpr off_t kHeld = 100;
 constexpr off_t kUnshared = 200;
 constexpr off_t kConsistentRead = 0;
@@ -30,13 +30,13 @@ struct flock lock_of(short type, off_t byte) {
   return lock;
 }
 
-// False where the file system knows no locks.
+// False if the file system does not support locks.
 bool take(const File& file, off_t byte) {
   struct flock lock = lock_of(F_RDLCK, byte);
   if (fcntl(file.descriptor(), F_OFD_SETLK, &lock) == 0) return true;
   if (errno == EAGAIN || errno == EACCES) {
     throw Error(Outcome::Io,
-                fmt::format("{}: another program is about to change its locks; try again", file.path()));
+                fmt::format("{}: another program is changing its image locks; try again", file.path()));
   }
   return false;
 }
@@ -49,17 +49,17 @@ bool is_locked(const File& file, off_t byte) {
 void refuse_if_locked(const File& file, off_t byte, const char* what) {
   if (!is_locked(file, byte)) return;
   throw Error(Outcome::Io,
-              fmt::format("{}: in use: another program {}, such as a running guest; end that first",
+              fmt::format("{}: in use: another program {}, such as a running guest; stop it first",
                           file.path(), what),
               Remedy::ForceShare);
 }
 
-// Writing: whoever reads consistently, or writes, has refused to share that.
+// For writing: consistent readers do not share these permissions, and writers hold them.
 void refuse_if_in_use(const File& file) {
   for (const off_t byte : {kHeld + kWrite, kHeld + kResize, kUnshared + kWrite, kUnshared + kResize}) {
     if (!is_locked(file, byte)) continue;
     throw Error(Outcome::Io, fmt::format("{}: in use by another process, such as a running guest (it holds "
-                                         "QEMU's image lock on byte {}); stop that first",
+                                         "QEMU's image lock on byte {}); stop it first",
                                          file.path(), byte));
   }
 }
@@ -69,7 +69,8 @@ void refuse_if_in_use(const File& file) {
 void lock_image(const File& file, Sharing sharing) {
   constexpr std::array<off_t, 3> kToRead{kHeld + kConsistentRead, kUnshared + kWrite, kUnshared + kResize};
   constexpr std::array<off_t, 3> kToWrite{kHeld + kConsistentRead, kHeld + kWrite, kUnshared + kWrite};
-  // Before our own are taken, and again after: of two who begin at once, one at least sees the other.
+  // Before our own locks are taken, and again after: of two programs that start at the same time, at least
+  // one sees the other's locks.
   if (sharing == Sharing::Write) refuse_if_in_use(file);
   const std::span<const off_t> to_take = sharing == Sharing::Write  ? std::span(kToWrite)
                                          : sharing == Sharing::Read ? std::span(kToRead)
@@ -78,7 +79,7 @@ void lock_image(const File& file, Sharing sharing) {
     if (!take(file, byte)) return;
   }
   if (sharing == Sharing::Write) return refuse_if_in_use(file);
-  refuse_if_locked(file, kUnshared + kConsistentRead, "lets nobody read it");
+  refuse_if_locked(file, kUnshared + kConsistentRead, "does not allow reading it");
   if (sharing == Sharing::Force) return;
   refuse_if_locked(file, kHeld + kWrite, "writes to it");
   refuse_if_locked(file, kHeld + kResize, "may resize it");

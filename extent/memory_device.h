@@ -8,8 +8,8 @@
 
 namespace qchain {
 
-/// A disk in memory, for tests: its bytes, and what it says of them. It answers for at most
-/// `answer_limit` bytes at a time, so that callers meet short answers.
+/// A disk in memory, for tests: its bytes, and the extents that it reports. extents() covers at most
+/// `answer_limit` bytes at a time, so that tests cover short answers.
 class MemoryDevice : public BlockDevice {
  public:
   /// `extents` covers the disk, in order and without gaps.

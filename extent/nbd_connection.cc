@@ -21,7 +21,7 @@ struct NbdConnection::InFlight {
 struct NbdConnection::Writing {
   NbdSession::Cookie cookie;
   WriteRequest request;
-  Zeroing way;  // Plain: bytes are sent
+  Zeroing method;  // Plain: bytes are sent
   int error_number = 0;
 };
 
@@ -74,7 +74,7 @@ void NbdConnection::retire(std::vector<InFlight>& in_flight, std::vector<FailedR
     if (completion.error_number != 0) {
       failed.push_back({command.request, completion.error_number});
     } else if (command.reply && !command.reply->is_complete()) {
-      failed.push_back({command.request, EPROTO, command.reply->complaint()});
+      failed.push_back({command.request, EPROTO, command.reply->reason()});
     }
     return true;
   });
@@ -85,7 +85,7 @@ std::vector<FailedRead> NbdConnection::read(std::span<const ReadRequest> batch) 
   try {
     return read_all(batch);
   } catch (...) {
-    session_.abandon();  // requests may be in flight, into memory that is about to go
+    session_.abandon();  // requests may be in flight, into buffers that are about to be freed
     throw;
   }
 }
@@ -100,7 +100,7 @@ std::vector<FailedRead> NbdConnection::read_all(std::span<const ReadRequest> bat
     while (next < requests.size() && in_flight.size() < requests_in_flight_ && !is_dead()) {
       const ReadRequest& request = requests[next];
       if (!is_aligned(request)) {
-        if (!in_flight.empty()) break;  // alone, after what is under way
+        if (!in_flight.empty()) break;  // alone, after the requests in flight
         if (const std::optional<FailedRead> failure = read_unaligned(request)) {
           failed.push_back(*failure);
         }
@@ -116,7 +116,7 @@ std::vector<FailedRead> NbdConnection::read_all(std::span<const ReadRequest> bat
     }
     if (in_flight.empty()) continue;
     session_.wait();
-    if (!gave_up()) retire(in_flight, failed);
+    if (!timed_out()) retire(in_flight, failed);
   }
   return failed;
 }
@@ -128,7 +128,7 @@ std::optional<FailedRead> NbdConnection::read_unaligned(const ReadRequest& reque
   const ReadRequest whole{GuestOffset(begin), enclosing};
   const std::vector<FailedRead> failed = read(std::span(&whole, 1));
   if (!failed.empty()) {
-    return FailedRead{request, failed.front().error_number, failed.front().complaint};
+    return FailedRead{request, failed.front().error_number, failed.front().reason};
   }
   std::memcpy(request.into.data(), enclosing.data() + (request.begin.bytes() - begin), request.into.size());
   return std::nullopt;
@@ -140,21 +140,21 @@ std::vector<std::vector<ContextExtent>> NbdConnection::block_status(
   const auto reply = std::make_shared<StatusReply>(contexts, range.length());
   session_.expect_answer();
   complete(session_.start_status(range, reply), what);
-  const std::string complaint = reply->complaint();
-  if (!complaint.empty()) {
-    throw Error(Outcome::Io, fmt::format("{}: {}: {}", session_.uri(), what, complaint));
+  const std::string reason = reply->reason();
+  if (!reason.empty()) {
+    throw Error(Outcome::Io, fmt::format("{}: {}: {}", session_.uri(), what, reason));
   }
   return reply->take();
 }
 
 void NbdConnection::complete(NbdSession::Cookie cookie, const std::string& what) {
-  const auto complain = [&](const std::string& reason) {
+  const auto failure = [&](const std::string& reason) {
     return Error(Outcome::Io, fmt::format("{}: {}: {}", session_.uri(), what, reason));
   };
   for (;;) {
-    if (cookie < 0 || session_.gave_up()) throw complain(session_.reason());
+    if (cookie < 0 || session_.timed_out()) throw failure(session_.reason());
     const NbdSession::Completion completion = session_.completion(cookie);
-    if (completion.error_number != 0) throw complain(completion.words);
+    if (completion.error_number != 0) throw failure(completion.message);
     if (completion.done) return;
     session_.wait();
   }
@@ -162,11 +162,11 @@ void NbdConnection::complete(NbdSession::Cookie cookie, const std::string& what)
 
 namespace {
 
-// The most zeros in one request. A server that has to write them for lack of anything faster needs time.
-constexpr std::uint64_t kMaxFastZeros = std::uint64_t{2} << 30;  // of 32 bits, with every block size in it
+// The most zeros in one request. A server without a fast method writes them out, which takes time.
+constexpr std::uint64_t kMaxFastZeros = std::uint64_t{2} << 30;  // 32 bits, a multiple of every block size
 constexpr std::uint64_t kMaxSlowZeros = std::uint64_t{32} << 20;
 constexpr std::uint64_t kMaxPlainZeros = std::uint64_t{64} << 10;
-// A flush has to write out all that the server's cache has taken.
+// A flush writes out all that is in the server's cache.
 constexpr int kFlushTimeouts = 20;
 
 }  // namespace
@@ -191,7 +191,7 @@ void NbdConnection::write_unaligned(const WriteRequest& request) {
   const ReadRequest whole{border, block};
   const std::vector<FailedRead> failed = read(std::span(&whole, 1));
   if (!failed.empty()) {
-    throw system_error(fmt::format("{}: cannot read {}, of which only a part is to be written",
+    throw system_error(fmt::format("{}: cannot read the block {} in order to write a part of it",
                                    session_.uri(), to_string(whole.range())),
                        failed.front().error_number);
   }
@@ -212,7 +212,7 @@ void NbdConnection::write_blocks(std::deque<WriteRequest> todo) {
   try {
     failed = write_all(std::move(todo));
   } catch (...) {
-    session_.abandon();  // requests may be in flight, of memory that is about to go
+    session_.abandon();  // requests may be in flight, from buffers that are about to be freed
     throw;
   }
   if (failed) {
@@ -239,18 +239,18 @@ std::optional<NbdConnection::Writing> NbdConnection::write_all(std::deque<WriteR
       throw_lost_while_writing(in_flight.empty() ? todo.front().range : in_flight.front().request.range);
     }
     retire(in_flight, todo, failed);
-    if (failed) todo.clear();  // what is in flight needs its bytes until the server has answered
+    if (failed) todo.clear();  // requests in flight need their buffers until the server has replied
   }
   return failed;
 }
 
 void NbdConnection::throw_lost_while_writing(const GuestRange& range) const {
-  const char* const what = gave_up() ? "cannot write" : "the connection was lost while writing";
+  const char* const what = timed_out() ? "cannot write" : "the connection was lost while writing";
   throw Error(Outcome::Io,
               fmt::format("{}: {} {}: {}", session_.uri(), what, to_string(range), session_.reason()));
 }
 
-// Takes off as much as one command can hold.
+// Takes off as much as fits in one request.
 WriteRequest NbdConnection::take_step(std::deque<WriteRequest>& todo) const {
   WriteRequest& rest = todo.front();
   std::uint64_t most = request_size_;
@@ -274,32 +274,32 @@ WriteRequest NbdConnection::take_step(std::deque<WriteRequest>& todo) const {
   return step;
 }
 
-// Nothing where the connection is dead.
+// nullopt if the connection is dead.
 std::optional<NbdConnection::Writing> NbdConnection::start(const WriteRequest& request) {
   static constexpr std::array<std::byte, kMaxPlainZeros> kZeros{};
   Writing writing{-1, request, request.bytes.empty() ? zeroing_ : Zeroing::Plain};
-  if (writing.way == Zeroing::Plain) {
+  if (writing.method == Zeroing::Plain) {
     const std::span<const std::byte> zeros(kZeros);
     const bool is_zero = request.bytes.empty();
     writing.cookie = session_.start_write(request.range.begin,
                                           is_zero ? zeros.first(request.range.length()) : request.bytes);
   } else {
     writing.cookie =
-        session_.start_zero(request.range, writing.way == Zeroing::Fast ? NbdSession::ZeroSpeed::Fast
-                                                                        : NbdSession::ZeroSpeed::Any);
+        session_.start_zero(request.range, writing.method == Zeroing::Fast ? NbdSession::ZeroSpeed::Fast
+                                                                           : NbdSession::ZeroSpeed::Any);
   }
   if (writing.cookie < 0) return std::nullopt;
   return writing;
 }
 
-// Removes what is done. Zeros that were refused are to be written in another way; any other failure is one.
+// Removes completed requests. Zeros that were refused go back to `todo`, for the next method.
 void NbdConnection::retire(std::vector<Writing>& in_flight, std::deque<WriteRequest>& todo,
                            std::optional<Writing>& failed) {
   const std::size_t retired = std::erase_if(in_flight, [&](Writing& command) {
     const NbdSession::Completion completion = session_.completion(command.cookie);
     if (completion.error_number == 0) return completion.done;
     command.error_number = completion.error_number;
-    switch (command.way) {
+    switch (command.method) {
       case Zeroing::Fast:
         zeroing_ = std::max(zeroing_, Zeroing::Slow);
         todo.push_front(command.request);

@@ -1,4 +1,4 @@
-// One connection to an NBD server, for batches of requests. Only the NBD sources of this folder use it.
+// One connection to an NBD server, for batches of requests. Internal to NbdExport, NbdReader and NbdWriter.
 #pragma once
 
 #include <cstdint>
@@ -15,17 +15,16 @@
 
 namespace qchain {
 
-/// A request that failed, and why.
+/// A read that failed, and why.
 struct FailedRead {
   ReadRequest request;
   int error_number = 0;
-  const char* complaint = nullptr;  ///< More about it, where the reply was wrong in itself.
+  const char* reason = nullptr;  ///< More about it, if the reply itself was invalid.
 };
 
 class NbdConnection {
  public:
-  /// Connects and negotiates, as NbdSession does. Throws Error: Io where the server or the export is not
-  /// there.
+  /// Connects and negotiates. Throws Error as NbdSession does.
   explicit NbdConnection(const NbdTarget& target, const ContextChooser& choose = {});
   ~NbdConnection();
   NbdConnection(const NbdConnection&) = delete;
@@ -39,35 +38,36 @@ class NbdConnection {
   std::string export_name() const { return session_.export_name(); }
   /// Whether the server agreed to `context`.
   bool has_context(const std::string& context) const { return session_.has_context(context); }
-  /// Whether the connection was lost or given up. It does not come back.
+  /// Whether the connection was lost, timed out or was abandoned. It cannot be used again.
   bool is_dead() const { return session_.is_dead(); }
-  /// Whether it is dead because the server took longer than the time-out.
-  bool gave_up() const noexcept { return session_.gave_up(); }
+  /// Whether it is dead because the server exceeded the time-out.
+  bool timed_out() const noexcept { return session_.timed_out(); }
   /// Why it is dead.
   std::string reason() const { return session_.reason(); }
 
-  /// Reads a batch, many requests in flight at a time. Returns what could not be read: parts of the
-  /// batch; after a loss of the connection, all that was not complete. Throws only on an interrupt and
-  /// where libnbd refuses a request.
+  /// Reads a batch, many requests in flight at a time. Returns the parts of the batch that could not be read;
+  /// after a loss of the connection, all that were not complete. Throws only on a cancellation, and if
+  /// libnbd refuses a request.
   std::vector<FailedRead> read(std::span<const ReadRequest> batch);
 
-  /// What each of `contexts` says of `range` (at most 4 GiB - 1) from its beginning on: never empty,
-  /// never zero-length, clipped to the range, each perhaps of another total length. Throws Error (Io).
+  /// The block status of `range` (at most 4 GiB - 1) for each of `contexts`: extents from range.begin on,
+  /// at least one, none of zero length, clipped to the range. Contexts may cover different lengths. Throws
+  /// Error (Io).
   std::vector<std::vector<ContextExtent>> block_status(const GuestRange& range,
                                                        const std::vector<std::string>& contexts);
 
   /// Writes a batch, many requests in flight at a time; each begins at a multiple of minimum_block(). A block
-  /// that the last bytes of a request fill only in part is read and written back whole. Zeros are left to the
-  /// server where it can write them, and are never trimmed away. Throws Error (Io), naming what could not be
-  /// written; nothing is in flight then, or the connection is dead.
+  /// that the last bytes of a request fill only in part is read and written back whole. Zeros are sent as
+  /// NBD_CMD_WRITE_ZEROES if the server supports it, never as a trim. Throws Error (Io), naming what could
+  /// not be written; nothing is in flight then, or the connection is dead.
   void write(std::span<const WriteRequest> batch);
-  /// Makes durable what was written, where the server knows how. Throws Error (Io).
+  /// Makes durable what was written, if the server supports flush. Throws Error (Io).
   void flush();
 
  private:
   struct InFlight;
   struct Writing;
-  /// How zeros are written: each way is used where the one before was refused.
+  /// How zeros are written: each is the fallback for the one before.
   enum class Zeroing { Fast, Slow, Plain };
 
   std::vector<ReadRequest> requests_for(std::span<const ReadRequest> batch) const;

@@ -31,8 +31,8 @@ constexpr std::uint64_t kMaxBlock = std::uint64_t{64} << 20;  // no server's blo
 // A server that does not advertise several connections may keep a second one waiting for ever.
 constexpr milliseconds kUninvitedTimeout{1000};
 
-// How long the end of a pull job can go unnoticed: the server still serves, but no longer the past.
-// confirm() lets this time pass after the last read.
+// How long the end of a pull job can go unnoticed: the server still answers, but no longer with the content
+// of the point in time. confirm() waits this long after the last read.
 constexpr milliseconds kEndOfJob{100};
 
 }  // namespace
@@ -56,17 +56,17 @@ std::vector<ExportStatus> NbdExport::status(const GuestRange& range) {
   if (state_->choice->contexts.empty()) return {{range, false, true}};
   const std::lock_guard lock(state_->control_in_use);
   const GuestRange asked = guest_range(range.begin.bytes(), std::min(range.length(), state_->status_length));
-  const std::vector<ExportStatus> first = state_->ask_in_blocks(asked);
-  // A fragmented disk is asked about in smaller pieces, so that the server does not say what is dropped here.
+  const std::vector<ExportStatus> first = state_->query_blocks(asked);
+  // Smaller queries for a fragmented disk, so that the server does not send extents that are dropped here.
   const std::uint64_t answered = first.back().range.end - range.begin;
   state_->status_length = std::clamp(align_down(2 * answered, kMaxBlock), kMinStatusLength, kMaxStatusLength);
   if (std::ranges::none_of(first, [](const ExportStatus& status) { return status.zero; })) return first;
-  // Zeros are accepted when they are reported twice. The server looks for the block in its scratch file and
-  // then at the live disk; between the two looks the guest may have zeroed it. By the second answer
-  // the old data is in the scratch file.
+  // Zeros are accepted when they are reported twice. The server looks up the block in its scratch file and
+  // then on the live disk; between the two, the guest may have zeroed it. By the second answer the old data
+  // is in the scratch file.
   std::vector<ExportStatus> second;
   for (GuestRange rest{range.begin, first.back().range.end}; !rest.empty();) {
-    std::ranges::copy(state_->ask_in_blocks(rest), std::back_inserter(second));
+    std::ranges::copy(state_->query_blocks(rest), std::back_inserter(second));
     rest.begin = second.back().range.end;
   }
   return agreed_status(first, second);
@@ -95,7 +95,7 @@ std::unique_ptr<Reader> NbdExport::open_reader() {
 std::unique_ptr<Reader> NbdExport::control_reader() { return std::make_unique<NbdReader>(*state_, nullptr); }
 
 unsigned NbdExport::useful_readers() {
-  // What a reader does with a piece takes about as long: waiting for that long leaves another one's room.
+  // About as long as a reader works on a piece: while it waits that long, another one can work.
   constexpr std::chrono::microseconds kWork{1000};
   constexpr int kProbes = 2;  // the first one may wait for a disk
   const std::lock_guard lock(state_->control_in_use);
@@ -105,7 +105,7 @@ unsigned NbdExport::useful_readers() {
   for (int i = 0; i < kProbes; ++i) {
     const ReadRequest probe{GuestOffset(0), sector};
     const Clock::time_point begin = Clock::now();
-    if (!control.read(std::span(&probe, 1)).empty()) return default_workers();  // its errors are for others
+    if (!control.read(std::span(&probe, 1)).empty()) return default_workers();  // readers report errors
     latency = std::min(latency, Clock::now() - begin);
   }
   const auto waiting = static_cast<std::uint64_t>(latency / kWork);
@@ -113,22 +113,21 @@ unsigned NbdExport::useful_readers() {
 }
 
 void NbdExport::confirm() {
-  const Clock::time_point settled = Clock::time_point(state_->last_read.load()) + kEndOfJob;
-  std::this_thread::sleep_until(settled);
+  std::this_thread::sleep_until(Clock::time_point(state_->last_read.load()) + kEndOfJob);
   const std::lock_guard lock(state_->control_in_use);
   std::array<std::byte, kSectorSize> sector{};
   const std::uint64_t length = std::min<std::uint64_t>(sector.size(), size());
   const ReadRequest probe{GuestOffset(0), std::span(sector).first(length)};
-  // An error in that sector is an answer too: it is the connection that counts.
+  // A read error is an answer too: only the connection matters.
   state_->control.read(std::span(&probe, 1));
   if (!state_->control.is_dead()) return;
-  if (state_->control.gave_up()) {
+  if (state_->control.timed_out()) {
     throw Error(Outcome::Io, fmt::format("{}: cannot confirm that the export is still the same one: {}",
                                          name(), state_->control.reason()));
   }
   throw Error(Outcome::Inconclusive,
-              fmt::format("{}: the export ended before the work was done: what was read may not be "
-                          "of one point in time; start over",
+              fmt::format("{}: the export ended before the work was done: what was read may not be from one "
+                          "point in time; start over",
                           name()));
 }
 

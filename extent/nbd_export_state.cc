@@ -12,10 +12,10 @@ namespace {
 
 using std::chrono::milliseconds;
 
-// For a look whether a server answers at all.
+// To find out whether a server answers at all.
 constexpr milliseconds kProbeTimeout{1000};
 
-// The time-out is that of the handshake: once connected, the server has all of it for each answer.
+// Limits the handshake only: once connected, the server has the whole time-out for each answer.
 NbdTarget with_connect_timeout(NbdTarget target, milliseconds timeout) {
   target.connect_timeout = std::min(target.connect_timeout, timeout);
   return target;
@@ -39,7 +39,7 @@ NbdExportState::NbdExportState(const NbdTarget& nbd_target, const Changes& chang
 NbdExportState::Connection NbdExportState::reconnect() {
   const std::lock_guard lock(connecting_);
   const Clock::time_point begin = Clock::now();
-  // Each reader has its own count of attempts. Where they take long, those of all readers add up.
+  // Each reader counts its own attempts. If each takes long, those of all readers would add up.
   if (unreachable_since_ &&
       begin - *unreachable_since_ > kMaxLosses * (target.timeout + std::chrono::seconds(1))) {
     throw Error(Outcome::Io, fmt::format("{}: the server has not been reachable for {}", target.uri,
@@ -71,7 +71,7 @@ NbdExportState::Connection NbdExportState::connect_further(milliseconds timeout)
 
 void NbdExportState::throw_lost(const std::string& what) {
   const std::string reason = control.reason();
-  if (control.gave_up()) throw Error(Outcome::Io, fmt::format("{}: {}: {}", target.uri, what, reason));
+  if (control.timed_out()) throw Error(Outcome::Io, fmt::format("{}: {}: {}", target.uri, what, reason));
   const bool answers = [&] {
     try {
       const std::lock_guard lock(connecting_);
@@ -83,14 +83,15 @@ void NbdExportState::throw_lost(const std::string& what) {
   }();
   if (answers) {
     throw Error(Outcome::Inconclusive,
-                fmt::format("{}: the connection was lost and the server answers again: it may be "
-                            "another job by now; start over ({}: {})",
+                fmt::format("{}: the connection was lost, and the server that answers now may serve another "
+                            "job; start over ({}: {})",
                             target.uri, what, reason));
   }
-  throw Error(Outcome::Io, fmt::format("{}: the server is gone: {}: {}", target.uri, what, reason));
+  throw Error(Outcome::Io,
+              fmt::format("{}: the server cannot be reached any more: {}: {}", target.uri, what, reason));
 }
 
-std::vector<ExportStatus> NbdExportState::ask(const GuestRange& range) {
+std::vector<ExportStatus> NbdExportState::query(const GuestRange& range) {
   const std::string what = fmt::format("block status of {}", to_string(range));
   if (control.is_dead()) throw_lost(what);
   for (unsigned failures = 0;;) {
@@ -106,11 +107,11 @@ std::vector<ExportStatus> NbdExportState::ask(const GuestRange& range) {
   }
 }
 
-std::vector<ExportStatus> NbdExportState::ask_in_blocks(const GuestRange& range) {
+std::vector<ExportStatus> NbdExportState::query_blocks(const GuestRange& range) {
   const std::uint64_t block = control.minimum_block();
   const std::uint64_t begin = align_down(range.begin.bytes(), block);
   const std::uint64_t end = std::min(align_up(range.end.bytes(), block), control.size());
-  std::vector<ExportStatus> answer = clipped_status(ask(guest_range(begin, end - begin)), range);
+  std::vector<ExportStatus> answer = clipped_status(query(guest_range(begin, end - begin)), range);
   if (answer.empty()) {
     answer.push_back({{range.begin, std::min(range.end, GuestOffset(begin + block))}, false, true});
   }

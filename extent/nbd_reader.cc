@@ -7,9 +7,9 @@
 #include <thread>
 #include <utility>
 
+#include "extent/cancellation.h"
 #include "extent/error.h"
 #include "extent/extent.h"
-#include "extent/cancellation.h"
 
 namespace qchain {
 
@@ -18,9 +18,9 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::milliseconds kFirstPause{100};
-// Of requests, while one read() is narrowed down. A failing disk can take seconds for each.
+// Failed requests while one read() is narrowed down: a failing disk can take seconds for each.
 constexpr unsigned kMaxFailures = 20;
-constexpr unsigned kMaxSearchFailures = 12;  // of these, for the borders of one unreadable range
+constexpr unsigned kMaxSearchFailures = 12;  // of these, for the ends of one unreadable range
 constexpr std::size_t kMaxCompared = 4;      // sectors that are read through the control connection too
 
 ReadRequest part_of(const ReadRequest& request, const GuestRange& range) {
@@ -29,36 +29,36 @@ ReadRequest part_of(const ReadRequest& request, const GuestRange& range) {
 
 }  // namespace
 
-// Finds what cannot be read of requests that have failed: two searches by halves for each, for the first and
-// the last block. All that is outside has been read then; between them there may be bytes that could be read.
+// Finds the unreadable range of a failed request by two binary searches, for the first and the last
+// unreadable block. Everything outside has been read then; some blocks between them may be readable.
 class NbdReader::Narrowing {
  public:
   explicit Narrowing(NbdReader& reader) : reader_(reader) {}
 
   /// Empty: the request was read after all.
   GuestRange narrow(const ReadRequest& request) {
-    if (may_fail() && reads(request, request.range())) return {};
+    if (may_fail() && can_read(request, request.range())) return {};
     GuestRange bad = request.range();
     const unsigned most = std::min(kMaxFailures, failures_ + kMaxSearchFailures);
     GuestOffset upper = bad.end;  // some byte of [bad.begin, upper) cannot be read
     while (is_divisible({bad.begin, upper}) && failures_ < most) {
       const GuestOffset middle = middle_of({bad.begin, upper});
-      (reads(request, {bad.begin, middle}) ? bad.begin : upper) = middle;
+      (can_read(request, {bad.begin, middle}) ? bad.begin : upper) = middle;
     }
     if (upper < bad.end && failures_ < most) {
-      if (reads(request, {upper, bad.end})) {
+      if (can_read(request, {upper, bad.end})) {
         bad.end = upper;
       } else {
         GuestOffset lower = upper;  // some byte of [lower, bad.end) cannot be read
         while (is_divisible({lower, bad.end}) && failures_ < most) {
           const GuestOffset middle = middle_of({lower, bad.end});
-          (reads(request, {middle, bad.end}) ? bad.end : lower) = middle;
+          (can_read(request, {middle, bad.end}) ? bad.end : lower) = middle;
         }
       }
     }
-    // It may never have been asked for by itself.
+    // This range may never have been requested by itself.
     for (unsigned i = 0; i < kMaxAttempts && may_fail(); ++i) {
-      if (reads(request, bad)) return {};
+      if (can_read(request, bad)) return {};
     }
     return blocks_of(bad);
   }
@@ -70,7 +70,7 @@ class NbdReader::Narrowing {
  private:
   bool may_fail() const { return failures_ < kMaxFailures; }
 
-  bool reads(const ReadRequest& request, const GuestRange& range) {
+  bool can_read(const ReadRequest& request, const GuestRange& range) {
     const std::vector<FailedRead> failed = reader_.read_over_losses({part_of(request, range)});
     if (failed.empty()) return true;
     ++failures_;
@@ -103,7 +103,7 @@ void NbdReader::read(std::span<const ReadRequest> batch) {
   if (own_ && !batch.empty()) samples_.add(batch.front());
 }
 
-// Reads as far as the server lets us, and returns what it refused. A lost connection is made again.
+// Reads a list of requests and returns what failed. Reconnects after a loss.
 std::vector<FailedRead> NbdReader::read_over_losses(std::vector<ReadRequest> todo) {
   bool reconnected = false;
   for (unsigned losses = 0;;) {
@@ -133,8 +133,8 @@ std::vector<FailedRead> NbdReader::try_to_read(const std::vector<ReadRequest>& t
   return failed;
 }
 
-// Tries again what failed, from the lowest offset on. Throws, naming what cannot be read; returns the number
-// of further failures where the errors did not last.
+// Retries what failed, from the lowest offset on. Throws ReadError, naming what cannot be read; returns the
+// number of further failures if all of it was read in the end.
 std::uint64_t NbdReader::narrow_down(const std::vector<FailedRead>& failed) {
   std::vector<ReadRequest> todo;
   for (const FailedRead& failure : failed) todo.push_back(failure.request);
@@ -147,10 +147,10 @@ std::uint64_t NbdReader::narrow_down(const std::vector<FailedRead>& failed) {
   }
   if (unreadable.empty()) return narrowing.failures();
   const FailedRead& last = narrowing.last();
-  const std::string complaint = last.complaint != nullptr ? fmt::format(": {}", last.complaint) : "";
+  const std::string reason = last.reason != nullptr ? fmt::format(": {}", last.reason) : "";
   throw ReadError(
       fmt::format("{}: cannot read bytes {}{}{}", state_.target.uri, to_string(unreadable.front().range),
-                  unreadable.size() > 1 ? " and others" : "", complaint),
+                  unreadable.size() > 1 ? " and others" : "", reason),
       last.error_number);
 }
 
@@ -158,13 +158,13 @@ void NbdReader::reconnect(unsigned& losses, const GuestRange& lost) {
   const std::string what = to_string(lost);
   if (!own_) state_.throw_lost(fmt::format("reading {}", what));
   const std::string reason = own_->reason();
-  const bool gave_up = own_->gave_up();
+  const bool timed_out = own_->timed_out();
   for (;;) {
     if (++losses > kMaxLosses) {
-      throw Error(Outcome::Io, gave_up ? fmt::format("{}: cannot read {}, tried {} times: {}",
-                                                     state_.target.uri, what, losses, reason)
-                                       : fmt::format("{}: connection lost while reading {}, {} times: {}",
-                                                     state_.target.uri, what, losses, reason));
+      throw Error(Outcome::Io, timed_out ? fmt::format("{}: cannot read {}, tried {} times: {}",
+                                                       state_.target.uri, what, losses, reason)
+                                         : fmt::format("{}: connection lost while reading {}, {} times: {}",
+                                                       state_.target.uri, what, losses, reason));
     }
     throw_if_cancelled();
     std::this_thread::sleep_for(kFirstPause * (1U << losses));
@@ -177,14 +177,14 @@ void NbdReader::reconnect(unsigned& losses, const GuestRange& lost) {
   }
 }
 
-// Behind the new connection there may be another export of the same name and size, such as the next job's. So
-// the control connection has to answer, and what was read before has to be there. False: the new connection
+// The new connection may lead to another export of the same name and size, such as the next job's. So the
+// control connection has to answer, and what was read before has to be unchanged. False if the new connection
 // was lost meanwhile.
 bool NbdReader::is_same_export() {
   if (own_->size() != state_.control.size()) {
     throw Error(Outcome::Inconclusive,
-                fmt::format("{}: had {} bytes and has {} after a lost connection: the export is not the "
-                            "same one; start over",
+                fmt::format("{}: had {} bytes and has {} after a reconnect: the export is not the same one; "
+                            "start over",
                             state_.target.uri, state_.control.size(), own_->size()));
   }
   Samples samples = samples_.all();
@@ -212,8 +212,8 @@ bool NbdReader::is_same_export() {
 
 void NbdReader::compare_with_control(const Samples& samples) {
   const std::lock_guard lock(state_.control_in_use);
-  if (!state_.control.is_dead()) compare(samples, state_.control, "what the first connection reads");
-  if (state_.control.is_dead()) state_.throw_lost("comparing the export after a lost connection");
+  if (!state_.control.is_dead()) compare(samples, state_.control, "what the control connection reads");
+  if (state_.control.is_dead()) state_.throw_lost("comparing the export after a reconnect");
 }
 
 // What cannot be read through `connection` is not compared.
@@ -231,8 +231,8 @@ void NbdReader::compare(const Samples& samples, NbdConnection& connection, const
     });
     if (!was_read || std::ranges::equal(samples[i].content(), again[i].content())) continue;
     throw Error(Outcome::Inconclusive,
-                fmt::format("{}: the export is not the same one after a lost connection: {} differs from {}; "
-                            "start over",
+                fmt::format("{}: the export is not the same one after a reconnect: {} differs from {}; start "
+                            "over",
                             state_.target.uri, to_string(range), which));
   }
 }

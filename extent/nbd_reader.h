@@ -13,11 +13,11 @@
 
 namespace qchain {
 
-/// Reads a live export. A request that fails is tried again, and narrowed down to the bytes that cannot be
-/// read; a lost connection is made again, and the export behind it is compared with the one before.
+/// Reads a live export. Retries a request that fails, and narrows it down to the bytes that cannot be read;
+/// reconnects after a loss, and checks that it is still the same export.
 class NbdReader : public Reader {
  public:
-  /// Without a connection of its own, the reader uses the control connection, which is never made again.
+  /// Without a connection of its own, the reader uses the control connection, which never reconnects.
   NbdReader(NbdExportState& state, NbdExportState::Connection own);
 
   void read(std::span<const ReadRequest> batch) override;
@@ -37,7 +37,7 @@ class NbdReader : public Reader {
 
   NbdExportState& state_;
   NbdExportState::Connection own_;
-  const std::uint64_t unit_;  // the smallest range that is called unreadable
+  const std::uint64_t unit_;  // the smallest range that is reported as unreadable
   ReadSamples samples_;
 };
 

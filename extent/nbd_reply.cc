@@ -15,12 +15,12 @@ void ReadReply::add_data(std::uint64_t offset, std::uint64_t length) {
 }
 
 void ReadReply::add_hole(std::uint64_t offset, std::uint64_t length) {
-  if (holes_ == Holes::AreRefused) complaint_ = "the server sent a hole where data was asked for (DF)";
+  if (holes_ == Holes::AreRefused) reason_ = "the server sent a hole although data was requested (DF)";
   add_data(offset, length);
 }
 
 bool ReadReply::is_complete() const {
-  if (complaint_ != nullptr || chunks_.size() > kMaxChunks) return false;
+  if (reason_ != nullptr || chunks_.size() > kMaxChunks) return false;
   std::vector<Chunk> sorted = chunks_;
   std::ranges::sort(sorted, {}, &Chunk::offset);
   std::uint64_t at = range_.begin.bytes();
@@ -33,14 +33,14 @@ bool ReadReply::is_complete() const {
 
 void StatusReply::add(const char* context, std::span<const std::uint32_t> entries) {
   const auto known = std::ranges::find(contexts_, context);
-  if (known == contexts_.end()) return;  // never asked for
+  if (known == contexts_.end()) return;  // not requested
   std::vector<ContextExtent>& list = extents_[static_cast<std::size_t>(known - contexts_.begin())];
-  if (!list.empty()) complaint_ = "the same context twice";
+  if (!list.empty()) reason_ = "the same context twice";
   std::uint64_t covered = 0;
-  // A short answer serves as well as a long one.
+  // A short answer is valid, so a long one may be cut.
   for (std::size_t i = 0; i + 1 < entries.size() && covered < limit_ && list.size() < kMaxExtents; i += 2) {
     if (entries[i] == 0) {
-      complaint_ = "an extent of no length";
+      reason_ = "an extent of length 0";
       return;
     }
     const std::uint64_t length = std::min<std::uint64_t>(entries[i], limit_ - covered);
@@ -49,8 +49,8 @@ void StatusReply::add(const char* context, std::span<const std::uint32_t> entrie
   }
 }
 
-std::string StatusReply::complaint() const {
-  if (complaint_ != nullptr) return fmt::format("the server sent {}", complaint_);
+std::string StatusReply::reason() const {
+  if (reason_ != nullptr) return fmt::format("the server sent {}", reason_);
   for (std::size_t i = 0; i < contexts_.size(); ++i) {
     if (extents_[i].empty()) return fmt::format("the server sent nothing for {}", contexts_[i]);
   }

@@ -18,12 +18,12 @@ namespace qchain {
 
 namespace {
 
-// libnbd's words for the last failed call of this thread, without the name of its function; they last only
-// until the next call.
+// libnbd's message for the last failed call of this thread, without the name of the function. It is gone
+// after the next call.
 std::string last_error() {
-  const char* const words = nbd_get_error();
-  if (words == nullptr) return "unknown error";
-  const std::string_view all(words);
+  const char* const message = nbd_get_error();
+  if (message == nullptr) return "unknown error";
+  const std::string_view all(message);
   const std::size_t colon = all.find(": ");
   const bool names_function = all.starts_with("nbd_") && colon != std::string_view::npos;
   return std::string(names_function ? all.substr(colon + 2) : all);
@@ -47,7 +47,7 @@ struct NameList {
   void add(const char* name) noexcept {
     try {
       if (names.size() <= limit) names.emplace_back(name);
-    } catch (...) {  // no memory: one name less
+    } catch (...) {  // out of memory: the name is left out
     }
   }
 };
@@ -62,7 +62,7 @@ int add_export_name(void* list, const char* name, const char*) noexcept {
   return 0;
 }
 
-// What is not noted makes the command fail: there is no memory for it.
+// Out of memory, the command fails.
 template <class Work>
 int noted(int* error, const Work& work) noexcept {
   try {
@@ -89,7 +89,7 @@ int note_extents(void* reply, const char* context, std::uint64_t, std::uint32_t*
   return noted(error, [&] { status.add(context, {entries, count}); });
 }
 
-// libnbd may hold a callback longer than the caller is interested in the reply, so each has a share of it.
+// libnbd may keep a callback longer than the caller needs the reply, so they share its ownership.
 template <class Reply>
 void drop_share(void* reply) noexcept {
   delete static_cast<std::shared_ptr<Reply>*>(reply);
@@ -106,25 +106,25 @@ void NbdSession::Close::operator()(nbd_handle* handle) const noexcept { nbd_clos
 // A server's answer to an option of the handshake.
 struct NbdSession::OptionAnswer {
   int error_number = 0;
-  std::string words;  // of the error
-
+  std::string message;  // of the error
   static int note(void* answer, int* error) noexcept {
     auto& noted = *static_cast<OptionAnswer*>(answer);
     noted.error_number = *error;
     try {
-      if (*error != 0) noted.words = last_error();
-    } catch (...) {  // no memory: the number alone
+      if (*error != 0) noted.message = last_error();
+    } catch (...) {  // out of memory: the number alone
     }
-    return 1;  // libnbd forgets the option
+    return 1;  // retires the option
   }
 };
 
-// While it lives, the time limit and interrupts hold inside libnbd too. libnbd answers a server that sends
-// options without end in one call, without a look at the clock; but it tells of each step as a debug message.
+// While it lives, the time limit and cancellations apply inside libnbd too. libnbd processes a server that
+// sends options without end in one call, in which no clock is checked; but it logs each step as a debug
+// message.
 class NbdSession::Watch {
  public:
   explicit Watch(NbdSession& session) : handle_(session.handle_.get()) {
-    if (nbd_get_debug(handle_) > 0) return;  // LIBNBD_DEBUG=1: the messages are for somebody else
+    if (nbd_get_debug(handle_) > 0) return;  // LIBNBD_DEBUG=1: the user wants to see the messages
     nbd_set_debug_callback(handle_, nbd_debug_callback{watch_handshake, &session, nullptr});
     nbd_set_debug(handle_, true);
     set_ = true;
@@ -150,7 +150,7 @@ int NbdSession::watch_handshake(void* session, const char*, const char*) noexcep
   } catch (...) {  // wait() throws it again
     stop = true;
   }
-  // No function of libnbd may be called here. Without its socket it comes to an end by itself.
+  // No function of libnbd may be called here. After a shutdown of its socket, libnbd returns by itself.
   if (stop && self.socket_ >= 0) shutdown(self.socket_, SHUT_RDWR);
   return 0;
 }
@@ -159,7 +159,7 @@ NbdSession::NbdSession(const NbdTarget& target, const ContextChooser& choose)
     : target_(target), handle_(nbd_create()) {
   if (!handle_) throw Error(Outcome::Io, fmt::format("{}: {}", target.uri, last_error()));
   set_up_tls();
-  nbd_set_pread_initialize(handle_.get(), false);  // what a reply covers is looked at here
+  nbd_set_pread_initialize(handle_.get(), false);  // ReadReply checks what a reply covers
   nbd_set_opt_mode(handle_.get(), true);
   const Watch watch(*this);
   connect();
@@ -178,7 +178,7 @@ NbdSession::NbdSession(const NbdTarget& target, const ContextChooser& choose)
 }
 
 NbdSession::~NbdSession() {
-  // Says goodbye, without waiting for an answer.
+  // Sends NBD_CMD_DISC; there is no answer to wait for.
   if (end_ == End::None && nbd_aio_is_ready(handle_.get()) > 0) nbd_aio_disconnect(handle_.get(), 0);
 }
 
@@ -187,7 +187,7 @@ void NbdSession::set_up_tls() {
   if (!starts_with_tls_scheme(target_.uri)) {
     if (!target_.tls_certificates.empty() || !target_.tls_psk_file.empty()) {
       throw Error(Outcome::Usage,
-                  fmt::format("{}: TLS was asked for, but the URI does not begin with nbds", target_.uri));
+                  fmt::format("{}: TLS was requested, but the URI does not begin with nbds", target_.uri));
     }
     return;
   }
@@ -200,21 +200,23 @@ void NbdSession::set_up_tls() {
     return;
   }
   if (target_.tls_certificates.empty()) {
-    throw Error(Outcome::Usage,
-                fmt::format("{}: TLS needs a pre-shared key or certificates; without either the server cannot be "
-                            "verified",
-                            target_.uri),
-                Remedy::GiveTlsCredentials);
+    throw Error(
+        Outcome::Usage,
+        fmt::format("{}: TLS needs a pre-shared key or certificates; without either the server cannot be "
+                    "verified",
+                    target_.uri),
+        Remedy::GiveTlsCredentials);
   }
-  // libnbd verifies the peer's name only over TCP, and nobody at all where the CA file is missing.
+  // libnbd verifies the peer's name only over TCP, and does not verify the peer at all without a CA file.
   const std::string authority = target_.tls_certificates + "/ca-cert.pem";
   if (access(authority.c_str(), R_OK) != 0) {
-    throw system_error(fmt::format("{}: cannot be read, so the server cannot be verified", authority), errno);
+    throw system_error(fmt::format("{}: cannot read the CA certificate to verify the server", authority),
+                       errno);
   }
   if (!target_.uri.starts_with("nbds:")) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: a certificate cannot be checked against a name on this transport; use a "
-                            "pre-shared key",
+                fmt::format("{}: there is no host name to check a certificate against on this transport; use "
+                            "a pre-shared key",
                             target_.uri),
                 Remedy::GiveTlsCredentials);
   }
@@ -228,7 +230,7 @@ void NbdSession::connect() {
     if (nbd_get_errno() == EINVAL) {
       throw Error(Outcome::Usage, fmt::format("{}: malformed NBD URI: {}", target_.uri, last_error()));
     }
-    loss_ = last_error();  // it may have come as far as the handshake
+    loss_ = last_error();  // the failure may be in the handshake
     throw Error(Outcome::Io,
                 fmt::format("{}: cannot connect: {}{}", target_.uri, loss_, client_certificate_hint()));
   }
@@ -293,23 +295,23 @@ void NbdSession::open_export(const std::vector<std::string>& contexts) {
 }
 
 void NbdSession::throw_if_tls_is_required(const OptionAnswer& answer) const {
-  if (starts_with_tls_scheme(target_.uri) || answer.words.find("requires TLS") == std::string::npos) return;
+  if (starts_with_tls_scheme(target_.uri) || answer.message.find("requires TLS") == std::string::npos) return;
   throw Error(Outcome::Io,
               fmt::format("{}: the server requires TLS; use an nbds:// or nbds+unix:// URI", target_.uri));
 }
 
 void NbdSession::throw_refused(OptionAnswer answer) {
   throw_if_tls_is_required(answer);
-  if (answer.words.empty()) answer.words = loss_;
-  if (answer.error_number != ENOENT && !answer.words.empty()) {
+  if (answer.message.empty()) answer.message = loss_;
+  if (answer.error_number != ENOENT && !answer.message.empty()) {
     throw Error(Outcome::Io,
-                fmt::format("{}: the server refuses to open the export: {}", target_.uri, answer.words));
+                fmt::format("{}: the server refuses to open the export: {}", target_.uri, answer.message));
   }
   std::vector<std::string> names;
   try {
     names = offered_exports();
   } catch (const Error& error) {
-    if (error.outcome() != Outcome::Io) throw;  // an interrupt
+    if (error.outcome() != Outcome::Io) throw;  // a cancellation
   }
   const std::string more = names.size() > kMaxExports ? ", and more" : "";
   if (!more.empty()) names.pop_back();
@@ -324,9 +326,8 @@ void NbdSession::throw_refused(OptionAnswer answer) {
                   on_offer);
 }
 
-// A server that misses a client's certificate, or refuses it, hangs up; with TLS 1.3 only after the client's
-// part of the handshake. That libnbd's words say nothing of it is no reason to leave the user without the
-// cause.
+// A server that requires a client certificate, or rejects it, closes the connection; with TLS 1.3 only after
+// the client's part of the handshake. libnbd's message does not name the cause.
 std::string NbdSession::client_certificate_hint() const {
   if (target_.tls_certificates.empty() || loss_.find("gnutls") == std::string::npos ||
       loss_.find("verification") != std::string::npos) {
@@ -344,7 +345,8 @@ void NbdSession::learn_features() {
   nbd_handle* const handle = handle_.get();
   const std::int64_t size = nbd_get_size(handle);
   if (size < 0) {
-    throw Error(Outcome::Io, fmt::format("{}: size unknown: {}", target_.uri, last_error()));
+    throw Error(Outcome::Io,
+                fmt::format("{}: cannot get the size of the export: {}", target_.uri, last_error()));
   }
   features_.size = static_cast<std::uint64_t>(size);
   features_.multi_conn = nbd_can_multi_conn(handle) > 0;
@@ -385,14 +387,14 @@ std::string NbdSession::reason() const {
   return loss_.empty() ? "the server closed the connection" : loss_;
 }
 
-void NbdSession::give_up() {
-  loss_ = fmt::format("no answer within {}; qchain gave up (the time-out can be longer)",
+void NbdSession::time_out() {
+  loss_ = fmt::format("no answer within {} (timed out; a longer time-out can be set)",
                       to_string(limit_.allowed()));
-  end_ = End::GaveUp;
+  end_ = End::TimedOut;
 }
 
 bool NbdSession::wait() {
-  constexpr std::chrono::milliseconds kSlice{200};  // how late an interrupt may be noticed
+  constexpr std::chrono::milliseconds kSlice{200};  // how late a cancellation may be noticed
   nbd_handle* const handle = handle_.get();
   const unsigned direction = nbd_aio_get_direction(handle);
   socket_ = nbd_aio_get_fd(handle);
@@ -400,7 +402,7 @@ bool NbdSession::wait() {
   if ((direction & LIBNBD_AIO_DIRECTION_READ) != 0) waiting.events |= POLLIN;
   if ((direction & LIBNBD_AIO_DIRECTION_WRITE) != 0) waiting.events |= POLLOUT;
   int ready = 0;
-  bool over = limit_.is_over();  // also where a server sends much, and never an answer
+  bool over = limit_.is_over();  // also if a server sends data, but never a complete answer
   while (ready == 0 && !over) {
     try {
       throw_if_cancelled();
@@ -411,9 +413,9 @@ bool NbdSession::wait() {
     ready = std::max(0, poll(&waiting, 1, static_cast<int>(kSlice.count())));
     over = limit_.is_over();
   }
-  // Also where bytes do come in, but too slowly for an answer to be complete in time.
+  // Also if bytes arrive, but too slowly for an answer to be complete in time.
   if (over) {
-    give_up();
+    time_out();
     return false;
   }
   const bool readable = (waiting.revents & POLLIN) != 0 || (waiting.revents & POLLOUT) == 0;
@@ -422,8 +424,8 @@ bool NbdSession::wait() {
   return !is_dead();
 }
 
-// Each step of the handshake has a time limit of its own. The call that starts it may already meet the end of
-// the connection.
+// Each step of the handshake has a time limit of its own. The call that starts it may already find the
+// connection closed.
 void NbdSession::begin_step() { limit_.renew(std::min(target_.timeout, target_.connect_timeout)); }
 
 void NbdSession::wait_until_connected(const char* step) {
@@ -431,7 +433,7 @@ void NbdSession::wait_until_connected(const char* step) {
   }
   if (!is_dead()) return;
   throw_if_cancelled();
-  if (!gave_up() && limit_.is_over()) give_up();  // the Watch has taken the socket away
+  if (!timed_out() && limit_.is_over()) time_out();  // the Watch has shut the socket down
   throw Error(Outcome::Io,
               fmt::format("{}: cannot {}: {}{}", target_.uri, step, reason(), client_certificate_hint()));
 }
@@ -439,14 +441,14 @@ void NbdSession::wait_until_connected(const char* step) {
 NbdSession::Cookie NbdSession::begun(Cookie cookie, const char* command, const GuestRange& range) {
   if (cookie >= 0) return cookie;
   const int error_number = last_errno();
-  const std::string words = last_error();
+  const std::string message = last_error();
   if (is_dead()) {
-    if (loss_.empty()) loss_ = words;
+    if (loss_.empty()) loss_ = message;
     return -1;
   }
-  abandon();  // other commands may be in flight, of memory that is about to go
+  abandon();  // other commands may be in flight, with buffers that are about to be freed
   throw system_error(
-      fmt::format("{}: libnbd refuses to {} {} ({})", target_.uri, command, to_string(range), words),
+      fmt::format("{}: libnbd refuses to {} {} ({})", target_.uri, command, to_string(range), message),
       error_number);
 }
 
@@ -458,8 +460,8 @@ NbdSession::Cookie NbdSession::start_read(GuestOffset begin, std::span<std::byte
         nbd_aio_pread(handle_.get(), into.data(), into.size(), begin.bytes(), nbd_completion_callback{}, 0),
         "read", range);
   }
-  // With DF a server reads; without, QEMU goes through its block status, which can race with the guest and
-  // send holes for what is data.
+  // With DF a server reads the data; without, QEMU consults its block status, which can race with the guest
+  // and send holes for what is data.
   const nbd_chunk_callback chunks{note_chunk, new std::shared_ptr<ReadReply>(reply), drop_share<ReadReply>};
   return begun(nbd_aio_pread_structured(handle_.get(), into.data(), into.size(), begin.bytes(), chunks,
                                         nbd_completion_callback{}, features_.df ? LIBNBD_CMD_FLAG_DF : 0),
@@ -472,7 +474,7 @@ NbdSession::Cookie NbdSession::start_status(const GuestRange& range,
                                     drop_share<StatusReply>};
   return begun(nbd_aio_block_status(handle_.get(), range.length(), range.begin.bytes(), extents,
                                     nbd_completion_callback{}, 0),
-               "ask for the block status of", range);
+               "query the block status of", range);
 }
 
 NbdSession::Cookie NbdSession::start_write(GuestOffset begin, std::span<const std::byte> bytes) {

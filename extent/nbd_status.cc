@@ -28,13 +28,13 @@ std::string choose_bitmap(const std::string& uri, const std::vector<std::string>
   const std::string on_offer =
       bitmaps.empty() ? "none is on offer" : fmt::format("on offer: {}", fmt::join(bitmaps, ", "));
   if (wanted.empty() && bitmaps.empty()) {
-    throw Error(Outcome::Usage, fmt::format("{}: offers no dirty bitmap, so what changed since the "
-                                            "parent is unknown; pull a full image instead",
+    throw Error(Outcome::Usage, fmt::format("{}: offers no dirty bitmap, so the changes since the parent "
+                                            "are unknown; pull a full image instead",
                                             uri));
   }
   if (wanted.empty() && bitmaps.size() > 1) {
-    throw Error(Outcome::Usage,
-                fmt::format("{}: several dirty bitmaps ({}); name one", uri, on_offer), Remedy::NameBitmap);
+    throw Error(Outcome::Usage, fmt::format("{}: several dirty bitmaps ({}); name one", uri, on_offer),
+                Remedy::NameBitmap);
   }
   if (wanted.empty()) return bitmaps.front();
   if (!contains(bitmaps, wanted)) {
@@ -42,6 +42,7 @@ std::string choose_bitmap(const std::string& uri, const std::vector<std::string>
   }
   return wanted;
 }
+
 class StatusMerger {
  public:
   StatusMerger(const ContextChoice& choice, const std::vector<std::vector<ContextExtent>>& answers)
@@ -106,7 +107,7 @@ ContextChoice::ContextChoice(const std::string& uri, const Changes& changes,
   if (source == Changes::Source::AllocationDepth) {
     if (!contains(offered, kAllocationDepth)) {
       throw Error(Outcome::Usage,
-                  fmt::format("{}: offers no {}, so what the active layer holds is unknown", uri,
+                  fmt::format("{}: offers no {}, so the content of the active layer is unknown", uri,
                               kAllocationDepth));
     }
     contexts.push_back(kAllocationDepth);

@@ -12,7 +12,7 @@ namespace qchain {
 
 namespace {
 
-// Writers of one block must not meet: pieces of work are cut at this, and no block may be larger.
+// Two threads must not write to one block: pieces of work are cut at this size, so no block may be larger.
 constexpr std::uint64_t kMaxBlock = std::uint64_t{64} << 10;
 
 // A server that has enough connections can keep a further one waiting for ever.
@@ -26,8 +26,8 @@ NbdWriter::NbdWriter(const NbdTarget& target) : target_(target) {
     throw Error(Outcome::Usage, fmt::format("{}: the export is read-only", target.uri));
   }
   if (first->minimum_block() > kMaxBlock) {
-    throw Error(Outcome::Io, fmt::format("{}: the export is written in blocks of {} bytes; at most {} are "
-                                         "possible",
+    throw Error(Outcome::Io, fmt::format("{}: the export's minimum block size is {} bytes; at most {} "
+                                         "are supported",
                                          target.uri, first->minimum_block(), kMaxBlock));
   }
   size_ = first->size();
@@ -42,10 +42,14 @@ void NbdWriter::write(std::span<const WriteRequest> batch) {
   try {
     connection->write(batch);
   } catch (...) {
-    give_back(std::move(connection));  // others may be waiting for it, to learn that it is lost
+    give_back(std::move(connection));  // other threads may be waiting for it, and have to see the failure
     throw;
   }
   give_back(std::move(connection));
+}
+
+std::unique_ptr<TargetWriter> NbdWriter::open_writer() {
+  return synchronous_writer([this](std::span<const WriteRequest> batch) { write(batch); });
 }
 
 void NbdWriter::sync() {
@@ -65,8 +69,8 @@ NbdWriter::Connection NbdWriter::take() {
   return connection;
 }
 
-// Null: there is no more than what there is. One after another, and none after a failure: each could take
-// long.
+// Null if no further connection is available. One attempt at a time, and none after a failure: each could
+// take long.
 NbdWriter::Connection NbdWriter::connect_further() {
   const std::lock_guard one_at_a_time(connecting_);
   {
@@ -79,7 +83,7 @@ NbdWriter::Connection NbdWriter::connect_further() {
     auto connection = std::make_unique<NbdConnection>(further);
     if (connection->size() == size_ && !connection->is_read_only()) {
       const std::lock_guard lock(in_use_);
-      idle_.reserve(connections_ + 1);  // give_back() must not fail: others may wait for it
+      idle_.reserve(connections_ + 1);  // give_back() must not fail: other threads may wait for it
       ++connections_;
       return connection;
     }

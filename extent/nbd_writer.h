@@ -14,16 +14,18 @@
 
 namespace qchain {
 
-/// An NBD export that is copied to. Each thread that writes has a connection of its own where the server says
-/// that a flush of one covers all; else they take turns. A lost connection is not made again: what the server
-/// had not yet made durable may be lost with it.
+/// An NBD export as the target of a copy. Each writing thread has a connection of its own if the server
+/// advertises multi-conn (a flush on one connection covers all); else they share one. A lost connection is
+/// not re-established: what the server had not yet flushed may be lost with it.
 class NbdWriter : public CopyTarget {
  public:
-  /// Throws Error: Io where the server or the export is not there; Usage where it is read-only.
+  /// Throws Error: Io if the server or the export cannot be reached; Usage if the export is read-only.
   explicit NbdWriter(const NbdTarget& target);
 
   std::uint64_t size() const noexcept { return size_; }
-  void write(std::span<const WriteRequest> batch) override;
+  /// Writes a batch, under the conditions of TargetWriter::start().
+  void write(std::span<const WriteRequest> batch);
+  std::unique_ptr<TargetWriter> open_writer() override;
   void sync() override;
   bool is_touched() const override { return touched_; }
 
@@ -36,12 +38,12 @@ class NbdWriter : public CopyTarget {
   const NbdTarget target_;
   std::uint64_t size_ = 0;
   std::atomic<bool> touched_ = false;
-  std::mutex in_use_;  // of what follows
+  std::mutex in_use_;  // protects the members below
   std::condition_variable given_back_;
-  std::mutex connecting_;  // one after another, as readers do; see NbdExportState
+  std::mutex connecting_;  // one connection at a time, as for readers; see NbdExportState
   std::vector<Connection> idle_;
-  std::size_t connections_ = 1;  // that there are, idle or not
-  bool may_connect_ = false;     // once more
+  std::size_t connections_ = 1;  // open, idle or not
+  bool may_connect_ = false;     // whether to try a further connection
 };
 
 }  // namespace qchain

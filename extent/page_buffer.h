@@ -1,4 +1,4 @@
-// Memory that begins at a page, as I/O past the page cache wants it.
+// Page-aligned memory, as direct I/O requires it.
 #pragma once
 
 #include <sys/mman.h>
@@ -9,14 +9,14 @@
 
 namespace qchain {
 
-/// The unit of I/O past the page cache, in bytes: no device in use has larger sectors.
+/// The unit of direct I/O in bytes: no device in use has larger sectors.
 inline constexpr std::size_t kPage = 4096;
 
-/// Of the processors in use, in bytes. Where it differs, it is only an alignment.
+/// The size of a huge page on common processors, in bytes. On others it is only an alignment.
 inline constexpr std::size_t kHugePage = std::size_t{2} << 20;
 
-/// What is large enough asks for huge pages: one of them is one piece to the device, where small pages are
-/// hundreds, scattered over memory. A kernel that has none to give is slower, nothing else.
+/// Requests huge pages for large buffers: a huge page is one segment for the device, small pages are
+/// hundreds. Without huge pages I/O is only slower.
 template <class T>
 struct PageAllocator {
   using value_type = T;

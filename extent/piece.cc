@@ -23,9 +23,9 @@ bool PiecePlanner::refill() {
   return true;
 }
 
-// How far the piece may take the extent in rest_. The invariant that makes this enough: wherever a
-// piece enters a new boundary block, it has room for a block full of data and one without any. So a
-// cut is always at a block's border, and a block is never divided.
+// How far the piece may take the extent in rest_. The invariant: whenever a piece enters a new block of
+// limits_.boundary bytes, it has room for one block of data and one without. So cuts are always at block
+// boundaries, and a block is never divided.
 GuestOffset PiecePlanner::cut_for(const Piece& piece, std::uint64_t empty_bytes) const {
   const GuestRange& range = rest_->range;
   const std::uint64_t data_room = limits_.data - piece.data_bytes;

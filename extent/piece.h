@@ -1,4 +1,4 @@
-// The unit of work: what one worker fetches, settles and stores at a time.
+// The unit of work: what one worker fetches, commits and stores at a time.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +9,22 @@
 
 namespace qchain {
 
-/// Neighbouring extents with a bounded amount of data in them.
+/// Adjacent extents with a bounded amount of data in them.
 struct Piece {
   Extents runs;                  ///< In guest order, without gaps.
   std::uint64_t data_bytes = 0;  ///< Sum of the lengths of the Data runs.
 };
 
-/// What the pieces of all workers that write may take in memory, in bytes, where the pieces can be so small.
+/// The memory for the pieces of all workers that write, in bytes; exceeded only if the smallest possible
+/// pieces need more.
 inline constexpr std::uint64_t kMaxPieceMemory = std::uint64_t{32} << 20;
 
 /// What bounds a piece. All in bytes; `boundary` divides `data` and `empty`.
 struct PieceLimits {
   /// Data in one piece.
   std::uint64_t data = std::uint64_t{2} << 20;
-  /// Everything else in one piece: what is written or hashed for it can grow with its length, and an
-  /// interrupt is noticed between pieces.
+  /// Everything else in one piece: what is written or hashed for it can grow with its length, and a
+  /// cancellation is noticed between pieces.
   std::uint64_t empty = std::uint64_t{1} << 32;
   /// Pieces begin and end at multiples of this (or at the ends of the stream), so that what is decided
   /// for a block of this size is decided by one worker.

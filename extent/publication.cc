@@ -31,18 +31,17 @@ namespace fs = std::filesystem;
 
 namespace {
 
-constexpr unsigned kMode = 0666;  // less the umask
-constexpr std::string_view kPartial = ".partial";
+constexpr unsigned kMode = 0666;                   // less the umask
+constexpr std::string_view kPartial = ".partial";  // ends the name of a temporary file
 constexpr std::size_t kRandomDigits = 16;
 
 Error exists(const std::string& path) {
-  return Error(Outcome::Usage,
-               fmt::format("{}: exists; choose another name", path), Remedy::ReplaceOutput);
+  return Error(Outcome::Usage, fmt::format("{}: exists; choose another name", path), Remedy::ReplaceOutput);
 }
 
-// Follows links, and refuses whatever a regular file must not take the place of.
+// Follows symbolic links, and refuses what must not be replaced by a regular file.
 Destination resolve(const std::string& path, Existing existing) {
-  Destination found = look_at(path);
+  Destination found = resolve_destination(path);
   switch (found.kind) {
     case DestinationKind::Nothing:
       return found;
@@ -70,12 +69,11 @@ File open_directory_of(const std::string& path) {
   return {descriptor, directory};
 }
 
-// Of what is replaced: whoever has it open must not go on with a file that has no name any more.
+// A program that has the file open would go on with one that has no name any more.
 void refuse_in_use(const std::string& path) {
   const int descriptor = open(path.c_str(), O_RDONLY | O_NONBLOCK | O_NOFOLLOW | O_CLOEXEC);
   if (descriptor < 0) {
-    throw system_error(fmt::format("{}: cannot be opened, so that nothing tells whether it is in use", path),
-                       errno);
+    throw system_error(fmt::format("{}: cannot open it to check whether it is in use", path), errno);
   }
   lock_image(File(descriptor, path), Sharing::Write);
 }
@@ -83,7 +81,7 @@ void refuse_in_use(const std::string& path) {
 std::string random_digits() {
   std::array<unsigned char, kRandomDigits / 2> bytes{};
   if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
-    throw system_error("no source of randomness", errno);
+    throw system_error("cannot get random bytes", errno);
   }
   std::string text;
   for (const unsigned char byte : bytes) text += fmt::format("{:02x}", byte);
@@ -92,7 +90,11 @@ std::string random_digits() {
 
 std::string link_of(const File& file) { return fmt::format("/proc/self/fd/{}", file.descriptor()); }
 
-// Whether `name` is what an interrupted writer of `output` leaves.
+std::string temporary_name_for(const std::string& output) {
+  return fmt::format("{}.{}{}", output, random_digits(), kPartial);
+}
+
+// Whether `name` is a temporary file of `output`.
 bool is_temporary_of(std::string_view name, std::string_view output) {
   if (name.size() != output.size() + 1 + kRandomDigits + kPartial.size()) return false;
   return name.starts_with(output) && name[output.size()] == '.' && name.ends_with(kPartial) &&
@@ -100,7 +102,7 @@ bool is_temporary_of(std::string_view name, std::string_view output) {
              std::string_view::npos;
 }
 
-bool is_link_unknown(int error_number) {
+bool is_link_unsupported(int error_number) {
   return error_number == EPERM || error_number == EOPNOTSUPP || error_number == ENOSYS ||
          error_number == EMLINK;
 }
@@ -119,7 +121,7 @@ NameLock::NameLock(const File& directory, const std::string& name, const std::st
   if (socket_ < 0 || bind(socket_, reinterpret_cast<const sockaddr*>(&address), length) == 0) return;
   const bool held = errno == EADDRINUSE;
   release();
-  if (held) throw Error(Outcome::Usage, fmt::format("{}: another process is writing it", path));
+  if (held) throw Error(Outcome::Usage, fmt::format("{}: another process is writing to it", path));
 }
 
 NameLock::~NameLock() { release(); }
@@ -148,7 +150,7 @@ Publication::Publication(const std::string& path, Existing existing, Warn warn)
         struct stat status {};
         const bool known =
             replaced_ && fstatat(directory_.descriptor(), name_.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0;
-        // Not for more eyes than what it replaces.
+        // Not readable by more users than the file that it replaces.
         return create(known ? status.st_mode & 0777 : kMode);
       }()) {}
 
@@ -160,14 +162,14 @@ File Publication::create(unsigned mode) {
     if (can_link()) return file;
   }
   for (;;) {
-    temporary_ = fmt::format("{}.{}{}", name_, random_digits(), kPartial);
+    temporary_ = temporary_name_for(name_);
     const int named = openat(directory_.descriptor(), temporary_.c_str(),
                              O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, static_cast<mode_t>(mode));
     if (named < 0 && errno == EEXIST) continue;
     if (named < 0) {
       throw system_error(fmt::format("{}: cannot create {}/{}", path_, directory_.path(), temporary_), errno);
     }
-    // So that nobody takes it for a leftover. Where the file system has no locks, nobody removes any.
+    // So that no other writer removes it as a leftover. On a file system without locks, none removes any.
     flock(named, LOCK_EX | LOCK_NB);
     return {named, path_};
   }
@@ -179,14 +181,14 @@ bool Publication::can_link() const {
   const int descriptor = openat(directory, ".", O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
   if (descriptor < 0) return false;
   const File probe(descriptor, path_);
-  const std::string name = fmt::format("{}.{}{}", name_, random_digits(), kPartial);
+  const std::string name = temporary_name_for(name_);
   if (linkat(AT_FDCWD, link_of(probe).c_str(), directory, name.c_str(), AT_SYMLINK_FOLLOW) != 0) return false;
   unlinkat(directory, name.c_str(), 0);
   return true;
 }
 
-// Of writers that were killed. What is locked is being written on another host; what has a second name is
-// somebody's.
+// Removes temporary files of writers that were killed. One that is locked is being written on another host;
+// one with a second hard link is in use under that name.
 void Publication::remove_leftovers() const {
   std::error_code error;
   std::vector<std::string> names;
@@ -203,10 +205,12 @@ void Publication::remove_leftovers() const {
     const bool ours = fstat(descriptor, &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 1 &&
                       status.st_uid == geteuid() && flock(descriptor, LOCK_EX | LOCK_NB) == 0;
     if (ours && unlinkat(directory_.descriptor(), name.c_str(), 0) == 0) {
-      tell(fmt::format("{}/{}: removed; it was left by an interrupted run", directory_.path(), name));
+      warn(fmt::format("{}/{}: removed; it was left by an interrupted run", directory_.path(), name));
     } else {
-      tell(fmt::format("{}/{}: looks like the leftover of an interrupted run; remove it if nobody writes it",
-                       directory_.path(), name));
+      warn(
+          fmt::format("{}/{}: may be a leftover of an interrupted run; remove it if no process is writing to "
+                      "it",
+                      directory_.path(), name));
     }
   }
 }
@@ -214,21 +218,21 @@ void Publication::remove_leftovers() const {
 Publication::~Publication() {
   if (published_ || temporary_.empty()) return;
   if (has_name(temporary_) && unlinkat(directory_.descriptor(), temporary_.c_str(), 0) != 0) {
-    tell(fmt::format("{}/{}: cannot be removed ({}); remove it by hand", directory_.path(), temporary_,
+    warn(fmt::format("{}/{}: cannot be removed ({}); remove it manually", directory_.path(), temporary_,
                      std::strerror(errno)));
   }
 }
 
 std::string Publication::current_path() const { return link_of(file_); }
 
-void Publication::tell(const std::string& message) const noexcept {
+void Publication::warn(const std::string& message) const noexcept {
   try {
     if (warn_) warn_(message);
-  } catch (...) {  // a warning that cannot be given
+  } catch (...) {  // the warning cannot be delivered
   }
 }
 
-// Data may be zeros, and may be compressed: only a warning.
+// Only a warning: data may turn out to be zeros, and may be compressed.
 void Publication::warn_if_short_of_space(std::uint64_t size, const ExtentSource& kinds) const {
   struct statvfs system {};
   if (fstatvfs(file_.descriptor(), &system) != 0) return;
@@ -240,9 +244,9 @@ void Publication::warn_if_short_of_space(std::uint64_t size, const ExtentSource&
     if (!extent) return;
     if (extent->kind == Kind::Data) data += extent->range.length();
   }
-  tell(fmt::format(
-      "{}: there is more data than the {} bytes that are free on its file system; unless enough of it "
-      "is zeros, or compresses well, space will run out",
+  warn(fmt::format(
+      "{}: there is more data than the {} bytes that are free on its file system; it will run out of space "
+      "unless enough of the data is zeros or compresses well",
       path_, free));
 }
 
@@ -252,7 +256,7 @@ bool Publication::has_name(const std::string& name) const {
          file_.identity() == FileIdentity{status.st_dev, status.st_ino};
 }
 
-// Mode, owner, and extended attributes with access lists among them.
+// Mode, owner, and extended attributes, which include access control lists.
 void Publication::keep_attributes() const {
   struct stat old {};
   if (fstatat(directory_.descriptor(), name_.c_str(), &old, AT_SYMLINK_NOFOLLOW) != 0) return;
@@ -260,11 +264,11 @@ void Publication::keep_attributes() const {
   struct stat mine {};
   if (fstat(fd, &mine) == 0 && (old.st_uid != mine.st_uid || old.st_gid != mine.st_gid) &&
       fchown(fd, old.st_uid, old.st_gid) != 0) {
-    tell(fmt::format("{}: its owner {}:{} could not be kept: {}", path_, old.st_uid, old.st_gid,
+    warn(fmt::format("{}: its owner {}:{} could not be kept: {}", path_, old.st_uid, old.st_gid,
                      std::strerror(errno)));
   }
   if (fchmod(fd, old.st_mode & 07777) != 0) {
-    tell(fmt::format("{}: its mode {:o} could not be kept: {}", path_, old.st_mode & 07777,
+    warn(fmt::format("{}: its mode {:o} could not be kept: {}", path_, old.st_mode & 07777,
                      std::strerror(errno)));
   }
   const ssize_t length = llistxattr(path_.c_str(), nullptr, 0);
@@ -275,7 +279,7 @@ void Publication::keep_attributes() const {
     std::vector<char> value(std::size_t{64} << 10);  // the kernel's limit
     const ssize_t size = lgetxattr(path_.c_str(), name, value.data(), value.size());
     if (size >= 0 && fsetxattr(fd, name, value.data(), static_cast<std::size_t>(size), 0) == 0) continue;
-    tell(fmt::format("{}: its extended attribute {} could not be kept: {}", path_, name,
+    warn(fmt::format("{}: its extended attribute {} could not be kept: {}", path_, name,
                      std::strerror(errno)));
   }
 }
@@ -285,10 +289,10 @@ void Publication::refuse_taken() const {
   const bool taken = fstatat(directory_.descriptor(), name_.c_str(), &status, AT_SYMLINK_NOFOLLOW) == 0;
   if (!taken && !replaced_) return;
   if (!replaced_) throw exists(path_);
-  // What was to be replaced may be gone by now; another file is not what the user meant.
+  // The file to be replaced may be gone by now; but another file is not the one that the user meant.
   if (taken && *replaced_ != FileIdentity{status.st_dev, status.st_ino}) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: was replaced by another file meanwhile; nothing was changed", path_));
+                fmt::format("{}: was replaced by another file in the meantime; nothing was changed", path_));
   }
 }
 
@@ -298,12 +302,11 @@ void Publication::link_to(const std::string& name) const {
   const int at = temporary_.empty() ? AT_FDCWD : directory_.descriptor();
   if (linkat(at, from.c_str(), directory_.descriptor(), name.c_str(), flags) == 0) return;
   if (errno == EEXIST) throw exists(path_);
-  throw system_error(fmt::format("{}: cannot be given its name", path_), errno);
+  throw system_error(fmt::format("{}: cannot link the new file to its name", path_), errno);
 }
 
-// From a name in the same directory. Where nothing may be replaced, by the strongest way that the file system
-// has; on one that has neither RENAME_NOREPLACE nor hard links, a file that is made at this very moment is
-// lost.
+// Renames within the directory. If nothing may be replaced: with RENAME_NOREPLACE, else through a hard link.
+// On a file system that supports neither, a file that is created between check and rename is lost.
 void Publication::move_into_place(const std::string& from) {
   const int directory = directory_.descriptor();
   if (!has_name(from)) {
@@ -319,13 +322,13 @@ void Publication::move_into_place(const std::string& from) {
     }
     if (linkat(directory, from.c_str(), directory, name_.c_str(), 0) == 0) {
       if (unlinkat(directory, from.c_str(), 0) != 0) {
-        tell(fmt::format("{}/{}: cannot be removed ({}); it is a second name of {}", directory_.path(), from,
+        warn(fmt::format("{}/{}: cannot be removed ({}); it is a second name of {}", directory_.path(), from,
                          std::strerror(errno), path_));
       }
       return;
     }
     if (errno == EEXIST) throw exists(path_);
-    if (!is_link_unknown(errno)) throw system_error(fmt::format("{}: cannot be linked", path_), errno);
+    if (!is_link_unsupported(errno)) throw system_error(fmt::format("{}: cannot be linked", path_), errno);
     refuse_taken();
   }
   if (renameat(directory, from.c_str(), directory, name_.c_str()) != 0) {
@@ -336,11 +339,11 @@ void Publication::move_into_place(const std::string& from) {
 void Publication::give_name() {
   if (!temporary_.empty()) return move_into_place(temporary_);
   if (!replaced_) return link_to(name_);
-  // A link cannot replace: a name for a moment, and then a rename.
-  const std::string passing = fmt::format("{}.{}{}", name_, random_digits(), kPartial);
-  link_to(passing);
-  temporary_ = passing;  // from here on the destructor removes it
-  move_into_place(passing);
+  // link() cannot replace a file: link to a temporary name, then rename.
+  const std::string temporary = temporary_name_for(name_);
+  link_to(temporary);
+  temporary_ = temporary;  // from here on the destructor removes it
+  move_into_place(temporary);
 }
 
 void Publication::publish() {
@@ -357,7 +360,7 @@ void Publication::publish() {
   try {
     directory_.sync();
   } catch (const Error& error) {
-    tell(fmt::format("{}: is published, but may be gone after a power failure: {}", path_, error.what()));
+    warn(fmt::format("{}: was published, but may not survive a power failure: {}", path_, error.what()));
   }
 }
 

@@ -10,17 +10,17 @@
 
 namespace qchain {
 
-/// What to do where the output's name is taken.
+/// What to do if the output exists.
 enum class Existing { Refuse, Replace };
 
-/// Told what is not as it should be while the work goes on.
+/// Called with warnings, while the work goes on.
 using Warn = std::function<void(const std::string& message)>;
 
-/// Holds a name against other writers of the same host, as long as it lives, without a file of its own. A
-/// courtesy: who comes second is told at once, and not after hours. Nothing depends on it.
+/// Reserves an output among the qchain processes of this host as long as it lives, without a lock file.
+/// Advisory: the second writer fails at the start instead of hours later. Correctness does not depend on it.
 class NameLock {
  public:
-  /// Throws Error (Usage) where another process holds `name` in `directory`.
+  /// Throws Error (Usage) if another process has reserved `name` in `directory`.
   NameLock(const File& directory, const std::string& name, const std::string& path);
   ~NameLock();
   NameLock(const NameLock&) = delete;
@@ -31,18 +31,18 @@ class NameLock {
   int socket_ = -1;
 };
 
-/// A file that appears under its name only when it is complete and durable, in one step.
+/// A file that appears under its name atomically, and only when it is complete and durable.
 ///
-/// Its inode is always a fresh one: without any name (O_TMPFILE), or, where the file system knows no such
-/// thing, under `PATH.<16 hexadecimal digits>.partial`. publish() is the commit: before it, whatever fails
-/// leaves the name as it was and nothing else behind; after it, there are only warnings. A crash can leave a
-/// `.partial` file; the next writer of the same output removes it. Nothing but a regular file is replaced: a
-/// link is followed, and what replaces a file has its mode, owner and extended attributes.
+/// It is always a new inode: without a name (O_TMPFILE) or, if the file system does not support that, named
+/// `PATH.<16 hexadecimal digits>.partial`. publish() is the commit: a failure before it leaves the output
+/// path unchanged and nothing else behind; after it, there are only warnings. A crash can leave a `.partial`
+/// file; the next writer of the same output removes it. Only regular files are replaced: symbolic links are
+/// followed, and the new file keeps mode, owner and extended attributes of the old one.
 class Publication {
  public:
-  /// Throws Error: Usage where something stands under `path` that must not be replaced, or where another
-  /// process of this host is writing the same output; Io where what is replaced is in use, or the file cannot
-  /// be made. `warn` has to outlive it.
+  /// Throws Error: Usage if `path` exists and must not be replaced, or if another process of this host is
+  /// writing the same output; Io if the file to be replaced is in use, or the new one cannot be created.
+  /// `warn` has to outlive it.
   Publication(const std::string& path, Existing existing, Warn warn = {});
   ~Publication();
   Publication(const Publication&) = delete;
@@ -52,20 +52,20 @@ class Publication {
   bool is_published() const noexcept { return published_; }
   /// Whether a file is going to be replaced.
   bool replaces() const noexcept { return replaced_.has_value(); }
-  /// Warns where a disk of `size` bytes may find too little room in the file system; before it is written.
-  /// `kinds` is read no further than it takes to tell.
+  /// Warns if the file system may have too little space for a disk of `size` bytes; to be called before it is
+  /// written. Reads `kinds` no further than necessary.
   void warn_if_short_of_space(std::uint64_t size, const ExtentSource& kinds) const;
   /// For large files: see File.
   void bypass_cache() { file_.bypass_cache(); }
-  /// The name that it will have; where links lead.
+  /// The path that it will have, with symbolic links resolved.
   const std::string& path() const noexcept { return path_; }
-  /// A name by which the file can be opened before it has its own.
+  /// A path by which the file can be opened before it is published.
   std::string current_path() const;
 
-  /// Makes the content durable (fsync), under no name yet.
+  /// Makes the content durable (fsync), but not its name.
   void sync() { file_.sync(); }
-  /// Gives the file its name. Calls sync() first. Throws Error where the name was not given: Usage where it
-  /// was taken, or what was to be replaced is another file by now.
+  /// Gives the file its name, after a sync(). Throws Error if it did not get it: Usage if the name has been
+  /// taken meanwhile, or the file to be replaced is another one by now.
   void publish();
 
  private:
@@ -78,7 +78,7 @@ class Publication {
   void move_into_place(const std::string& from);
   void refuse_taken() const;
   bool has_name(const std::string& name) const;
-  void tell(const std::string& message) const noexcept;
+  void warn(const std::string& message) const noexcept;
 
   std::string path_;
   std::string name_;  // in directory_

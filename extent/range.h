@@ -10,14 +10,14 @@ namespace qchain {
 
 inline constexpr std::uint64_t kSectorSize = 512;
 
-/// a + b; throws Error (Mismatch) where 64 bits do not hold it: only a hostile input comes here.
+/// a + b; throws Error (Mismatch) on overflow, which only corrupt or hostile input causes.
 std::uint64_t checked_add(std::uint64_t a, std::uint64_t b);
 /// a * b, likewise.
 std::uint64_t checked_multiply(std::uint64_t a, std::uint64_t b);
 
 /// The multiple of `unit` (> 0, any value) at or below `value`.
 constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t unit) { return value - value % unit; }
-/// The multiple of `unit` at or above `value`; throws Error where that overflows.
+/// The multiple of `unit` at or above `value`; throws Error if that overflows.
 inline std::uint64_t align_up(std::uint64_t value, std::uint64_t unit) {
   return align_down(checked_add(value, unit - 1), unit);
 }
@@ -60,7 +60,7 @@ struct GuestRange {
 
 /// `length` bytes from `begin` on.
 GuestRange guest_range(std::uint64_t begin, std::uint64_t length);
-/// What two ranges share; empty (begin == end) where they share nothing.
+/// The intersection of two ranges; empty (begin == end) if they have nothing in common.
 GuestRange intersect(const GuestRange& a, const GuestRange& b);
 /// "[0x10000, 0x20000)".
 std::string to_string(const GuestRange& range);

@@ -30,20 +30,20 @@ struct Copy {
   }
 };
 
-// The bytes of a piece, from when they come until they are written.
-struct Cargo {
-  explicit Cargo(CopyTarget& target) : buffer(PieceLimits{}.data), writer(target.open_writer()) {}
+// The data of a piece, until it is written.
+struct PieceBuffer {
+  explicit PieceBuffer(CopyTarget& target) : buffer(PieceLimits{}.data), writer(target.open_writer()) {}
 
   PageBuffer buffer;
-  std::unique_ptr<TargetWriter> writer;  // goes first
+  std::unique_ptr<TargetWriter> writer;  // destroyed first
 };
 
 class CopyWorker : public Worker {
  public:
   CopyWorker(Copy& copy, std::unique_ptr<Reader> reader) : copy_(copy), reader_(std::move(reader)) {
-    // Two, so that the next piece comes while the last one is written, as far as memory goes.
+    // With two, the next piece is read while the last one is written; if there is memory for it.
     const std::size_t count = 2 * PieceLimits{}.data * copy.options.workers <= kMaxPieceMemory ? 2 : 1;
-    for (std::size_t i = 0; i < count; ++i) cargos_.push_back(std::make_unique<Cargo>(copy.target));
+    for (std::size_t i = 0; i < count; ++i) buffers_.push_back(std::make_unique<PieceBuffer>(copy.target));
     if (copy.options.make_watcher) watcher_ = copy.options.make_watcher();
   }
 
@@ -54,17 +54,17 @@ class CopyWorker : public Worker {
   }
 
   void fetch() override {
-    std::swap(cargos_.front(), cargos_.back());
-    cargo().writer->wait();
+    std::swap(buffers_.front(), buffers_.back());
+    current().writer->wait();
     std::vector<ReadRequest> batch;
-    std::span<std::byte> free(cargo().buffer);
+    std::span<std::byte> free(current().buffer);
     for (const Extent& run : piece_.runs) {
       if (run.kind != Kind::Data) continue;
       batch.push_back({run.range.begin, free.first(run.range.length())});
       free = free.subspan(run.range.length());
     }
     if (copy_.options.salvage) {
-      read_watched(*reader_, batch, watcher_.get());
+      read_watched(*reader_, batch, *watcher_);
     } else {
       reader_->read(batch);
     }
@@ -72,25 +72,25 @@ class CopyWorker : public Worker {
     split_zeros(batch);
   }
 
-  void settle() override {
+  void commit() override {
     for (const WriteRequest& part : parts_) {
       (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) += part.range.length();
     }
-    if (copy_.target.is_stream()) cargo().writer->start(parts_);
-    if (watcher_) watcher_->settle();
+    if (copy_.target.is_stream()) current().writer->start(parts_);
+    if (watcher_) watcher_->commit();
     copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
   }
 
   void store() override {
-    if (!copy_.target.is_stream()) cargo().writer->start(parts_);
+    if (!copy_.target.is_stream()) current().writer->start(parts_);
   }
 
   void finish() override {
-    for (const std::unique_ptr<Cargo>& cargo : cargos_) cargo->writer->wait();
+    for (const std::unique_ptr<PieceBuffer>& buffer : buffers_) buffer->writer->wait();
   }
 
  private:
-  Cargo& cargo() { return *cargos_.front(); }
+  PieceBuffer& current() { return *buffers_.front(); }
 
   // Runs of blocks that are all zeros, and the bytes between them.
   void split_zeros(std::span<const ReadRequest> batch) {
@@ -128,7 +128,7 @@ class CopyWorker : public Worker {
   Copy& copy_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::unique_ptr<Cargo>> cargos_;  // this piece's; behind it, those that may be under way
+  std::vector<std::unique_ptr<PieceBuffer>> buffers_;  // this piece's; then one whose writes may be in flight
   Piece piece_;
   std::vector<WriteRequest> parts_;
 };

@@ -11,11 +11,12 @@ namespace qchain {
 
 struct CopyOptions {
   unsigned workers = 1;
-  /// Called with the bytes of the range that have been dealt with, in guest order.
+  /// Called with the bytes of the range that have been processed, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
-  /// Watchers see what was read before any of it is written, in blocks of 64 KiB; none: nobody looks.
+  /// Watchers see what was read before any of it is written, in blocks of 64 KiB. May be empty.
   WatcherFactory make_watcher = {};
-  /// Whether watchers are told of blocks that cannot be read, which become zeros; else the copy ends there.
+  /// Whether blocks that cannot be read become zeros and are reported to the watchers, which are needed then;
+  /// else the copy fails.
   bool salvage = false;
 };
 

@@ -26,7 +26,7 @@ class RawReader : public Reader {
 }  // namespace
 
 Extents RawFile::holes_and_data(const GuestRange& range) const {
-  // A file system without holes answers that all is data; so does this, for anything unexpected.
+  // File systems without holes report all of a file as data; so does this on an unexpected error.
   const auto seek = [&](int whence) {
     return lseek(file_.descriptor(), static_cast<off_t>(range.begin.bytes()), whence);
   };

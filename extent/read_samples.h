@@ -10,7 +10,7 @@
 
 namespace qchain {
 
-/// A few sectors of what was read, by which a disk is known again: the first, the last, and some between.
+/// A few sectors of what was read, to recognise a disk by: the first, the last, and some in between.
 class ReadSamples {
  public:
   struct Sample {

@@ -13,11 +13,6 @@ namespace {
 
 constexpr std::size_t kBlock = std::size_t{64} << 10;
 
-// Whether other bytes of the disk may be readable still.
-bool is_partial(const Error& error) {
-  return error.outcome() == Outcome::Mismatch || dynamic_cast<const ReadError*>(&error) != nullptr;
-}
-
 struct Scan {
   const ReaderFactory& open_reader;
   const PieceSource& pieces;
@@ -47,12 +42,12 @@ class ScanWorker : public Worker {
       batch.push_back({run.range.begin, free.first(run.range.length())});
       free = free.subspan(run.range.length());
     }
-    read_watched(*reader_, batch, watcher_.get());
+    read_watched(*reader_, batch, *watcher_);
     watcher_->fetched(batch);
   }
 
-  void settle() override {
-    watcher_->settle();
+  void commit() override {
+    watcher_->commit();
     scan_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
@@ -60,7 +55,7 @@ class ScanWorker : public Worker {
   const Scan& scan_;
   std::unique_ptr<Reader> reader_;
   std::unique_ptr<PieceWatcher> watcher_;
-  PageBuffer buffer_;  // digests of lines of the cache are faster than of what lies across them
+  PageBuffer buffer_;  // hashing is faster if it is aligned to cache lines
   Piece piece_;
   Extents stored_;
 };
@@ -79,12 +74,12 @@ PieceSource pieces_of(ExtentSource source, const PieceLimits& limits) {
   };
 }
 
-void read_watched(Reader& reader, std::span<const ReadRequest> batch, PieceWatcher* watcher) {
+void read_watched(Reader& reader, std::span<const ReadRequest> batch, PieceWatcher& watcher) {
   try {
     reader.read(batch);
     return;
   } catch (const Error& error) {
-    if (watcher == nullptr || !is_partial(error)) throw;
+    if (!is_local(error)) throw;
   }
   for (ReadRequest rest : batch) {
     while (!rest.into.empty()) {
@@ -92,9 +87,9 @@ void read_watched(Reader& reader, std::span<const ReadRequest> batch, PieceWatch
       try {
         reader.read(std::span(&block, 1));
       } catch (const Error& error) {
-        if (!is_partial(error)) throw;
+        if (!is_local(error)) throw;
         std::ranges::fill(block.into, std::byte{0});
-        watcher->unread(block.range(), error);
+        watcher.unread(block.range(), error);
       }
       rest = {block.range().end, rest.into.subspan(block.into.size())};
     }

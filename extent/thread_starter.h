@@ -1,4 +1,4 @@
-// How a thread is started; tests give another way, to make it fail.
+// How a thread is started; tests replace it to make it fail.
 #pragma once
 
 #include <functional>
@@ -7,7 +7,7 @@
 
 namespace qchain {
 
-/// Throws std::system_error or std::bad_alloc where no thread can be had.
+/// Throws std::system_error or std::bad_alloc if no thread can be started.
 using ThreadStarter = std::jthread (*)(std::function<void()>);
 
 inline std::jthread start_thread(std::function<void()> run) { return std::jthread(std::move(run)); }

@@ -6,7 +6,8 @@
 namespace qchain {
 
 /// How long a server may take for its next answer: wall time, less the time during which this process was
-/// stopped. What passes between two looks at the clock counts up to kMaxGap; whoever waits looks more often.
+/// stopped. The time between two calls of is_over() counts up to kMaxGap only, so callers that wait have to
+/// call it more often.
 class TimeLimit {
  public:
   using Clock = std::chrono::steady_clock;
@@ -14,7 +15,7 @@ class TimeLimit {
 
   /// From now on, `allowed` may pass.
   void renew(Clock::duration allowed, Clock::time_point now = Clock::now()) noexcept;
-  /// Looks at the clock. Once over, it stays so until it is renewed.
+  /// Checks the clock. Once over, it stays over until it is renewed.
   bool is_over(Clock::time_point now = Clock::now()) noexcept;
   Clock::duration allowed() const noexcept { return allowed_; }
 

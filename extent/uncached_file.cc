@@ -15,7 +15,7 @@ namespace qchain {
 
 namespace {
 
-// Direct I/O wants offsets, lengths and memory aligned. No device has larger blocks than this.
+// Direct I/O requires aligned offsets, lengths and memory. No device has larger blocks than this.
 constexpr std::uint64_t kUnit = std::uint64_t{64} << 10;
 constexpr std::uint64_t kBuffer = 16 * kUnit;
 
@@ -27,7 +27,7 @@ RawFile open_uncached(const std::string& path, const std::string& name) {
   if (cached < 0) throw system_error(fmt::format("{}: cannot open", name), errno);
   File file(cached, name);
   const int error = posix_fadvise(file.descriptor(), 0, 0, POSIX_FADV_DONTNEED);
-  if (error != 0) throw system_error(fmt::format("{}: cannot drop what is cached of it", name), error);
+  if (error != 0) throw system_error(fmt::format("{}: cannot drop its cached pages", name), error);
   return RawFile(std::move(file));
 }
 
@@ -56,7 +56,7 @@ class UncachedReader : public Reader {
     void operator()(std::byte* memory) const noexcept { std::free(memory); }
   };
 
-  // Reads whole units, of which at least `needed` bytes have to be there: the file may end inside one.
+  // Reads whole units, and at least `needed` bytes: the file may end inside a unit.
   void fill_buffer(std::uint64_t begin, std::size_t needed) {
     const std::size_t length = align_up(needed, kUnit);
     for (std::size_t done = 0; done < needed;) {
@@ -64,8 +64,8 @@ class UncachedReader : public Reader {
                               static_cast<off_t>(begin + done));
       if (n < 0 && errno == EINTR) continue;
       if (n <= 0) {
-        throw ReadError(fmt::format("{}: cannot read {} bytes at offset {:#x} past the page cache",
-                                    file_.name(), needed - done, begin + done),
+        throw ReadError(fmt::format("{}: cannot read {} bytes at offset {:#x} (direct I/O)", file_.name(),
+                                    needed - done, begin + done),
                         n < 0 ? errno : EIO);
       }
       done += static_cast<std::size_t>(n);

@@ -7,9 +7,9 @@
 
 namespace qchain {
 
-/// A raw file or a block device as the storage has it: what it reads does not come from the page cache. What
-/// was written has to be durable before. On a file system that has no direct I/O, the cache is dropped once,
-/// at the beginning.
+/// A raw file or a block device, read from storage and not from the page cache. What was written has to be
+/// durable before. On a file system without direct I/O, the file's cached pages are dropped once, at the
+/// beginning.
 class UncachedFile : public BlockDevice {
  public:
   /// `name`: for messages; empty: the path. Throws Error (Io).

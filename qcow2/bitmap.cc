@@ -23,7 +23,7 @@ constexpr unsigned kMaxGranularityBits = 31;
 constexpr std::size_t kMaxNameLength = 1023;
 static_assert(kMaxNameLength < TableReader::kMaxText);
 
-constexpr unsigned kDirtyTracking = 1;  // the one type that there is
+constexpr unsigned kDirtyTracking = 1;  // the only type
 constexpr std::uint64_t kEntryAlignment = 8;
 constexpr std::uint64_t kTableOnes = 1;
 constexpr std::uint64_t kTableReserved = 0xFF000000000001FE;
@@ -48,19 +48,19 @@ struct DirectoryEntry {
 };
 static_assert(sizeof(DirectoryEntry) == 24);
 
-std::string complaint_about(const BitmapsExtension& extension, const Geometry& geometry) {
+std::string format_violation(const BitmapsExtension& extension, const Geometry& geometry) {
   const std::uint64_t at = extension.directory_offset;
   if (extension.reserved != 0) {
     return fmt::format("reserved bits {:#x} are set", std::uint32_t{extension.reserved});
   }
   if (extension.count == 0 || extension.count > kMaxBitmaps) {
-    return fmt::format("{} bitmaps; 1 to {} are possible", std::uint32_t{extension.count}, kMaxBitmaps);
+    return fmt::format("{} bitmaps; 1 to {} are allowed", std::uint32_t{extension.count}, kMaxBitmaps);
   }
   if (geometry.offset_in_cluster(at) != 0 || at == 0) {
     return fmt::format("a directory at {:#x}, which is not cluster-aligned", at);
   }
   if (extension.directory_bytes == 0 || extension.directory_bytes > kMaxDirectoryBytes) {
-    return fmt::format("a directory of {} bytes; 1 to {} are possible",
+    return fmt::format("a directory of {} bytes; 1 to {} are allowed",
                        std::uint64_t{extension.directory_bytes}, kMaxDirectoryBytes);
   }
   return {};
@@ -83,12 +83,12 @@ class DirtyCount {
       const HostOffset at = table.at();
       const std::span<const std::byte> word = table.take(sizeof(std::uint64_t));
       if (word.size() < sizeof(std::uint64_t)) {
-        return fmt::format("its table ends at {:#x}, before the disk does", at.bytes());
+        return fmt::format("its table ends at {:#x} and does not cover the whole disk", at.bytes());
       }
       const BitmapTableEntry entry = decode_bitmap_table_entry(decode_struct<Be64>(word.data()));
-      std::string complaint = qchain::complaint_about(entry, image_.geometry());
-      if (complaint.empty()) complaint = add(entry, begin);
-      if (!complaint.empty()) return fmt::format("table entry at {:#x}: {}", at.bytes(), complaint);
+      std::string problem = qchain::format_violation(entry, image_.geometry());
+      if (problem.empty()) problem = add(entry, begin);
+      if (!problem.empty()) return fmt::format("table entry at {:#x}: {}", at.bytes(), problem);
     }
     dirty = dirty_;
     return {};
@@ -112,7 +112,7 @@ class DirtyCount {
     }
     for (std::uint64_t i = count - count % 8; i < count; ++i) set += bit(i);
     dirty_ += set * bitmap_.granularity();
-    // The last bit of the disk may stand for less than a granule.
+    // The last bit of the disk may cover less than a granule.
     if (bit(count - 1) != 0) dirty_ -= count * bitmap_.granularity() - covered;
     return {};
   }
@@ -129,12 +129,12 @@ class DirtyCount {
   std::uint64_t dirty_ = 0;
 };
 
-BitmapInfo inform(Bitmap bitmap, const Image& image) {
+BitmapInfo bitmap_info(Bitmap bitmap, const Image& image) {
   BitmapInfo info{std::move(bitmap), {}, 0};
-  info.unusable = complaint_about(info.bitmap, image);
+  info.unusable = format_violation(info.bitmap, image);
   if (!info.unusable.empty()) return info;
   if (!bitmaps_are_current(image.header())) {
-    info.unusable = "a program that does not know bitmaps has written to the image since";
+    info.unusable = "a program without support for bitmaps has written to the image since";
   } else if (info.bitmap.in_use()) {
     info.unusable = "it was in use and not saved (in_use is set)";
   } else {
@@ -158,8 +158,8 @@ std::optional<BitmapDirectory> bitmap_directory(const Header& header) {
   directory.count = extension.count;
   directory.at = HostOffset(extension.directory_offset);
   directory.bytes = extension.directory_bytes;
-  const std::string complaint = complaint_about(extension, header.geometry());
-  if (!complaint.empty()) directory.problem = "the bitmaps extension has " + complaint;
+  const std::string problem = format_violation(extension, header.geometry());
+  if (!problem.empty()) directory.problem = "the bitmaps extension has " + problem;
   return directory;
 }
 
@@ -171,16 +171,16 @@ std::uint64_t Bitmap::granularity() const {
   return granularity_bits <= kMaxGranularityBits ? std::uint64_t{1} << granularity_bits : 0;
 }
 
-std::string complaint_about(const Bitmap& bitmap, const Image& image) {
+std::string format_violation(const Bitmap& bitmap, const Image& image) {
   const Geometry& geometry = image.geometry();
   constexpr std::uint32_t kKnownFlags = Bitmap::kInUse | Bitmap::kAutomatic;
-  if (bitmap.type != kDirtyTracking) return fmt::format("type {} is not known", bitmap.type);
+  if (bitmap.type != kDirtyTracking) return fmt::format("unknown type {}", bitmap.type);
   if ((bitmap.flags & ~kKnownFlags) != 0) {
-    return fmt::format("flags {:#x} are not known", bitmap.flags & ~kKnownFlags);
+    return fmt::format("unknown flags {:#x}", bitmap.flags & ~kKnownFlags);
   }
   if (bitmap.extra_bytes != 0) return fmt::format("{} bytes of extra data", bitmap.extra_bytes);
   if (bitmap.granularity_bits < kMinGranularityBits || bitmap.granularity_bits > kMaxGranularityBits) {
-    return fmt::format("granularity_bits {} is not from {} to {}", bitmap.granularity_bits,
+    return fmt::format("granularity_bits {} is not in the range {} to {}", bitmap.granularity_bits,
                        kMinGranularityBits, kMaxGranularityBits);
   }
   if (bitmap.name.size() > kMaxNameLength) {
@@ -191,13 +191,13 @@ std::string complaint_about(const Bitmap& bitmap, const Image& image) {
   }
   const std::uint64_t most = kMaxBitmapBytes / geometry.cluster_size();
   if (bitmap.table_entries == 0 || bitmap.table_entries > most) {
-    return fmt::format("a table of {} entries; 1 to {} are possible", bitmap.table_entries, most);
+    return fmt::format("a table of {} entries; 1 to {} are allowed", bitmap.table_entries, most);
   }
   // A bitmap that was lost while the disk was resized may have any size.
   const std::uint64_t bits = divide_up(geometry.virtual_size(), bitmap.granularity());
   const std::uint64_t needed = divide_up(bits, geometry.cluster_size() * 8);
   if (!bitmap.in_use() && bitmap.table_entries != needed) {
-    return fmt::format("a table of {} entries; {} bits of {} bytes want {}", bitmap.table_entries, bits,
+    return fmt::format("a table of {} entries; {} bits of {} bytes each need {}", bitmap.table_entries, bits,
                        bitmap.granularity(), needed);
   }
   return {};
@@ -207,10 +207,10 @@ BitmapTableEntry decode_bitmap_table_entry(std::uint64_t raw) {
   return {HostOffset(raw & kEntryOffsetMask), (raw & kTableOnes) != 0, raw & kTableReserved};
 }
 
-std::string complaint_about(const BitmapTableEntry& entry, const Geometry& geometry) {
+std::string format_violation(const BitmapTableEntry& entry, const Geometry& geometry) {
   if (entry.reserved != 0) return fmt::format("reserved bits {:#x} are set", entry.reserved);
   if (entry.data != HostOffset(0) && entry.ones) {
-    return fmt::format("bit 0 is set beside offset {:#x}", entry.data.bytes());
+    return fmt::format("bit 0 is set although there is an offset ({:#x})", entry.data.bytes());
   }
   if (geometry.offset_in_cluster(entry.data.bytes()) != 0) {
     return fmt::format("offset {:#x} is not a multiple of the cluster size {:#x}", entry.data.bytes(),
@@ -266,7 +266,7 @@ BitmapList read_bitmaps(const Image& image, std::size_t max) {
   while (list.bitmaps.size() < max) {
     std::optional<Bitmap> bitmap = reader.next();
     if (!bitmap) break;
-    list.bitmaps.push_back(inform(std::move(*bitmap), image));
+    list.bitmaps.push_back(bitmap_info(std::move(*bitmap), image));
   }
   list.problem = reader.problem();
   return list;

@@ -19,19 +19,19 @@ struct BitmapDirectory {
   std::uint32_t count = 0;
   HostOffset at;
   std::uint64_t bytes = 0;
-  std::string problem;  ///< What of it breaks the format or QEMU's limits; empty: nothing.
+  std::string problem;  ///< How it violates the format or QEMU's limits; empty: it does not.
 };
 /// nullopt: the image has no bitmaps.
 std::optional<BitmapDirectory> bitmap_directory(const Header& header);
 
-/// Whether the bitmaps are as recent as the disk. Where they are not, a program that does not know
-/// them has written to the image since, and QEMU looks at none of them.
+/// Whether the bitmaps are as recent as the disk. If not, a program that does not support them has written to
+/// the image since, and QEMU ignores all of them.
 bool bitmaps_are_current(const Header& header);
 
 /// One entry of the directory.
 struct Bitmap {
   static constexpr std::uint32_t kInUse = 1;      // was not saved after its last use
-  static constexpr std::uint32_t kAutomatic = 2;  // QEMU goes on recording when it opens the image
+  static constexpr std::uint32_t kAutomatic = 2;  // QEMU enables it when it opens the image
 
   HostOffset at;     ///< Of the entry.
   std::string name;  ///< Any bytes, the first 1024 of them; escape it on output.
@@ -44,35 +44,35 @@ struct Bitmap {
 
   bool in_use() const { return (flags & kInUse) != 0; }
   bool automatic() const { return (flags & kAutomatic) != 0; }
-  /// Bytes of the disk that one bit stands for; 0 where the entry is corrupt.
+  /// Bytes of the disk that one bit stands for; 0 if the entry is corrupt.
   std::uint64_t granularity() const;
 
   friend bool operator==(const Bitmap&, const Bitmap&) = default;
 };
 
-/// What of an entry breaks the format or QEMU's limits; empty where nothing does.
-std::string complaint_about(const Bitmap& bitmap, const Image& image);
+/// How an entry violates the format or QEMU's limits; empty if it does not.
+std::string format_violation(const Bitmap& bitmap, const Image& image);
 
 /// An entry of a bitmap's table. Decoding is total.
 struct BitmapTableEntry {
   HostOffset data;  ///< Of a cluster of bits; 0: none, all bits are `ones`.
   bool ones = false;
-  std::uint64_t reserved = 0;  ///< Reserved bits that are set: has to be 0.
+  std::uint64_t reserved = 0;  ///< Reserved bits that are set; must be 0.
 };
 BitmapTableEntry decode_bitmap_table_entry(std::uint64_t raw);
-std::string complaint_about(const BitmapTableEntry& entry, const Geometry& geometry);
+std::string format_violation(const BitmapTableEntry& entry, const Geometry& geometry);
 
-/// Reads the bitmap directory of an image entry by entry: memory for one of them, whatever is
-/// claimed.
+/// Reads the bitmap directory of an image entry by entry. Needs memory for one entry only, whatever the image
+/// claims.
 class BitmapReader {
  public:
   explicit BitmapReader(const Image& image);
 
-  /// The next bitmap; nullopt after the last one, or where the directory cannot be read on:
-  /// problem() tells. Throws Error (Io).
+  /// The next bitmap; nullopt after the last one, or if the directory is corrupt: see problem(). Throws Error
+  /// (Io).
   std::optional<Bitmap> next();
 
-  /// What is wrong with the directory, with offset and value; empty where nothing is.
+  /// What is wrong with the directory, with offset and value; empty: nothing.
   const std::string& problem() const noexcept { return problem_; }
 
  private:
@@ -84,14 +84,14 @@ class BitmapReader {
   std::string problem_;
 };
 
-/// A bitmap, and whether it is any use.
+/// A bitmap, and whether it can be used.
 struct BitmapInfo {
   Bitmap bitmap;
-  std::string unusable;           ///< Why only a full backup is safe; empty: the bitmap can be used.
+  std::string unusable;           ///< Why it cannot be used for an incremental backup; empty: it can.
   std::uint64_t dirty_bytes = 0;  ///< Bytes of the disk whose bits are set; of a usable bitmap.
 };
 
-/// The bitmaps of an image, at most `max` of them. `problem` says why there are fewer than `count`.
+/// The bitmaps of an image, at most `max` of them. `problem`: why there are fewer than `count`.
 struct BitmapList {
   std::uint32_t count = 0;
   std::vector<BitmapInfo> bitmaps;

@@ -27,7 +27,7 @@ Mapping raw_mapping(const Extent& extent) {
           0};
 }
 
-// The mapping of one layer, whatever it is; see Mapper::map().
+// The mapping of one layer, qcow2 or raw; see Mapper::map().
 class LayerMapper {
  public:
   explicit LayerMapper(const Layer& layer) : layer_(layer) {
@@ -59,14 +59,14 @@ class LayerMapper {
 
 }  // namespace
 
-// A way through the mapping of a chain, from one layer down: remembers the tables that it read last.
+// Maps ranges of a chain, from one layer down. Caches the parts of tables that it read last.
 class ChainMapper {
  public:
-  /// `is_cut`: there are, or were, more layers beneath.
+  /// `is_cut`: lower layers are missing.
   ChainMapper(const std::vector<Layer>& layers, std::size_t first, bool is_cut)
       : layers_(layers), first_(first), is_cut_(is_cut) {
-    const std::size_t remembered = std::min(layers.size(), first + kMaxRemembered);
-    for (std::size_t layer = first; layer < remembered; ++layer) mappers_.emplace_back(layers[layer]);
+    const std::size_t cached = std::min(layers.size(), first + kMaxCachedLayers);
+    for (std::size_t layer = first; layer < cached; ++layer) mappers_.emplace_back(layers[layer]);
   }
 
   /// See Chain::map().
@@ -80,8 +80,8 @@ class ChainMapper {
       wanted = std::move(below);
     }
     const Kind kind = is_cut_ ? Kind::Data : Kind::Inherit;
-    for (const GuestRange& nowhere : wanted) {
-      found.push_back({nowhere, kind, Storage::None, {}, 0, layers_.size() - 1});
+    for (const GuestRange& unmapped : wanted) {
+      found.push_back({unmapped, kind, Storage::None, {}, 0, layers_.size() - 1});
     }
     std::ranges::sort(found, {}, [](const Mapping& mapping) { return mapping.range.begin; });
     std::vector<Mapping> merged;
@@ -93,16 +93,16 @@ class ChainMapper {
   }
 
  private:
-  // Tables of so many layers are kept, at most 64 KiB each: a chain may be hundreds deep.
-  static constexpr std::size_t kMaxRemembered = 16;
+  // Tables of so many layers are cached, at most 64 KiB each: a chain may be hundreds of layers deep.
+  static constexpr std::size_t kMaxCachedLayers = 16;
 
   // Maps the `wanted` ranges in one layer. What it has goes to `found`, what it leaves to the layers below
   // goes to `below`. Returns how far the answer reaches: `end`, or less where `found` grew too long.
   GuestOffset map_layer(std::size_t layer, const std::vector<GuestRange>& wanted, GuestOffset end,
                         std::vector<Mapping>& found, std::vector<GuestRange>& below) {
-    std::optional<LayerMapper> passing;
-    const bool remembered = layer - first_ < mappers_.size();
-    LayerMapper& mapper = remembered ? mappers_[layer - first_] : passing.emplace(layers_[layer]);
+    std::optional<LayerMapper> temporary;
+    const bool cached = layer - first_ < mappers_.size();
+    LayerMapper& mapper = cached ? mappers_[layer - first_] : temporary.emplace(layers_[layer]);
     const GuestOffset layer_end(layers_[layer].virtual_size());
     std::vector<Mapping> mappings;
     for (const GuestRange& whole : wanted) {
@@ -137,11 +137,6 @@ class ChainMapper {
 
 namespace {
 
-// Whether other bytes of the disk may be readable still.
-bool is_local(const Error& error) {
-  return error.outcome() == Outcome::Mismatch || dynamic_cast<const ReadError*>(&error) != nullptr;
-}
-
 class ChainReader : public Reader {
  public:
   ChainReader(const Chain& chain, std::size_t first, bool salvage)
@@ -151,7 +146,7 @@ class ChainReader : public Reader {
     std::exception_ptr failure;
     for (const ReadRequest& request : batch) {
       if (salvage_) {
-        rescue(request, failure);
+        salvage_read(request, failure);
       } else {
         read(request);
       }
@@ -169,45 +164,44 @@ class ChainReader : public Reader {
     }
   }
 
-  // Reads as much as there is, and keeps the first failure. What cannot be mapped is halved until the rest
-  // can.
-  void rescue(const ReadRequest& request, std::exception_ptr& failure) {
+  // Reads what can be read, and keeps the first failure. A range that cannot be mapped is divided in halves.
+  void salvage_read(const ReadRequest& request, std::exception_ptr& failure) {
     std::vector<Mapping> found;
     for (GuestRange rest = request.range(); !rest.empty();) {
       const auto bytes_of = [&](const GuestRange& range) {
         return request.into.subspan(range.begin - request.begin, range.length());
       };
       if (!attempt(failure, [&] { found = mapper_.map(rest); })) {
-        const std::uint64_t half = align_up(rest.length() / 2, kRescued);
+        const std::uint64_t half = align_up(rest.length() / 2, kSalvageUnit);
         const GuestRange first{rest.begin, rest.begin + std::min(half, rest.length())};
-        if (rest.length() <= kRescued) {
+        if (rest.length() <= kSalvageUnit) {
           std::ranges::fill(bytes_of(rest), std::byte{0});
         } else {
-          rescue({first.begin, bytes_of(first)}, failure);
+          salvage_read({first.begin, bytes_of(first)}, failure);
         }
         rest.begin = first.end;
         continue;
       }
       for (const Mapping& mapping : found) {
-        rescue(mapping, bytes_of(mapping.range), failure);
+        salvage_read(mapping, bytes_of(mapping.range), failure);
         rest.begin = mapping.range.end;
       }
     }
   }
 
-  void rescue(const Mapping& mapping, std::span<std::byte> into, std::exception_ptr& failure) {
+  void salvage_read(const Mapping& mapping, std::span<std::byte> into, std::exception_ptr& failure) {
     if (attempt(failure, [&] { fill(mapping, into); })) return;
-    if (mapping.storage != Storage::Plain || into.size() <= kRescued) {
+    if (mapping.storage != Storage::Plain || into.size() <= kSalvageUnit) {
       std::ranges::fill(into, std::byte{0});
       return;
     }
-    const std::uint64_t half = align_up(into.size() / 2, kRescued);
+    const std::uint64_t half = align_up(into.size() / 2, kSalvageUnit);
     Mapping first = mapping;
     Mapping second = mapping;
     first.range.end = second.range.begin = mapping.range.begin + half;
     second.host = mapping.host + half;
-    rescue(first, into.first(half), failure);
-    rescue(second, into.subspan(half), failure);
+    salvage_read(first, into.first(half), failure);
+    salvage_read(second, into.subspan(half), failure);
   }
 
   template <class Action>
@@ -228,13 +222,13 @@ class ChainReader : public Reader {
       return;
     }
     if (mapping.storage == Storage::None) {
-      throw ReadError(fmt::format("{}: guest {} is in a layer beneath, which cannot be read ({})",
-                                  chain_.name(), to_string(mapping.range), chain_.missing()),
+      throw ReadError(fmt::format("{}: guest {} is in a lower layer that cannot be read ({})", chain_.name(),
+                                  to_string(mapping.range), chain_.missing()),
                       ENODATA);
     }
     const Layer& layer = chain_.layers()[mapping.layer];
     if (mapping.storage == Storage::Plain) {
-      // A raw file's last sector may be cut short; the rest of it reads as zeros.
+      // A raw file may end inside its last sector; the rest of it reads as zeros.
       const std::size_t held =
           layer.image() != nullptr
               ? into.size()
@@ -250,7 +244,7 @@ class ChainReader : public Reader {
     std::memcpy(into.data(), cluster_.data() + within, into.size());
   }
 
-  static constexpr std::uint64_t kRescued = 4096;  // the least that is read alone
+  static constexpr std::uint64_t kSalvageUnit = 4096;  // the smallest range that is read by itself
 
   const Chain& chain_;
   const bool salvage_;
@@ -350,7 +344,7 @@ Extents Chain::extents_without_holes(const GuestRange& range) {
       qchain::append(extents, {mapping.range, data ? Kind::Data : Kind::Zero});
       continue;
     }
-    // The rest of a long answer is for the next one.
+    // The rest of a long answer is left to the next call.
     for (GuestRange rest = mapping.range; !rest.empty() && extents.size() < kMaxMappings;) {
       const HoleMap::Run run = holes.at(mapping.host + (rest.begin - mapping.range.begin), rest.length());
       qchain::append(extents, {{rest.begin, rest.begin + run.length}, run.is_hole ? Kind::Zero : Kind::Data});
@@ -370,7 +364,7 @@ Extents Chain::extents(const GuestRange& range) {
       return extents_without_holes(part);
     } catch (const Error& error) {
       if (!is_local(error)) throw;
-      // Where nobody knows what is there, a reader has to find out.
+      // Unknown, so a reader has to try.
       if (length <= kBlock) return {{part, Kind::Data}};
     }
     length = align_up(length / 2, kBlock);

@@ -8,7 +8,7 @@ namespace qchain {
 namespace {
 
 constexpr std::uint64_t kEnd = std::uint64_t{1}
-                               << 20;  // bytes at each end of the disk that are always looked at
+                               << 20;  // bytes at each end of the disk that are always compared
 constexpr std::size_t kNeighbours = 64;
 
 double uniform(std::mt19937_64& random) {
@@ -20,7 +20,7 @@ double uniform(std::mt19937_64& random) {
 
 Reservoir::Reservoir(std::size_t capacity, std::uint64_t seed) : capacity_(capacity), random_(seed) {}
 
-// The next item that is kept is `skipped` further on than the one after the last.
+// Skips a random number of items, and selects the next one after them.
 void Reservoir::jump() {
   constexpr double kFar = 1e18;
   weight_ *= std::exp(std::log(uniform(random_)) / static_cast<double>(capacity_));
@@ -68,7 +68,7 @@ std::vector<std::uint64_t> CleanSample::blocks(std::uint64_t share) const {
   const std::uint64_t wanted = std::clamp(share, kMinBlocks, kMaxBlocks);
   std::vector<std::uint64_t> all = ends_;
   const std::size_t count = std::min<std::size_t>(wanted, spread.size());
-  // Every k-th of the kept, which are in random places: spread over the disk whatever their order is.
+  // Every k-th item: spread over the disk, whether the items are in order or not.
   for (std::size_t i = 0; i < count; ++i) all.push_back(spread[i * spread.size() / count]);
   all.insert(all.end(), neighbours_.items().begin(), neighbours_.items().end());
   std::ranges::sort(all);

@@ -8,15 +8,15 @@
 
 namespace qchain {
 
-/// A uniform random sample of a stream of unknown length: Vitter's algorithm R with geometric jumps
-/// (algorithm L), so that a terabyte of blocks is passed over in a few steps.
+/// A uniform random sample of a stream of unknown length: Li's algorithm L, reservoir sampling with geometric
+/// jumps, so that a terabyte of blocks is skipped in a few steps.
 class Reservoir {
  public:
   Reservoir(std::size_t capacity, std::uint64_t seed);
 
   /// The next `count` items of the stream, of which the i-th is `first + i`.
   void add(std::uint64_t first, std::uint64_t count);
-  /// What was kept, in random order.
+  /// The sample: in the order of the stream until it is full, then in no order.
   const std::vector<std::uint64_t>& items() const noexcept { return items_; }
 
  private:
@@ -30,8 +30,8 @@ class Reservoir {
   std::vector<std::uint64_t> items_;
 };
 
-/// Which clean blocks of a disk are held against the parent: both ends of the disk, neighbours of what is
-/// dirty, and some of everywhere. Blocks of 64 KiB, each by its index.
+/// Chooses the clean blocks of a disk that are compared with the parent: both ends of the disk, neighbours of
+/// dirty ranges, and a random sample. Blocks of 64 KiB, each by its index.
 class CleanSample {
  public:
   static constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
@@ -41,12 +41,12 @@ class CleanSample {
   /// `disk`: bytes. The same seed and the same stream give the same sample.
   CleanSample(std::uint64_t disk, std::uint64_t seed);
 
-  /// In guest order: what is said to be clean, and holds data on both sides. `after_dirty`, `before_dirty`:
-  /// what lies beside it is dirty.
+  /// In guest order: a range that is reported as clean, and is data in the export and in the parent.
+  /// `after_dirty`, `before_dirty`: the adjacent range is dirty.
   void add(const GuestRange& clean, bool after_dirty, bool before_dirty);
 
-  /// The blocks to look at, in guest order: at least kMinBlocks of everywhere, and `share` of them, if there
-  /// are so many.
+  /// The blocks to compare, in guest order. `share`: how many blocks of the random sample, clamped to
+  /// kMinBlocks and kMaxBlocks, as far as there are so many.
   std::vector<std::uint64_t> blocks(std::uint64_t share) const;
 
  private:

@@ -13,7 +13,7 @@ namespace qchain {
 
 namespace {
 
-// QEMU writes deflate with this window, and older readers of the format rely on it.
+// QEMU writes deflate with this window size, and older readers of the format rely on it.
 constexpr int kWrittenWindow = -12;
 constexpr int kMemoryLevel = 9;
 constexpr int kMaxZlibLevel = 9;
@@ -30,15 +30,15 @@ Decoded inflate_cluster(std::span<const std::byte> stream, std::span<std::byte> 
   const int result = inflate(&z, Z_FINISH);
   Decoded decoded;
   decoded.used = stream.size() - z.avail_in;
-  // QEMU takes a full cluster as success, whether or not the stream has more to say.
+  // QEMU accepts a full cluster, whether or not the stream goes on.
   const bool filled = z.avail_out == 0 && (result == Z_STREAM_END || result == Z_BUF_ERROR);
   if (!filled) {
-    decoded.ended_early = result == Z_BUF_ERROR && z.avail_in == 0;
-    decoded.complaint = fmt::format("deflate stream: {} after {} of {} bytes",
-                                    z.msg != nullptr         ? z.msg
-                                    : result == Z_STREAM_END ? "shorter than a cluster"
-                                                             : "it ends early",
-                                    cluster.size() - z.avail_out, cluster.size());
+    decoded.truncated = result == Z_BUF_ERROR && z.avail_in == 0;
+    decoded.error = fmt::format("deflate stream: {} after {} of {} bytes",
+                                z.msg != nullptr         ? z.msg
+                                : result == Z_STREAM_END ? "shorter than a cluster"
+                                                         : "it ends early",
+                                cluster.size() - z.avail_out, cluster.size());
   }
   inflateEnd(&z);
   return decoded;
@@ -57,9 +57,9 @@ Decoded unzstd_cluster(std::span<const std::byte> stream, std::span<std::byte> c
   while (out.pos < out.size || left != 0) {
     const std::size_t before = in.pos + out.pos;
     left = ZSTD_decompressStream(context.get(), &out, &in);
-    const auto fail = [&](const char* words, bool ended_early) {
-      return Decoded{fmt::format("zstd stream: {} after {} of {} bytes", words, out.pos, out.size),
-                     ended_early, in.pos};
+    const auto fail = [&](const char* why, bool truncated) {
+      return Decoded{fmt::format("zstd stream: {} after {} of {} bytes", why, out.pos, out.size), truncated,
+                     in.pos};
     };
     if (ZSTD_isError(left) != 0) return fail(ZSTD_getErrorName(left), false);
     if (in.pos + out.pos == before) {
@@ -89,7 +89,7 @@ std::optional<CompressionChoice> parse_compression(const std::string& text) {
   const char* const end = text.data() + text.size();
   const auto [rest, error] = std::from_chars(text.data() + colon + 1, end, choice.level);
   if (error != std::errc() || rest != end || choice.level < 1 || choice.level > max) {
-    throw Error(Outcome::Usage, fmt::format("levels of {} go from 1 to {}", name, max));
+    throw Error(Outcome::Usage, fmt::format("the level of {} must be 1 to {}", name, max));
   }
   return choice;
 }
@@ -128,7 +128,7 @@ Compressor::Compressor(const CompressionChoice& choice) : state_(std::make_uniqu
 Compressor::~Compressor() = default;
 Compressor::Compressor(Compressor&&) noexcept = default;
 
-// zstd decides when it knows how much there is to compress, and tells afterwards.
+// zstd allocates when it knows how much there is to compress, so compress one cluster and ask it.
 std::uint64_t Compressor::memory_for(const CompressionChoice& choice, std::uint64_t cluster_size) {
   constexpr std::uint64_t kZlib = 256 << 10;
   if (choice.type != Compression::Zstd) return kZlib;

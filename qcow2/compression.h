@@ -11,7 +11,7 @@
 
 namespace qchain {
 
-/// A type and a level, as the user asked for them.
+/// A compression type and level.
 struct CompressionChoice {
   Compression type = Compression::Zstd;
   int level = 0;
@@ -28,12 +28,12 @@ class Compressor {
   ~Compressor();
   Compressor(Compressor&&) noexcept;
 
-  /// Bytes of memory that one takes for clusters of `cluster_size` bytes: tens of MiB at zstd's highest
-  /// levels.
+  /// Bytes of memory that one compressor needs for clusters of `cluster_size` bytes: tens of MiB at zstd's
+  /// highest levels.
   static std::uint64_t memory_for(const CompressionChoice& choice, std::uint64_t cluster_size);
 
-  /// Encodes one cluster at the end of `streams`; returns the stream's length, or 0, with `streams` as it
-  /// was, where it would not be smaller than the cluster.
+  /// Appends one compressed cluster to `streams`; returns the stream's length, or 0, with `streams`
+  /// unchanged, if it would not be smaller than the cluster.
   std::size_t compress(std::span<const std::byte> cluster, std::vector<std::byte>& streams);
 
  private:
@@ -41,11 +41,11 @@ class Compressor {
   std::unique_ptr<State> state_;
 };
 
-/// What came of decoding a stream.
+/// The result of decoding a stream.
 struct Decoded {
-  std::string complaint;     ///< What is wrong with it; empty: nothing.
-  bool ended_early = false;  ///< Nothing is wrong with what is there, but there is more to come.
-  std::size_t used = 0;      ///< Bytes of the stream that the decoder has taken.
+  std::string error;       ///< What is wrong with it; empty: nothing.
+  bool truncated = false;  ///< The error is only that the stream ends too early.
+  std::size_t used = 0;    ///< Bytes of the stream that the decoder has consumed.
 };
 
 /// Decodes the stream of one compressed cluster: fills `cluster`, never more. `stream` may be followed

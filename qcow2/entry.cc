@@ -70,7 +70,7 @@ L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geome
   return entry;
 }
 
-std::string complaint_about(const L2Entry& entry, const Geometry& geometry) {
+std::string format_violation(const L2Entry& entry, const Geometry& geometry) {
   if (entry.reserved != 0) return fmt::format("reserved bits {:#x} are set", entry.reserved);
   if (entry.storage == Storage::Compressed) return {};
   if ((entry.allocated & entry.zero) != 0) {
@@ -88,8 +88,8 @@ std::string complaint_about(const L2Entry& entry, const Geometry& geometry) {
 
 namespace {
 
-// The bytes that are to be read from past the end of the file. QEMU writes whole clusters, but nobody misses
-// what is behind the disk's end or not allocated.
+// The range that would be read from past the end of the file. QEMU writes whole clusters, but what is past
+// the end of the disk or not allocated may be missing.
 GuestRange past_the_end(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
                         const GuestRange& visible) {
   const std::uint64_t held =
@@ -106,67 +106,68 @@ GuestRange past_the_end(const L2Entry& entry, const Geometry& geometry, const En
   return lost.value_or(GuestRange{});
 }
 
-EntryFlaw flaw_of_words(const L2Entry& entry, const Geometry& geometry) {
-  if (entry.reserved != 0) return EntryFlaw::ReservedBits;
+EntryProblem problem_kind(const L2Entry& entry, const Geometry& geometry) {
+  if (entry.reserved != 0) return EntryProblem::ReservedBits;
   const bool aligned = geometry.offset_in_cluster(entry.host.bytes()) == 0;
-  return entry.storage == Storage::Plain && !aligned ? EntryFlaw::Misaligned : EntryFlaw::Contradiction;
+  return entry.storage == Storage::Plain && !aligned ? EntryProblem::Misaligned : EntryProblem::Contradiction;
 }
 
-EntryVerdict judge_plain(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
-                         const GuestRange& visible) {
+EntryCheck check_plain(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                       const GuestRange& visible) {
   const std::uint64_t at = entry.host.bytes();
   if (bounds.data_file && !visible.empty() && at != visible.begin.bytes()) {
-    return {EntryFlaw::Contradiction,
-            fmt::format("host offset {:#x} is not the guest's offset, as in an external data file", at),
+    return {EntryProblem::Contradiction,
+            fmt::format("host offset {:#x} in the external data file is not equal to the guest offset", at),
             visible};
   }
   if (at < bounds.data_bytes && geometry.cluster_size() <= bounds.data_bytes - at) return {};
   const GuestRange lost = past_the_end(entry, geometry, bounds, visible);
   const char* const file = bounds.data_file ? "the external data file" : "the file";
   if (at >= bounds.data_bytes) {
-    return {EntryFlaw::PastEnd, fmt::format("its host cluster is past the end of {}", file), lost};
+    return {EntryProblem::PastEnd, fmt::format("its host cluster is past the end of {}", file), lost};
   }
   if (lost.empty()) return {};
-  return {EntryFlaw::Truncated, fmt::format("{} ends inside its host cluster", file), lost};
+  return {EntryProblem::Truncated, fmt::format("{} ends inside its host cluster", file), lost};
 }
 
 }  // namespace
 
-EntryVerdict judge_entry(const L1Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
-                         const GuestRange& visible) {
+EntryCheck check_entry(const L1Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                       const GuestRange& visible) {
   const std::uint64_t at = entry.table.bytes();
   if (entry.reserved != 0) {
-    return {EntryFlaw::ReservedBits, fmt::format("reserved bits {:#x} are set", entry.reserved), visible};
+    return {EntryProblem::ReservedBits, fmt::format("reserved bits {:#x} are set", entry.reserved), visible};
   }
   if (at == 0) return {};
   if (geometry.offset_in_cluster(at) != 0) {
-    return {EntryFlaw::Misaligned, "its L2 table is not cluster-aligned", visible};
+    return {EntryProblem::Misaligned, "its L2 table is not cluster-aligned", visible};
   }
   if (at >= bounds.file_bytes) {
-    return {EntryFlaw::PastEnd, "its L2 table is past the end of the file", visible};
+    return {EntryProblem::PastEnd, "its L2 table is past the end of the file", visible};
   }
   const std::uint64_t held = bounds.file_bytes - at;
   if (held >= geometry.cluster_size()) return {};
   const std::uint64_t mapped = held / geometry.l2_entry_bytes() * geometry.cluster_size();
   const GuestOffset begin = visible.begin + std::min(mapped, visible.length());
   const GuestRange lost{begin, visible.end};
-  return {EntryFlaw::Truncated,
-          lost.empty() ? "the file ends inside its L2 table, behind the entries that the disk needs"
+  return {EntryProblem::Truncated,
+          lost.empty() ? "the file ends inside its L2 table, after the entries that the disk needs"
                        : "the file ends inside its L2 table",
           lost};
 }
 
-EntryVerdict judge_entry(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
-                         const GuestRange& visible) {
-  std::string complaint = complaint_about(entry, geometry);
-  if (!complaint.empty()) return {flaw_of_words(entry, geometry), std::move(complaint), visible};
+EntryCheck check_entry(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                       const GuestRange& visible) {
+  std::string problem = format_violation(entry, geometry);
+  if (!problem.empty()) return {problem_kind(entry, geometry), std::move(problem), visible};
   if (entry.storage == Storage::None) return {};
-  if (entry.storage == Storage::Plain) return judge_plain(entry, geometry, bounds, visible);
+  if (entry.storage == Storage::Plain) return check_plain(entry, geometry, bounds, visible);
   if (bounds.data_file) {
-    return {EntryFlaw::Contradiction, "a compressed cluster in an image with an external data file", visible};
+    return {EntryProblem::Contradiction, "a compressed cluster in an image with an external data file",
+            visible};
   }
   if (entry.host < HostOffset(bounds.file_bytes)) return {};
-  return {EntryFlaw::PastEnd, "its compressed stream is past the end of the file", visible};
+  return {EntryProblem::PastEnd, "its compressed stream is past the end of the file", visible};
 }
 
 RawL2Entry encode_l2(const L2Entry& entry, const Geometry& geometry) {

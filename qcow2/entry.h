@@ -1,6 +1,6 @@
-// L1 and L2 table entries. Decoding is total: every bit pattern means something, if only "corrupt
-// here". What that means for the disk is one judgement, judge_entry(): a reader refuses what it calls lost,
-// and a checker reports the same as data loss.
+// L1 and L2 table entries. Decoding is total: every bit pattern can be decoded, also a corrupt one. What an
+// entry means for the disk is decided in one place, check_entry(): a reader refuses what it calls lost, and a
+// checker reports the same as data loss.
 #pragma once
 
 #include <cstdint>
@@ -18,7 +18,7 @@ inline constexpr std::uint64_t kEntryOffsetMask = 0x00FFFFFFFFFFFE00;
 struct L1Entry {
   HostOffset table;  ///< Of the L2 table; 0: none, all of its range is unallocated.
   bool copied = false;
-  std::uint64_t reserved = 0;  ///< Reserved bits that are set: has to be 0.
+  std::uint64_t reserved = 0;  ///< Reserved bits that are set; must be 0.
 
   friend bool operator==(const L1Entry&, const L1Entry&) = default;
 };
@@ -28,8 +28,8 @@ std::uint64_t encode_l1(const L1Entry& entry);
 
 /// Where the bytes of a cluster are.
 enum class Storage : std::uint8_t {
-  None,        ///< Unallocated, or zeros without a cluster behind them.
-  Plain,       ///< A host cluster (for a zero cluster: preallocated, not looked at).
+  None,        ///< Unallocated, or zeros without a host cluster.
+  Plain,       ///< A host cluster (for a zero cluster: preallocated, not read).
   Compressed,  ///< A stream of deflate or zstd.
 };
 
@@ -39,15 +39,14 @@ struct L2Entry {
   HostOffset host;                     ///< Of the cluster, or of the first byte of the stream.
   std::uint64_t compressed_bytes = 0;  ///< Upper bound of the stream's length.
   bool copied = false;
-  std::uint64_t reserved = 0;  ///< Reserved bits that are set: has to be 0.
-  /// One bit a subcluster, from the least significant one. A standard entry counts as one subcluster
-  /// that is repeated: all bits equal.
+  std::uint64_t reserved = 0;  ///< Reserved bits that are set; must be 0.
+  /// One bit per subcluster, from the least significant one. In a standard entry all bits are equal.
   std::uint32_t allocated = 0;
   std::uint32_t zero = 0;
 
   friend bool operator==(const L2Entry&, const L2Entry&) = default;
 
-  /// What subcluster `index` (0 to 31) is; an allocated bit beside a zero bit is judged elsewhere.
+  /// The kind of subcluster `index` (0 to 31). Does not check for both bits set.
   Kind kind(unsigned index) const {
     if ((zero >> index & 1) != 0) return Kind::Zero;
     return (allocated >> index & 1) != 0 ? Kind::Data : Kind::Inherit;
@@ -59,23 +58,23 @@ struct L2Entry {
 L2Entry decode_l2(std::uint64_t raw, std::uint64_t bitmap, const Geometry& geometry, unsigned version,
                   bool data_file);
 
-/// What the entry's words break of the format's rules; empty where nothing. Bounds are not looked at.
-std::string complaint_about(const L2Entry& entry, const Geometry& geometry);
+/// How the entry violates the format; empty if it does not. Does not check bounds.
+std::string format_violation(const L2Entry& entry, const Geometry& geometry);
 
 /// What is wrong with an entry.
-enum class EntryFlaw : std::uint8_t {
+enum class EntryProblem : std::uint8_t {
   None,
-  ReservedBits,   ///< Bits are set that have to be 0.
+  ReservedBits,   ///< Bits are set that must be 0.
   Misaligned,     ///< Its offset is not cluster-aligned.
   PastEnd,        ///< What it points to is past the end of the file.
   Truncated,      ///< The file ends inside what it points to.
   Contradiction,  ///< It contradicts itself or the image.
 };
 
-struct EntryVerdict {
-  EntryFlaw flaw = EntryFlaw::None;
-  std::string words;  ///< What is wrong; empty where nothing is.
-  GuestRange lost;    ///< The part of the disk that cannot be read for that reason; empty: all of it can.
+struct EntryCheck {
+  EntryProblem problem = EntryProblem::None;
+  std::string message;  ///< Describes the problem; empty: none.
+  GuestRange lost;      ///< The part of the disk that cannot be read for that reason; empty: all of it can.
 };
 
 /// Where the files of an image end.
@@ -86,14 +85,14 @@ struct EntryBounds {
   bool data_file = false;               ///< Data clusters are in another file, at the guest's offset.
 };
 
-/// What an entry means for the disk. `visible`: the part of the disk that it maps, as far as somebody can see
-/// it; it begins where the range of the entry begins. As in QEMU, an offset that is not aligned makes the
-/// cluster unreadable even where it is only the preallocation of a zero cluster, and an L2 table that is cut
-/// short is as good as whole where the disk ends before the cut.
-EntryVerdict judge_entry(const L1Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
-                         const GuestRange& visible);
-EntryVerdict judge_entry(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
-                         const GuestRange& visible);
+/// What an entry means for the disk. `visible`: the part of the disk that it maps, up to the end of the disk;
+/// it begins where the range of the entry begins. As in QEMU, an unaligned offset makes the cluster
+/// unreadable even if it is only the preallocation of a zero cluster, and a truncated L2 table is no problem
+/// if the disk ends before the entries that are missing.
+EntryCheck check_entry(const L1Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                       const GuestRange& visible);
+EntryCheck check_entry(const L2Entry& entry, const Geometry& geometry, const EntryBounds& bounds,
+                       const GuestRange& visible);
 
 /// The two words of an entry. The second is 0 for a standard one.
 struct RawL2Entry {

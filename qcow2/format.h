@@ -44,6 +44,10 @@ inline constexpr std::uint64_t kIncompatibleCorrupt = 1U << 1;      // QEMU foun
 inline constexpr std::uint64_t kIncompatibleDataFile = 1U << 2;     // data in another file
 inline constexpr std::uint64_t kIncompatibleCompression = 1U << 3;  // compression_type is not 0
 inline constexpr std::uint64_t kIncompatibleExtendedL2 = 1U << 4;   // subclusters
+/// Bits whose meaning is known. An image with others may contain structures that are not visible here.
+inline constexpr std::uint64_t kKnownIncompatible = kIncompatibleDirty | kIncompatibleCorrupt |
+                                                    kIncompatibleDataFile | kIncompatibleCompression |
+                                                    kIncompatibleExtendedL2;
 // compatible_features
 inline constexpr std::uint64_t kCompatibleLazyRefcounts = 1U << 0;
 // autoclear_features

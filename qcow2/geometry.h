@@ -6,7 +6,7 @@
 
 namespace qchain {
 
-// Limits that QEMU enforces, and so do we, before anything is allocated.
+// QEMU's limits, which are enforced here too before anything is allocated.
 inline constexpr unsigned kMinClusterBits = 9;
 inline constexpr unsigned kMaxClusterBits = 21;
 inline constexpr std::uint64_t kMaxL1Bytes = std::uint64_t{32} << 20;
@@ -15,8 +15,8 @@ inline constexpr unsigned kMaxRefcountOrder = 6;
 inline constexpr unsigned kSubclustersPerCluster = 32;
 inline constexpr unsigned kMinExtendedL2ClusterBits = 14;
 
-/// How one image divides its disk: the sizes that follow from cluster_bits, extended L2 and the
-/// virtual size. Plain arithmetic; valid for every value within QEMU's limits.
+/// The sizes in an image that follow from cluster_bits, extended L2 and the virtual size. Plain arithmetic;
+/// valid for every value within QEMU's limits.
 class Geometry {
  public:
   Geometry(unsigned cluster_bits, bool extended_l2, std::uint64_t virtual_size)

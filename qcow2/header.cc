@@ -13,9 +13,6 @@ namespace qchain {
 
 namespace {
 
-constexpr std::uint64_t kKnownIncompatible = kIncompatibleDirty | kIncompatibleCorrupt |
-                                             kIncompatibleDataFile | kIncompatibleCompression |
-                                             kIncompatibleExtendedL2;
 constexpr std::uint32_t kMaxSnapshots = 65536;
 constexpr std::uint64_t kExtensionAlignment = 8;
 
@@ -27,7 +24,7 @@ class Decoder {
 
   Header decode() {
     decode_fields();
-    judge_fields();
+    validate_fields();
     decode_extensions();
     decode_backing_name();
     return std::move(header_);
@@ -46,7 +43,7 @@ class Decoder {
     header_.version = v2.version;
     if (header_.version != 2 && header_.version != 3) {
       throw Error(Outcome::Incomplete,
-                  fmt::format("{}: qcow2 version {} at offset 4; versions 2 and 3 can be read", path_,
+                  fmt::format("{}: qcow2 version {} at offset 4; versions 2 and 3 are supported", path_,
                               header_.version));
     }
     header_.cluster_bits = v2.cluster_bits;
@@ -65,7 +62,7 @@ class Decoder {
   }
 
   void decode_v3_fields() {
-    if (bytes_.size() < kMinHeaderLengthV3) corrupt("ends inside its header");
+    if (bytes_.size() < kMinHeaderLengthV3) corrupt("the file ends inside its header");
     HeaderV3 v3;
     std::memcpy(&v3, bytes_.data(), std::min(bytes_.size(), sizeof(v3)));
     header_length_ = v3.header_length;
@@ -81,10 +78,10 @@ class Decoder {
     if (header_length_ > kMinHeaderLengthV3) header_.compression_type = v3.compression_type;
   }
 
-  void judge_fields() const {
+  void validate_fields() const {
     const Header& h = header_;
     if (h.cluster_bits < kMinClusterBits || h.cluster_bits > kMaxClusterBits) {
-      corrupt(fmt::format("cluster_bits {} at offset 20 is not from {} to {}", h.cluster_bits,
+      corrupt(fmt::format("cluster_bits {} at offset 20 is not in the range {} to {}", h.cluster_bits,
                           kMinClusterBits, kMaxClusterBits));
     }
     if (h.has_incompatible(kIncompatibleExtendedL2) && h.cluster_bits < kMinExtendedL2ClusterBits) {
@@ -107,37 +104,38 @@ class Decoder {
                           kMaxL1Bytes));
     }
     if (h.l1_entries < geometry.l1_entries()) {
-      corrupt(fmt::format("an L1 table of {} entries at offset 36; {} bytes of disk need {}", h.l1_entries,
+      corrupt(fmt::format("an L1 table of {} entries at offset 36; a disk of {} bytes needs {}", h.l1_entries,
                           h.virtual_size, geometry.l1_entries()));
     }
-    judge_l1_table();
+    validate_l1_table();
     const std::uint64_t refcount_table_bytes =
         checked_multiply(h.refcount_table_clusters, geometry.cluster_size());
     if (refcount_table_bytes > kMaxRefcountTableBytes) {
       corrupt(fmt::format("a refcount table of {} bytes at offset 56 is larger than {}", refcount_table_bytes,
                           kMaxRefcountTableBytes));
     }
-    // Where it lies is all that matters here: nothing that is read depends on refcounts, and a checker says
-    // whether the table is there.
-    judge_offset("refcount table", h.refcount_table);
+    // Only its offset matters here: reading does not depend on refcounts, and a checker finds out whether the
+    // table exists.
+    validate_offset("refcount table", h.refcount_table);
     if (h.snapshot_count > kMaxSnapshots) {
-      corrupt(fmt::format("{} snapshots at offset 60; at most {}", h.snapshot_count, kMaxSnapshots));
+      corrupt(
+          fmt::format("{} snapshots at offset 60; at most {} are allowed", h.snapshot_count, kMaxSnapshots));
     }
-    judge_offset("snapshot table", h.snapshots);
+    validate_offset("snapshot table", h.snapshots);
   }
 
-  // QEMU minds it even where there is no entry.
-  void judge_offset(const char* what, HostOffset offset) const {
+  // As in QEMU, the offset has to be valid even if the table is empty.
+  void validate_offset(const char* what, HostOffset offset) const {
     if (header_.geometry().offset_in_cluster(offset.bytes()) != 0) {
       corrupt(fmt::format("{} at {:#x}, which is not a multiple of the cluster size", what, offset.bytes()));
     }
     if (offset > HostOffset(std::numeric_limits<std::int64_t>::max())) {
-      corrupt(fmt::format("{} at {:#x}, past any file", what, offset.bytes()));
+      corrupt(fmt::format("{} at {:#x}, which is larger than any file offset", what, offset.bytes()));
     }
   }
 
-  void judge_l1_table() const {
-    judge_offset("L1 table", header_.l1_table);
+  void validate_l1_table() const {
+    validate_offset("L1 table", header_.l1_table);
     const std::uint64_t length = header_.l1_entries * sizeof(std::uint64_t);
     if (length == 0) return;
     const std::uint64_t begin = header_.l1_table.bytes();
@@ -159,8 +157,8 @@ class Decoder {
     for (std::uint64_t offset = header_length_; offset < limit;) {
       if (limit - offset < sizeof(ExtensionHeader)) {
         corrupt(
-            fmt::format("{} bytes are left for a header extension at offset {:#x}, which needs {}, and no "
-                        "end of the extensions is marked",
+            fmt::format("{} bytes are left for a header extension at offset {:#x}, which needs {}, and there "
+                        "is no end-of-extensions marker",
                         limit - offset, offset, sizeof(ExtensionHeader)));
       }
       const auto extension = decode_struct<ExtensionHeader>(bytes_.data() + offset);
@@ -173,7 +171,7 @@ class Decoder {
       }
       if (id == kExtensionEnd) return;
       if (std::ranges::find(seen, id) != seen.end()) {
-        corrupt(fmt::format("header extension {:#010x} at offset {:#x} is there twice", id, offset));
+        corrupt(fmt::format("header extension {:#010x} at offset {:#x} is a duplicate", id, offset));
       }
       seen.push_back(id);
       take_extension(id, text_at(data, length));
@@ -200,7 +198,7 @@ class Decoder {
   void decode_backing_name() {
     if (backing_name_offset_ == 0) return;
     if (backing_name_length_ > kMaxBackingName) {
-      corrupt(fmt::format("a backing name of {} bytes at offset 16; at most {} are possible",
+      corrupt(fmt::format("a backing name of {} bytes at offset 16; at most {} are allowed",
                           backing_name_length_, kMaxBackingName));
     }
     if (backing_name_offset_ < header_length_ || backing_name_offset_ > bytes_.size() ||

@@ -1,4 +1,4 @@
-// The header of an image, decoded: header.cc holds decode and encode side by side.
+// The header of an image, decoded.
 #pragma once
 
 #include <cstddef>
@@ -16,7 +16,7 @@ namespace qchain {
 
 enum class Compression : std::uint8_t { Deflate = 0, Zstd = 1 };
 
-/// An extension that this program does not interpret, kept as it is.
+/// A header extension that is kept as it is.
 struct Extension {
   std::uint32_t id = 0;
   std::string data;
@@ -41,7 +41,7 @@ struct Header {
   std::uint8_t compression_type = 0;
   std::string backing_name;  ///< Empty: no backing file.
   std::optional<std::string> backing_format;
-  std::string data_file_name;           ///< As recorded; an image can have an external data file without.
+  std::string data_file_name;           ///< May be empty even if there is an external data file.
   std::optional<std::string> identity;  ///< The JSON of our extension.
   std::vector<Extension> other_extensions;
 
@@ -52,27 +52,27 @@ struct Header {
   Compression compression() const { return static_cast<Compression>(compression_type); }
   /// Names of the set feature bits and other traits, for people: "extended L2", "zstd", ...
   std::vector<std::string> features() const;
-  /// What nobody can read with this program, by name: "LUKS encryption", ... Empty: nothing.
+  /// The features that make the image unreadable for this program: "LUKS encryption", ... Empty: none.
   std::vector<std::string> unsupported() const;
 };
 
-/// There is no qcow2 header at all: perhaps a raw image. Its outcome is Mismatch.
+/// There is no qcow2 header: perhaps a raw image. Its outcome is Mismatch.
 class NotQcow2 : public Error {
  public:
   using Error::Error;
 };
 
-/// Decodes the header in `cluster0`, the beginning of the file (as much as there is of the first
-/// cluster, at most 2 MiB). `file_size` bounds every table. Throws Error (Mismatch), naming `path`,
-/// offset and value, for what breaks the format or QEMU's limits; NotQcow2 where it is none. A refcount table
-/// past the end of the file is no error here: no byte of the disk depends on it.
+/// Decodes the header in `cluster0`, the beginning of the file (as much as there is of the first cluster, at
+/// most 2 MiB). Throws Error (Mismatch), naming `path`, offset and value, if it violates the format or QEMU's
+/// limits, or if the L1 table is not inside the `file_size` bytes of the file; NotQcow2 if it has no magic. A
+/// refcount table past the end of the file is not an error here: no byte of the disk depends on it.
 Header decode_header(std::span<const std::byte> cluster0, std::uint64_t file_size, const std::string& path);
 
-/// The first cluster of an image. Throws Error (Usage) where the header does not fit in it.
+/// The first cluster of an image. Throws Error (Usage) if the header does not fit in it.
 std::vector<std::byte> encode_header(const Header& header);
 
-/// Bytes to read for decode_header(): the size of the first cluster as the header's first bytes tell
-/// it, or all of them where they tell nothing sensible.
+/// Bytes to read for decode_header(): the cluster size in the header's first bytes, or their number if it is
+/// invalid.
 std::size_t header_bytes(std::span<const std::byte> first_bytes);
 
 }  // namespace qchain

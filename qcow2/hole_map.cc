@@ -12,18 +12,18 @@ HoleMap::HoleMap(const File& file)
     : file_(file), sparse_(file.is_regular() && file.allocated_bytes() < file.size()) {}
 
 HoleMap::Run HoleMap::at(HostOffset begin, std::uint64_t length) {
-  if (begin.bytes() < begin_ || begin.bytes() >= end_) look(begin.bytes());
+  if (begin.bytes() < begin_ || begin.bytes() >= end_) query(begin.bytes());
   return {std::min(length, end_ - begin.bytes()), is_hole_};
 }
 
-// A file system without holes answers that all is data; so does this, for anything unexpected.
-void HoleMap::look(std::uint64_t begin) {
+// File systems without holes report all of a file as data; so does this on an unexpected error.
+void HoleMap::query(std::uint64_t begin) {
   constexpr std::uint64_t kForever = std::numeric_limits<std::uint64_t>::max();
   const auto seek = [&](int whence) { return lseek(file_.descriptor(), static_cast<off_t>(begin), whence); };
   begin_ = begin;
   is_hole_ = false;
   end_ = kForever;
-  // Past its end, a file is not full of zeros: whoever reads there is told.
+  // Past its end, a file has no zeros: a read there has to fail.
   if (begin >= file_.size()) return;
   const off_t data = seek(SEEK_DATA);
   if (data < 0) {

@@ -54,7 +54,7 @@ std::string encode_identity(const Identity& identity) {
   std::string encoded = json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
   if (encoded.size() > kMaxBytes) {
     throw Error(Outcome::Usage,
-                fmt::format("the layer's identity needs {} bytes and {} are possible; use shorter "
+                fmt::format("the layer's identity needs {} bytes, and at most {} are allowed; use shorter "
                             "checkpoint names",
                             encoded.size(), kMaxBytes));
   }
@@ -65,7 +65,7 @@ Identity decode_identity(const std::string& encoded, const std::string& path) {
   const auto corrupt = [&](const std::string& what) {
     return Error(
         Outcome::Mismatch,
-        fmt::format("{}: the layer's identity (header extension 5143484E) is damaged: {}", path, what));
+        fmt::format("{}: the layer's identity (header extension 5143484E) is corrupt: {}", path, what));
   };
   if (encoded.size() > kMaxBytes) throw corrupt(fmt::format("{} bytes", encoded.size()));
   const nlohmann::json json = nlohmann::json::parse(encoded, nullptr, false);
@@ -100,7 +100,7 @@ std::optional<std::int64_t> time_of(const Identity& identity) {
 std::string random_uuid() {
   std::array<unsigned char, 16> bytes{};
   if (getrandom(bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) {
-    throw system_error("no source of randomness", errno);
+    throw system_error("cannot get random bytes", errno);
   }
   bytes[6] = static_cast<unsigned char>((bytes[6] & 0x0F) | 0x40);  // version 4
   bytes[8] = static_cast<unsigned char>((bytes[8] & 0x3F) | 0x80);  // variant of RFC 4122
@@ -122,23 +122,22 @@ bool is_uuid(const std::string& text) {
   return true;
 }
 
-std::string misfit(const Identity& child, bool has_backing, const std::optional<Identity>& parent) {
+std::string link_mismatch(const Identity& child, bool has_backing, const std::optional<Identity>& parent) {
   if (!child.overlay) {
-    return has_backing ? "it was written as a full layer, and now has a backing file" : std::string();
+    return has_backing ? "it was written as a full layer, but now has a backing file" : std::string();
   }
-  if (!has_backing) return "it was written on a parent, and now has no backing file";
+  if (!has_backing) return "it was written as an overlay, but now has no backing file";
   if (child.parent_id.empty()) return {};
   if (!parent) {
-    return fmt::format("it was written on layer {}, and what lies beneath it has no identity",
-                       child.parent_id);
+    return fmt::format("its parent was layer {}, but its backing file has no identity", child.parent_id);
   }
   if (parent->id != child.parent_id) {
-    return fmt::format("it was written on layer {}, and what lies beneath it is layer {}", child.parent_id,
+    return fmt::format("its parent was layer {}, but its backing file is layer {}", child.parent_id,
                        parent->id);
   }
   if (!child.since.empty() && !parent->checkpoint.empty() && child.since != parent->checkpoint) {
-    return fmt::format("its changes count from checkpoint {}, and the layer beneath it is at {}", child.since,
-                       parent->checkpoint);
+    return fmt::format("its changes count from checkpoint {}, but its backing file is at checkpoint {}",
+                       child.since, parent->checkpoint);
   }
   return {};
 }

@@ -73,7 +73,7 @@ void Image::require_readable() const {
   if (names.empty()) return;
   std::string list = names.front();
   for (std::size_t i = 1; i < names.size(); ++i) list += ", " + names[i];
-  throw Error(Outcome::Incomplete, fmt::format("{}: uses {}, which cannot be read", path(), list),
+  throw Error(Outcome::Incomplete, fmt::format("{}: uses {}, which is not supported", path(), list),
               only_data_file ? Remedy::AllowDataFile : Remedy::None);
 }
 
@@ -82,16 +82,16 @@ void Image::read_compressed(const Mapping& mapping, std::span<std::byte> cluster
   // The length is rounded up to sectors, and the last stream of a file may end before that.
   stream.resize(file_.read_at_most(mapping.host, stream));
   const Decoded decoded = decompress(header_.compression(), stream, cluster);
-  if (decoded.complaint.empty()) return;
-  const bool is_cut = decoded.ended_early && stream.size() < mapping.compressed_bytes;
+  if (decoded.error.empty()) return;
+  const bool is_cut = decoded.truncated && stream.size() < mapping.compressed_bytes;
   throw Error(Outcome::Mismatch,
               fmt::format("{}: compressed cluster at {:#x} for guest {}: {}{}", path(), mapping.host.bytes(),
-                          to_string(mapping.range), decoded.complaint,
+                          to_string(mapping.range), decoded.error,
                           is_cut ? fmt::format("; the file is truncated ({} bytes)", file_size_) : ""));
 }
 
-// One word of a table, read through the window: at least kMinWindowBytes at a time, up to kMaxWindowBytes
-// where the caller is going to want more, never past the table's end.
+// One word of a table, read through the window: at least kMinWindowBytes at a time, up to kMaxWindowBytes if
+// `wanted` words are going to be needed, and never past the end of the table.
 std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index, std::uint64_t wanted,
                            std::uint64_t table_words) {
   constexpr std::uint64_t kWord = sizeof(std::uint64_t);
@@ -109,12 +109,12 @@ std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index
   return decode_struct<Be64>(window.bytes.data() + (index - window.first) * kWord);
 }
 
-// How often the word at `index`, which the window holds, is there in a row: at least once.
+// How often the word at `index`, which is in the window, is repeated in a row: at least once.
 std::uint64_t Mapper::repeats(const Window& window, std::uint64_t index) {
   constexpr std::size_t kWord = sizeof(std::uint64_t);
   constexpr std::size_t kStride = 64 * kWord;
   const std::span<const std::byte> words = std::span(window.bytes).subspan((index - window.first) * kWord);
-  std::size_t end = kWord;  // of what is known to be alike
+  std::size_t end = kWord;  // of the words that are known to be equal
   const auto next_are_alike = [&](std::size_t length) {
     return length <= words.size() - end &&
            std::memcmp(words.data() + end, words.data() + end - kWord, length) == 0;
@@ -124,36 +124,36 @@ std::uint64_t Mapper::repeats(const Window& window, std::uint64_t index) {
   return end / kWord;
 }
 
-// Of the L2 table for `covered`, which begins in the range of this entry; `covered` ends where the table
-// does.
+// The L2 table that maps the beginning of `covered`, which lies in the range of this L1 entry. Cuts `covered`
+// if the file ends inside the table.
 HostOffset Mapper::l2_table(std::uint64_t l1_index, GuestRange& covered) {
   const Header& header = image_.header();
   const Geometry& geometry = image_.geometry();
   const L1Entry entry = decode_l1(word(l1_, header.l1_table, l1_index, 0, header.l1_entries));
   const GuestRange visible = intersect(guest_range(l1_index * geometry.l2_coverage(), geometry.l2_coverage()),
                                        guest_range(0, header.virtual_size));
-  const EntryVerdict verdict = judge_entry(entry, geometry, image_.bounds(), visible);
-  if (verdict.lost.empty()) return entry.table;
-  if (covered.begin < verdict.lost.begin) {
-    covered.end = std::min(covered.end, verdict.lost.begin);
+  const EntryCheck check = check_entry(entry, geometry, image_.bounds(), visible);
+  if (check.lost.empty()) return entry.table;
+  if (covered.begin < check.lost.begin) {
+    covered.end = std::min(covered.end, check.lost.begin);
     return entry.table;
   }
   throw Error(Outcome::Mismatch,
               fmt::format("{}: L1 entry {} at {:#x} is {:#018x}: {} ({} bytes)", image_.path(), l1_index,
                           (header.l1_table + l1_index * sizeof(std::uint64_t)).bytes(), encode_l1(entry),
-                          verdict.words, image_.file_size()));
+                          check.message, image_.file_size()));
 }
 
-// Data that the file ends inside of is refused when those very bytes are read.
-void Mapper::judge(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const {
+// A cluster that is truncated by the end of the file is an error only when the missing bytes are read.
+void Mapper::require_valid(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const {
   const GuestRange visible = intersect({cluster, cluster + image_.geometry().cluster_size()},
                                        guest_range(0, image_.header().virtual_size));
-  const EntryVerdict verdict = judge_entry(entry, image_.geometry(), image_.bounds(), visible);
-  if (verdict.flaw == EntryFlaw::Truncated || intersect(verdict.lost, part).empty()) return;
+  const EntryCheck check = check_entry(entry, image_.geometry(), image_.bounds(), visible);
+  if (check.problem == EntryProblem::Truncated || intersect(check.lost, part).empty()) return;
   throw Error(
       Outcome::Mismatch,
-      fmt::format("{}: L2 entry for guest offset {:#x}: {}{}", image_.path(), cluster.bytes(), verdict.words,
-                  verdict.flaw == EntryFlaw::PastEnd
+      fmt::format("{}: L2 entry for guest offset {:#x}: {}{}", image_.path(), cluster.bytes(), check.message,
+                  check.problem == EntryProblem::PastEnd
                       ? fmt::format(" ({:#x} in {}, which has {} bytes)", entry.host.bytes(),
                                     image_.data().path(), image_.data_size())
                       : ""));
@@ -196,7 +196,7 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
       at = covered.end;
       continue;
     }
-    // The file may end behind the entries that the disk needs.
+    // The file may end inside the table, after the entries that the disk needs.
     const std::uint64_t table_words = std::min(geometry.cluster_size(), image_.file_size() - table.bytes()) /
                                       geometry.l2_entry_bytes() * words_per_entry;
     while (at < covered.end && mappings.size() < max) {
@@ -207,12 +207,12 @@ GuestOffset Mapper::map(const GuestRange& range, std::size_t max, std::vector<Ma
       const std::uint64_t raw = word(l2_, table, index, wanted, table_words);
       const std::uint64_t bitmap = geometry.extended_l2() ? word(l2_, table, index + 1, 1, table_words) : 0;
       const L2Entry entry = decode_l2(raw, bitmap, geometry, image_.header().version, data_file);
-      // Most of a large disk is nothing.
+      // Most of a large disk is unallocated.
       const bool nothing = entry.storage == Storage::None && !geometry.extended_l2();
       const std::uint64_t clusters = nothing ? repeats(l2_, index) : 1;
       const GuestRange part =
           intersect({at, covered.end}, {cluster, cluster + clusters * geometry.cluster_size()});
-      judge(entry, cluster, part);
+      require_valid(entry, cluster, part);
       if (nothing) {
         append(mappings, {part, entry.kind(0), Storage::None, {}, 0, 0});
       } else {

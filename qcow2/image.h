@@ -25,11 +25,11 @@ struct Mapping {
   friend bool operator==(const Mapping&, const Mapping&) = default;
 };
 
-/// Adds `mapping` at the end, as a part of the last one where the two continue each other.
+/// Adds `mapping` at the end, merged with the last one if it continues it.
 void append(std::vector<Mapping>& mappings, const Mapping& mapping);
 
-/// One qcow2 file, opened for reading. Its tables stay on disk: what is asked for is read when it is
-/// asked for, so that an image costs no memory. Safe to use from several threads.
+/// One qcow2 file, opened for reading. Tables are read on demand and not kept, so that an image needs no
+/// memory in proportion to its size. Thread-safe.
 class Image {
  public:
   /// Decodes the header. Throws Error as decode_header() does.
@@ -46,11 +46,11 @@ class Image {
   const File& data() const noexcept { return data_file_ ? *data_file_ : file_; }
   std::uint64_t data_size() const noexcept { return data_size_; }
   bool has_data_file() const noexcept { return data_file_.has_value(); }
-  /// For judge_entry(). The length of a data file that was not opened is unknown.
+  /// For check_entry(). The length of a data file that was not opened is unknown.
   EntryBounds bounds() const noexcept;
   void attach_data_file(File data_file);
 
-  /// Throws Error (Incomplete), naming them, where the image uses features that cannot be read.
+  /// Throws Error (Incomplete), naming them, if the image uses features that are not supported.
   void require_readable() const;
 
   /// Reads a compressed cluster; cluster.size() is the cluster size. Throws Error (Mismatch).
@@ -66,15 +66,15 @@ class Image {
   std::optional<Identity> identity_;
 };
 
-/// A way through the mapping of one image: remembers the piece of a table that it read last. A short
-/// question reads little; a long one reads tables whole.
+/// Maps ranges of one image. Caches the part of each table that it read last: a query for a short range reads
+/// little, one for a long range reads whole tables. For one thread at a time.
 class Mapper {
  public:
   explicit Mapper(const Image& image) : image_(image) {}
 
-  /// Appends the mapping of `range` (inside the disk) to `mappings`, in order, until its end or until
-  /// there are `max` of them. Returns how far that is. Throws Error (Mismatch), naming file, offset and
-  /// value, for an entry that breaks the format or points outside the file.
+  /// Appends the mapping of `range` (inside the disk) to `mappings`, in order, up to its end or until there
+  /// are `max` of them. Returns where it ends. Throws Error (Mismatch), naming file, offset and value, for an
+  /// entry that violates the format or points outside the file.
   GuestOffset map(const GuestRange& range, std::size_t max, std::vector<Mapping>& mappings);
 
  private:
@@ -91,7 +91,7 @@ class Mapper {
   HostOffset l2_table(std::uint64_t l1_index, GuestRange& covered);
   void map_cluster(const L2Entry& entry, GuestOffset cluster, const GuestRange& part,
                    std::vector<Mapping>& mappings) const;
-  void judge(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const;
+  void require_valid(const L2Entry& entry, GuestOffset cluster, const GuestRange& part) const;
 
   const Image& image_;
   Window l1_;

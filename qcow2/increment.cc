@@ -13,7 +13,7 @@ namespace {
 
 constexpr std::size_t kMaxNamed = 16;
 constexpr std::uint64_t kBlock = CleanSample::kBlock;
-// Fewer say nothing about which disk it is.
+// Fewer bytes are not enough to conclude that it is another disk.
 constexpr std::uint64_t kMinForAnotherDisk = 8 * kBlock;
 
 bool nearly_all(std::uint64_t differing, std::uint64_t all) { return differing > all - all / 10; }
@@ -88,7 +88,7 @@ void Increment::add(const CleanRange& clean, Kind kind, Extents& extents) {
   }
 }
 
-// Clean, and data on both sides.
+// Clean, and data in the export and in the parent.
 void Increment::add_candidate(const GuestRange& range, Extents& extents) {
   if (options_.fraction <= 0) {
     add({range, false}, Kind::Inherit, extents);
@@ -111,19 +111,19 @@ void Increment::add_candidate(const GuestRange& range, Extents& extents) {
 
 std::vector<CleanRange> Increment::take_clean(const GuestRange& piece) {
   std::vector<CleanRange> taken;
-  bool any_doubt = false;
+  bool any_suspect = false;
   while (!clean_.empty() && clean_.front().range.begin < piece.end) {
     GuestRange& first = clean_.front().range;
     const GuestRange common = intersect(first, piece);
     if (!common.empty()) taken.push_back({common, clean_.front().compare});
-    any_doubt = any_doubt || (!common.empty() && clean_.front().compare);
+    any_suspect = any_suspect || (!common.empty() && clean_.front().compare);
     if (first.end > piece.end) {
       first.begin = std::max(first.begin, piece.end);
       break;
     }
     clean_.pop_front();
   }
-  if (!any_doubt) taken.clear();
+  if (!any_suspect) taken.clear();
   return taken;
 }
 
@@ -137,7 +137,7 @@ void Increment::note_compared(std::uint64_t equal_data_bytes, const Extents& mis
   }
   if (missed.empty() || options_.trust == Trust::Nothing) return;
   throw BitmapContradiction(
-      fmt::format("{}: the dirty bitmap says clean of {}, where the disk is not what the parent {} holds",
+      fmt::format("{}: the dirty bitmap reports {} as clean, but the disk differs from the parent {} there",
                   live_.name(), to_string(missed.front().range), parent_.name()));
 }
 
@@ -146,11 +146,11 @@ void Increment::require_same_disk() const {
   if (compared < kMinForAnotherDisk || !nearly_all(missed_data_bytes_, compared)) return;
   throw Error(
       Outcome::Mismatch,
-      fmt::format(
-          "{}: of {} bytes of data that are said to be unchanged, {} differ from the parent {}: this is "
-          "another disk, or the parent is not the point that the bitmap counts from; nothing was "
-          "published; choose the right parent, or pull a full image",
-          live_.name(), compared, missed_data_bytes_, parent_.name()));
+      fmt::format("{}: of {} bytes of data that the dirty bitmap reports as clean, {} differ from the parent "
+                  "{}: this "
+                  "is another disk, or the bitmap does not start at the parent's point in time; nothing was "
+                  "published; choose the right parent, or pull a full image",
+                  live_.name(), compared, missed_data_bytes_, parent_.name()));
 }
 
 void Increment::check_sample(std::uint64_t read_bytes) {
@@ -193,7 +193,7 @@ void Increment::check_sample(std::uint64_t read_bytes) {
   }
 }
 
-// A block that differs may be dirty in part: what was written of it is in the layer.
+// A block that differs may be dirty in part; its dirty ranges are stored in the layer.
 void Increment::compare_clean(const ReadRequest& live, const ReadRequest& parent, Extents& missed) {
   for (GuestRange rest = live.range(); !rest.empty();) {
     for (const ExportStatus& status : live_.status(rest)) {

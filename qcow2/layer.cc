@@ -26,7 +26,7 @@ std::optional<Identity> Layer::identity() const {
 std::uint64_t Layer::true_length() const {
   if (image() == nullptr) return std::get<RawFile>(source_).size();
   const std::optional<Identity> known = identity();
-  // What is recorded counts as long as nobody resized the image since.
+  // The recorded length is valid unless the image was resized since.
   if (known && align_up(known->length, kSectorSize) == virtual_size()) return known->length;
   return virtual_size();
 }

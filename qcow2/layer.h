@@ -26,10 +26,10 @@ class Layer {
   const File& data() const noexcept;
   const std::string& path() const noexcept { return file().path(); }
   const char* format() const noexcept { return image() != nullptr ? "qcow2" : "raw"; }
-  /// Bytes of the disk; of a raw file rounded up to sectors, as QEMU does.
+  /// Bytes of the disk; for a raw file rounded up to sectors, as in QEMU.
   std::uint64_t virtual_size() const noexcept;
   std::optional<Identity> identity() const;
-  /// Bytes that the disk had before it was rounded up to sectors, where that is known.
+  /// Bytes of the disk before it was rounded up to sectors, if that is known.
   std::uint64_t true_length() const;
 
  private:

@@ -7,10 +7,10 @@ namespace qchain {
 
 namespace {
 
-// How far the planner looks ahead at most, where there are many small extents: what it has seen is held.
+// How far the planner looks ahead at most if there are many small extents, since those are kept in memory.
 constexpr std::uint64_t kWindow = std::uint64_t{64} << 20;
 
-// `blocks`, and `also` as Data wherever that is.
+// `blocks`, with all of `also` as Data.
 ExtentSource with_range(ExtentSource blocks, const GuestRange& also) {
   if (also.empty()) return blocks;
   Extents wanted;
@@ -59,7 +59,7 @@ void LayerPieces::fill_window() {
   GuestOffset end;
   while (std::optional<Extent> extent = take_stored()) {
     if (window.empty()) {
-      // What reaches past the first window's end makes a long window of its own.
+      // An extent that reaches past the end of the window makes the window longer.
       const GuestOffset first(align_down(extent->range.begin.bytes(), kWindow) + kWindow);
       end = std::max(first, GuestOffset(align_down(extent->range.end.bytes(), kWindow)));
     }

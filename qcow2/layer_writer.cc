@@ -10,7 +10,7 @@
 #include "extent/page_buffer.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
-#include "qcow2/doubt_judge.h"
+#include "qcow2/clean_comparison.h"
 #include "qcow2/format.h"
 #include "qcow2/increment.h"
 #include "qcow2/layer_pieces.h"
@@ -24,7 +24,7 @@ constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
 constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
-// Pieces are smaller where many workers hold one, and have room for its streams too.
+// With many workers pieces are smaller, and with compression too, to leave memory for the streams.
 PieceLimits limits_for(const Geometry& geometry, const LayerOptions& options) {
   PieceLimits limits;
   limits.boundary = std::max(kBoundary, geometry.cluster_size());
@@ -35,18 +35,18 @@ PieceLimits limits_for(const Geometry& geometry, const LayerOptions& options) {
   return limits;
 }
 
-// How many bytes one piece takes: a unit that it ends in is filled up.
+// How many bytes the buffer of one piece needs: its last unit is padded.
 std::uint64_t capacity_for(const Geometry& geometry, const PieceLimits& limits) {
   return limits.data + geometry.unit();
 }
 
-// What memory has room for, beside the L1 table.
-struct Staff {
+// How many workers and buffers fit in memory, beside the L1 table.
+struct WorkerPlan {
   unsigned workers = 1;
-  unsigned buffers = 1;  // of each: with two, the next piece comes while the last one is written
+  unsigned buffers = 1;  // of each: with two, the next piece is read while the last one is written
 };
 
-Staff staff_for(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
+WorkerPlan plan_workers(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
   const std::uint64_t memory =
       kMaxPieceMemory - std::min(geometry.l1_entries() * sizeof(std::uint64_t), kMaxPieceMemory / 4 * 3);
   const std::uint64_t buffer = capacity_for(geometry, limits);
@@ -54,15 +54,15 @@ Staff staff_for(const Geometry& geometry, const PieceLimits& limits, const Layer
   if (options.compression) {
     fixed = buffer + Compressor::memory_for(*options.compression, geometry.cluster_size());
   }
-  Staff staff;
-  staff.workers =
+  WorkerPlan plan;
+  plan.workers =
       static_cast<unsigned>(std::clamp<std::uint64_t>(memory / (buffer + fixed), 1, options.workers));
-  if (staff.workers * (2 * buffer + fixed) <= memory) staff.buffers = 2;
-  return staff;
+  if (plan.workers * (2 * buffer + fixed) <= memory) plan.buffers = 2;
+  return plan;
 }
 
-// What the layer stores. In an overlay, a last sector that the disk does not fill is written, or the
-// parent's bytes would show behind the disk's end.
+// What the layer stores. In an overlay, a last sector that the disk fills only in part is always stored, or
+// the parent's bytes would be visible past the end of the disk.
 ExtentSource stored_kinds(BlockDevice& source, const Geometry& geometry, Position position) {
   ExtentSource kinds = extents_of(source);
   const std::uint64_t whole_sectors = align_down(source.size(), kSectorSize);
@@ -81,20 +81,20 @@ struct Job {
   const File& file;
   const LayerOptions& options;
   const PieceLimits limits;
-  const Staff staff;
+  const WorkerPlan worker_plan;
   LayerPieces pieces;
   Placement placement;
   WriteQueue queue;
   WrittenLayer written{};
   std::uint64_t room = 0;  // length of the file
 
-  // What is inherited as a whole where it was not read: blocks are recorded whole, units are stored whole.
+  // What is inherited as a whole if it was not read: blocks are recorded whole, units are stored whole.
   std::uint64_t unread_unit() const {
     return std::max(geometry.unit(), options.observer ? options.observer->block_size : 0);
   }
 };
 
-// What one cluster of a piece, or a run of zero clusters, becomes.
+// How one cluster of a piece, or a run of zero clusters, is stored.
 struct ClusterPlan {
   std::uint64_t index = 0;
   std::uint64_t count = 1;  // more than one: all of them zeros
@@ -112,33 +112,33 @@ struct ClusterPart {
   std::span<const std::byte> bytes;
 };
 
-// Where the bytes of a piece are, from when they come until they are written.
-struct Cargo {
-  Cargo(WriteQueue& queue, std::uint64_t capacity) : buffer(capacity), writes(queue) {}
+// The data of a piece, until it is written.
+struct PieceBuffer {
+  PieceBuffer(WriteQueue& queue, std::uint64_t capacity) : buffer(capacity), writes(queue) {}
 
   PageBuffer buffer;
   std::vector<std::byte> streams;
   std::vector<FinishedTable> tables;
-  BackgroundWrites writes;  // goes first
+  BackgroundWrites writes;  // destroyed first
 };
 
 class LayerWorker : public Worker {
  public:
   LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
     const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
-    for (unsigned i = 0; i < job.staff.buffers; ++i) {
-      cargos_.push_back(std::make_unique<Cargo>(job.queue, capacity));
+    for (unsigned i = 0; i < job.worker_plan.buffers; ++i) {
+      buffers_.push_back(std::make_unique<PieceBuffer>(job.queue, capacity));
     }
     if (job.options.observer) watcher_ = job.options.observer->make_watcher();
     if (job.options.compression) compressor_.emplace(*job.options.compression);
     if (job.options.increment != nullptr) {
-      judge_.emplace(*job.options.increment, job.geometry.unit(), job.unread_unit());
+      comparison_.emplace(*job.options.increment, job.geometry.unit(), job.unread_unit());
     }
   }
 
   bool take() override {
     if (!job_.pieces.next(piece_, stored_)) return false;
-    if (judge_) {
+    if (comparison_) {
       clean_ =
           job_.options.increment->take_clean({piece_.runs.front().range.begin, piece_.runs.back().range.end});
     }
@@ -147,18 +147,18 @@ class LayerWorker : public Worker {
   }
 
   void fetch() override {
-    std::swap(cargos_.front(), cargos_.back());
-    cargo().writes.wait();
-    cargo().tables.clear();
+    std::swap(buffers_.front(), buffers_.back());
+    current().writes.wait();
+    current().tables.clear();
     const std::vector<ReadRequest> fetched = read();
     if (!clean_.empty()) {
-      judge_->judge(clean_, fetched, piece_, stored_);
+      comparison_->apply(clean_, fetched, piece_, stored_);
       if (watcher_) watcher_->revised(piece_, stored_);
     }
     if (watcher_) watcher_->fetched(fetched);
     plans_.clear();
     parts_.clear();
-    cargo().streams.clear();
+    current().streams.clear();
     usage_ = {};
     auto data = fetched.begin();
     for (const Extent& stored : stored_) {
@@ -179,10 +179,10 @@ class LayerWorker : public Worker {
     if (compressor_) compress();
   }
 
-  void settle() override {
+  void commit() override {
     for (const ClusterPlan& plan : plans_) place(plan);
-    cargo().tables = job_.placement.take_finished();
-    for (const FinishedTable& table : cargo().tables) writes_.add(table.at, table.bytes);
+    current().tables = job_.placement.take_finished();
+    for (const FinishedTable& table : current().tables) writes_.add(table.at, table.bytes);
     WrittenLayer& total = job_.written;
     total.data_bytes += usage_.data_bytes;
     total.zero_bytes += usage_.zero_bytes;
@@ -190,19 +190,19 @@ class LayerWorker : public Worker {
     total.compressed_clusters += usage_.compressed_clusters;
     total.read_bytes += piece_.data_bytes;
     make_room();
-    if (watcher_) watcher_->settle();
+    if (watcher_) watcher_->commit();
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
-  void store() override { cargo().writes.start(writes_.take()); }
+  void store() override { current().writes.start(writes_.take()); }
 
   void finish() override {
-    for (const std::unique_ptr<Cargo>& cargo : cargos_) cargo->writes.wait();
+    for (const std::unique_ptr<PieceBuffer>& buffer : buffers_) buffer->writes.wait();
   }
 
  private:
   const Geometry& geometry() const { return job_.geometry; }
-  // The file is longer than what is written to it: writes that make it longer wait for each other.
+  // Keeps the file longer than what is written to it: writes that extend a file are serialised.
   void make_room() {
     constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
     if (job_.placement.file_bytes() <= job_.room) return;
@@ -210,21 +210,21 @@ class LayerWorker : public Worker {
     try {
       job_.file.resize(job_.room);
     } catch (const Error&) {
-      // Where so long a file is not allowed, a shorter one may be.
+      // Such a length may exceed a limit that the finished file does not.
       job_.room = std::numeric_limits<std::uint64_t>::max();
     }
   }
-  Cargo& cargo() { return *cargos_.front(); }
+  PieceBuffer& current() { return *buffers_.front(); }
 
-  // Reads the piece's data, one request a run. Only the disk's last unit can be cut short; zeros follow
-  // it in the buffer.
+  // Reads the piece's data, one request per run. Only the last unit of the disk can be incomplete; it is
+  // padded with zeros in the buffer.
   std::vector<ReadRequest> read() {
     std::vector<ReadRequest> batch;
-    std::span<std::byte> free(cargo().buffer);
+    std::span<std::byte> free(current().buffer);
     for (const Extent& run : piece_.runs) {
       if (run.kind != Kind::Data) continue;
       const std::uint64_t length = run.range.length();
-      // A run may begin inside a unit, where blocks are smaller than units.
+      // A run may begin inside a unit, if blocks are smaller than units.
       const std::uint64_t whole =
           align_up(run.range.end.bytes(), geometry().unit()) - run.range.begin.bytes();
       batch.push_back({run.range.begin, free.first(length)});
@@ -232,7 +232,7 @@ class LayerWorker : public Worker {
       free = free.subspan(whole);
     }
     if (job_.options.salvage) {
-      read_watched(*reader_, batch, watcher_.get());
+      read_watched(*reader_, batch, *watcher_);
     } else {
       reader_->read(batch);
     }
@@ -265,7 +265,7 @@ class LayerWorker : public Worker {
       ClusterPlan& plan = plan_of(offset);
       plan.data |= std::uint32_t{1} << unit_of(offset);
       ClusterPart* const last = plan.part_count > 0 ? &parts_.back() : nullptr;
-      // Neighbours in the buffer need not be neighbours in the cluster.
+      // Adjacent in the buffer does not imply adjacent in the cluster.
       if (last != nullptr && last->bytes.data() + last->bytes.size() == bytes.data() &&
           last->unit + last->bytes.size() / unit == unit_of(offset)) {
         last->bytes = {last->bytes.data(), last->bytes.size() + bytes.size()};
@@ -304,8 +304,8 @@ class LayerWorker : public Worker {
   void compress() {
     for (ClusterPlan& plan : plans_) {
       if (plan.data != geometry().all_units()) continue;
-      plan.stream_begin = cargo().streams.size();
-      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, cargo().streams);
+      plan.stream_begin = current().streams.size();
+      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, current().streams);
       if (plan.stream_length != 0) ++usage_.compressed_clusters;
     }
   }
@@ -313,7 +313,7 @@ class LayerWorker : public Worker {
   void place(const ClusterPlan& plan) {
     if (plan.stream_length != 0) {
       const HostOffset at = job_.placement.place_compressed(plan.index, plan.stream_length);
-      writes_.add(at, std::span(cargo().streams).subspan(plan.stream_begin, plan.stream_length));
+      writes_.add(at, std::span(current().streams).subspan(plan.stream_begin, plan.stream_length));
       return;
     }
     if (plan.data == 0) {
@@ -330,13 +330,13 @@ class LayerWorker : public Worker {
   Job& job_;
   std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
-  std::optional<DoubtJudge> judge_;
+  std::optional<CleanComparison> comparison_;
   std::vector<CleanRange> clean_;  // of the piece
   std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::unique_ptr<Cargo>> cargos_;  // this piece's; behind it, those that may be under way
-  Piece piece_;                                 // what is read, block by block
-  Extents stored_;                              // what of it is stored, unit by unit
-  std::vector<ClusterPlan> plans_;              // in guest order
+  std::vector<std::unique_ptr<PieceBuffer>> buffers_;  // this piece's; then one whose writes may be in flight
+  Piece piece_;                                        // what is read, block by block
+  Extents stored_;                                     // what of it is stored, unit by unit
+  std::vector<ClusterPlan> plans_;                     // in guest order
   std::vector<ClusterPart> parts_;
   WrittenLayer usage_;  // of this piece
   WriteList writes_;
@@ -352,7 +352,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
           file,
           options,
           limits,
-          staff_for(geometry, limits, options),
+          plan_workers(geometry, limits, options),
           {stored_kinds(source, geometry, options.position),
            options.observer ? options.observer->block_size : geometry.unit(), options.position,
            options.observer ? options.observer->also_read : GuestRange{}, limits},
@@ -364,7 +364,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
         if (!reader) return nullptr;
         return std::make_unique<LayerWorker>(job, std::move(reader));
       },
-      job.staff.workers);
+      job.worker_plan.workers);
 
   Header& header = job.written.header;
   header.cluster_bits = options.cluster_bits;
@@ -379,7 +379,7 @@ WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptio
     file.write(table.at, table.bytes);
   }
   job.written.file_bytes = job.placement.file_bytes();
-  // The last thing placed is not the last thing written; nothing may end inside a cluster.
+  // Cuts off what make_room() added, or pads the file to whole clusters.
   file.resize(job.written.file_bytes);
   return std::move(job.written);
 }

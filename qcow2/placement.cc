@@ -24,13 +24,13 @@ constexpr std::uint64_t kL1Chunk = 64 << 10;
 Placement::Placement(const Geometry& geometry)
     : geometry_(geometry),
       refcounts_per_block_(geometry.cluster_size() / kRefcountBytes),
-      l1_entries_(
-          std::max<std::uint64_t>(1, geometry.l1_entries())),  // QEMU calls an empty table's cluster leaked
+      l1_entries_(std::max<std::uint64_t>(
+          1, geometry.l1_entries())),  // QEMU reports an empty table's cluster as leaked
       l1_chunk_(std::max(kL1Chunk, geometry.cluster_size())) {
   if (l1_entries_ > kMaxL1Bytes / kWord) {
     throw Error(
         Outcome::Usage,
-        fmt::format("{} bytes of disk at clusters of {} bytes need an L1 table of {} bytes, above "
+        fmt::format("a disk of {} bytes with clusters of {} bytes needs an L1 table of {} bytes, above "
                     "QEMU's limit of {}; use larger clusters",
                     geometry.virtual_size(), geometry.cluster_size(), l1_entries_ * kWord, kMaxL1Bytes),
         Remedy::LargerClusters);
@@ -55,9 +55,9 @@ unsigned Placement::count(std::uint64_t cluster, unsigned references) {
   return before;
 }
 
-// Packs as QEMU does: into the cluster that the last stream ended in; where it does not fit, across the
-// border if the next free cluster is the neighbour, else from the beginning of that one. Every stream is
-// one reference to each cluster that it touches.
+// Packs as QEMU does: into the cluster in which the last stream ended; if it does not fit, across the
+// boundary if the next free cluster is adjacent, else from the beginning of the free one. Every stream is one
+// reference to each cluster that it touches.
 HostOffset Placement::allocate_stream(std::uint64_t length) {
   const std::uint64_t cluster_size = geometry_.cluster_size();
   const std::uint64_t open_cluster = (stream_end_ - 1) / cluster_size;
@@ -77,8 +77,8 @@ HostOffset Placement::allocate_stream(std::uint64_t length) {
   return HostOffset(at);
 }
 
-// A block is full when the cursor has passed its last cluster, and no stream can add to one of them. Its
-// own cluster is counted too, and may be the one that fills the next block.
+// A block is full when the cursor has passed its last cluster, and no stream can still add references. The
+// block's own cluster is counted too, and may fill up the next block.
 void Placement::place_full_blocks() {
   const std::uint64_t open_cluster =
       stream_at_ < stream_end_ ? (stream_end_ - 1) / geometry_.cluster_size() : kNone;
@@ -93,8 +93,7 @@ void Placement::place_full_blocks() {
   }
 }
 
-// At the end the blocks have to count themselves: each gets its cluster first, and is written when none
-// is without.
+// At the end the blocks have to count themselves: all of them get their clusters before any is written.
 void Placement::place_last_blocks() {
   while (refcount_blocks_.size() <= open_blocks_.rbegin()->first) {
     const std::uint64_t cluster = next_++;
@@ -123,7 +122,7 @@ void Placement::close_l2() {
   l1_index_ = kNone;
 }
 
-// A disk of terabytes has a table of megabytes, and most of it may stay empty.
+// Chunks are allocated on demand: a disk of terabytes has an L1 table of megabytes, most of it perhaps empty.
 void Placement::set_l1(std::uint64_t index, const L1Entry& entry) {
   PageBuffer& chunk = l1_[index * kWord / l1_chunk_];
   chunk.resize(l1_chunk_);
@@ -179,7 +178,7 @@ void Placement::place_zero(std::uint64_t index, std::uint32_t zero) {
 
 std::vector<FinishedTable> Placement::take_finished() { return std::exchange(finished_, {}); }
 
-// How many clusters the refcount table needs, counting itself and the blocks that are not placed yet.
+// How many clusters the refcount table needs, counting itself and the refcount blocks not placed yet.
 std::uint64_t Placement::refcount_table_clusters() const {
   std::uint64_t table = 1;
   std::uint64_t blocks = refcount_blocks_.size() + 1;

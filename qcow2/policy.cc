@@ -20,16 +20,17 @@ namespace {
 std::string canonical_directory(const fs::path& directory) {
   std::error_code error;
   fs::path canonical = fs::canonical(directory.empty() ? fs::path(".") : directory, error);
-  if (error) throw system_error(fmt::format("{}: cannot be resolved", directory.string()), error.value());
+  if (error)
+    throw system_error(fmt::format("{}: cannot resolve the path", directory.string()), error.value());
   return canonical.string();
 }
 
-bool is_beneath(const std::string& path, const std::string& root) {
+bool is_inside(const std::string& path, const std::string& root) {
   const std::string prefix = root.ends_with('/') ? root : root + '/';
   return path.starts_with(prefix);
 }
 
-// Names a file without opening it: no device is woken, no pipe is waited for.
+// O_PATH: finds a file without opening it, so that no device is activated and no FIFO blocks.
 File locate(const std::string& path) {
   const int descriptor = open(path.c_str(), O_PATH | O_CLOEXEC);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
@@ -40,7 +41,7 @@ std::string link_of(const File& located) { return fmt::format("/proc/self/fd/{}"
 
 File reopen_to_read(const File& located) {
   if (!located.is_regular() && !located.is_block_device()) {
-    throw Error(Outcome::Io, fmt::format("{}: neither a file nor a block device", located.path()));
+    throw Error(Outcome::Io, fmt::format("{}: not a regular file or a block device", located.path()));
   }
   const int descriptor = open(link_of(located).c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", located.path()), errno);
@@ -68,15 +69,15 @@ File Policy::open_referred(const std::string& referrer, const std::string& name)
                 fmt::format("{}: refers to \"{}\"; only plain local paths are followed", referrer, name));
   }
   const File located = locate(backing_path(referrer, name));
-  // What was found counts, not what was named: links and ".." have been followed by now.
+  // Checks the file that was found and not its name: links and ".." have been resolved by now.
   std::error_code error;
   const std::string found = fs::read_symlink(link_of(located), error).string();
   const bool allowed =
-      !error && std::ranges::any_of(roots_, [&](const std::string& root) { return is_beneath(found, root); });
+      !error && std::ranges::any_of(roots_, [&](const std::string& root) { return is_inside(found, root); });
   if (!allowed) {
     throw Error(Outcome::Incomplete,
-                fmt::format("{}: refers to {}, which is outside the directory of the top image; if it is to "
-                            "be trusted, allow its directory {}",
+                fmt::format("{}: refers to {}, which is outside the directory of the top image; if you trust "
+                            "it, allow its directory {}",
                             referrer, found, fs::path(found).parent_path().string()),
                 Remedy::AllowBackingRoot);
   }

@@ -8,23 +8,23 @@
 
 namespace qchain {
 
-/// The longest chain that is followed.
+/// The maximum number of layers in a chain.
 inline constexpr std::size_t kMaxChainDepth = 1000;
 
-/// Which files an image may make us open: backing and data files beneath the directory of the top image, or
-/// beneath one of the roots that the user named. An image is untrusted; its names are plain local paths
-/// or they are refused.
+/// Which files may be opened because an image refers to them: backing and data files below the directory of
+/// the top image, or below one of the roots that the user named. Images are untrusted: names that are not
+/// plain local paths are refused.
 class Policy {
  public:
-  /// Throws Error (Io) where a directory is not there.
+  /// Throws Error (Io) if a directory does not exist.
   Policy(const std::string& top_image, const OpenOptions& options);
 
   /// Opens the image that the user named, a regular file or a block device, and takes QEMU's locks.
   File open_top(const std::string& path) const;
 
-  /// Likewise the file `name` that the image opened as `referrer` refers to; a relative name counts
-  /// from the referrer's directory. Throws Error: Incomplete where the policy refuses, Io where the file
-  /// is not there.
+  /// Likewise the file `name` that the image opened as `referrer` refers to; a relative name is relative to
+  /// the referrer's directory. Throws Error: Incomplete if the policy refuses it, Io if the file does not
+  /// exist.
   File open_referred(const std::string& referrer, const std::string& name) const;
 
  private:
@@ -34,7 +34,7 @@ class Policy {
   std::vector<std::string> roots_;  // canonical
 };
 
-/// The path by which `name`, recorded in the image that was opened as `referrer`, is opened.
+/// The path of the file `name` that is recorded in the image opened as `referrer`.
 std::string backing_path(const std::string& referrer, const std::string& name);
 
 /// Whether `name` has a protocol prefix or is a json: description, as QEMU reads names.

@@ -24,7 +24,7 @@ struct SnapshotEntry {
   Be32 seconds;
   Be32 nanoseconds;
   Be64 vm_clock;
-  Be32 vm_state_bytes;  // where the extra data has no wider field
+  Be32 vm_state_bytes;  // if the extra data has no wider field
   Be32 extra_length;
 };
 static_assert(sizeof(SnapshotEntry) == 40);
@@ -55,7 +55,7 @@ std::optional<Snapshot> SnapshotReader::fail(std::string problem) {
 
 std::optional<Snapshot> SnapshotReader::next() {
   if (index_ == image_.header().snapshot_count || !problem_.empty()) return std::nullopt;
-  // Padding is before an entry: after the last one, it need not be there.
+  // Skips the padding before an entry: after the last entry, there may be none.
   const std::uint64_t begin = align_up(reader_.position(), kEntryAlignment);
   Snapshot snapshot;
   snapshot.at = image_.header().snapshots + begin;

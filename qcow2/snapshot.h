@@ -21,25 +21,25 @@ struct Snapshot {
   std::uint64_t l1_entries = 0;
   std::uint32_t seconds = 0;  ///< When it was taken, since 1970.
   std::uint32_t nanoseconds = 0;
-  std::uint64_t vm_clock = 0;        ///< Nanoseconds that the guest had run.
+  std::uint64_t vm_clock = 0;        ///< How long the guest had run, in nanoseconds.
   std::uint64_t vm_state_bytes = 0;  ///< Of the guest's memory and devices; 0: disk only.
-  std::uint64_t disk_bytes = 0;      ///< Size of the disk then; where it is not recorded, of today's.
+  std::uint64_t disk_bytes = 0;      ///< Size of the disk then; if not recorded, its size now.
   std::uint32_t extra_bytes = 0;     ///< Length of the entry's extra data, as claimed.
 
   friend bool operator==(const Snapshot&, const Snapshot&) = default;
 };
 
-/// Reads the snapshot table of an image entry by entry: memory for one of them, whatever is
-/// claimed.
+/// Reads the snapshot table of an image entry by entry. Needs memory for one entry only, whatever the image
+/// claims.
 class SnapshotReader {
  public:
   explicit SnapshotReader(const Image& image);
 
-  /// The next snapshot; nullopt after the last one, or where the table cannot be read on: problem()
-  /// tells. Throws Error (Io).
+  /// The next snapshot; nullopt after the last one, or if the table is corrupt: see problem(). Throws Error
+  /// (Io).
   std::optional<Snapshot> next();
 
-  /// Why the table ended early, with offset and value; empty where it did not.
+  /// Why the table ended early, with offset and value; empty if it did not.
   const std::string& problem() const noexcept { return problem_; }
   /// Bytes of the table that were read.
   std::uint64_t table_bytes() const noexcept { return reader_.position(); }
@@ -53,11 +53,10 @@ class SnapshotReader {
   std::string problem_;
 };
 
-/// The snapshots of an image, at most `max` of them; header().snapshot_count says how many there
-/// are.
+/// The snapshots of an image, at most `max` of them; header().snapshot_count is their number.
 struct SnapshotList {
   std::vector<Snapshot> snapshots;
-  std::string problem;  ///< Why the table could not be read to its end; empty where it could.
+  std::string problem;  ///< Why the table could not be read to its end; empty if it could.
 };
 /// Throws Error (Io).
 SnapshotList read_snapshots(const Image& image, std::size_t max);

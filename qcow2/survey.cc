@@ -12,36 +12,38 @@ namespace qchain {
 
 namespace {
 
-// Follows backing names, noting what goes wrong.
+// Follows backing names, and collects problems.
 class Surveyor {
  public:
   explicit Surveyor(const OpenOptions& options) : options_(options) {}
 
   Survey run(const std::string& path, ImageFormat format) {
-    noting([&] {
+    collect_errors([&] {
       policy_.emplace(path, options_);
       add(policy_->open_top(path), format);
     });
-    while (follow_) noting([this] { step(); });
-    judge_links();
+    while (follow_) collect_errors([this] { step(); });
+    check_links();
     return std::move(survey_);
   }
 
  private:
   template <class Step>
-  void noting(Step&& step) {
+  void collect_errors(Step&& step) {
     follow_ = false;
     try {
       step();
     } catch (const NotQcow2& error) {
-      note(ProblemKind::NotQcow2, survey_.layers.size(), error.outcome(), error.what(), error.remedy());
+      add_problem(ProblemKind::NotQcow2, survey_.layers.size(), error.outcome(), error.what(),
+                  error.remedy());
     } catch (const Error& error) {
-      note(ProblemKind::Unopenable, survey_.layers.size(), error.outcome(), error.what(), error.remedy());
+      add_problem(ProblemKind::Unopenable, survey_.layers.size(), error.outcome(), error.what(),
+                  error.remedy());
     }
   }
 
-  void note(ProblemKind kind, std::size_t layer, Outcome outcome, const std::string& message,
-            Remedy remedy = Remedy::None) {
+  void add_problem(ProblemKind kind, std::size_t layer, Outcome outcome, const std::string& message,
+                   Remedy remedy = Remedy::None) {
     survey_.problems.push_back({kind, layer, outcome, message, remedy});
   }
 
@@ -49,8 +51,7 @@ class Surveyor {
     const FileIdentity identity = file.identity();
     if (std::ranges::find(seen_, identity) != seen_.end()) {
       throw Error(Outcome::Mismatch,
-                  fmt::format("{}: is its own backing file, directly or through others: the chain has a "
-                              "loop",
+                  fmt::format("{}: is its own backing file, directly or indirectly: the chain has a loop",
                               file.path()));
     }
     if (survey_.layers.size() == kMaxChainDepth) {
@@ -65,8 +66,8 @@ class Surveyor {
     const Header& header = image.header();
     if (options_.allow_data_file && header.has_incompatible(kIncompatibleDataFile)) {
       if (header.data_file_name.empty()) {
-        throw Error(Outcome::Incomplete, fmt::format("{}: keeps its data in another file and does not "
-                                                     "record its name",
+        throw Error(Outcome::Incomplete, fmt::format("{}: has an external data file, but does not record its "
+                                                     "name",
                                                      image.path()));
       }
       image.attach_data_file(policy_->open_referred(image.path(), header.data_file_name));
@@ -93,23 +94,23 @@ class Surveyor {
     if (*format == "qcow2") return ImageFormat::Qcow2;
     if (*format == "raw") return ImageFormat::Raw;
     throw Error(Outcome::Incomplete,
-                fmt::format("{}: its backing file has format \"{}\"; qcow2 and raw can be read", image.path(),
-                            *format));
+                fmt::format("{}: its backing file has format \"{}\"; only qcow2 and raw are supported",
+                            image.path(), *format));
   }
 
-  void judge_links() {
+  void check_links() {
     for (std::size_t i = 0; i < survey_.layers.size(); ++i) {
       const Layer& layer = survey_.layers[i];
       const std::optional<Identity> identity = layer.identity();
       if (!identity) continue;
       const bool has_backing = !layer.image()->header().backing_name.empty();
-      const bool beneath_is_open = i + 1 < survey_.layers.size();
-      if (has_backing && !beneath_is_open) continue;  // a problem of its own
-      const std::string why =
-          misfit(*identity, has_backing, has_backing ? survey_.layers[i + 1].identity() : std::nullopt);
+      const bool backing_is_open = i + 1 < survey_.layers.size();
+      if (has_backing && !backing_is_open) continue;  // a problem of its own
+      const std::string why = link_mismatch(*identity, has_backing,
+                                            has_backing ? survey_.layers[i + 1].identity() : std::nullopt);
       if (why.empty()) continue;
-      note(ProblemKind::Link, i, Outcome::Mismatch,
-           fmt::format("{}: does not match its backing file: {}", layer.path(), why));
+      add_problem(ProblemKind::Link, i, Outcome::Mismatch,
+                  fmt::format("{}: does not match its backing file: {}", layer.path(), why));
     }
   }
 

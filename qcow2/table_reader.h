@@ -11,8 +11,8 @@
 
 namespace qchain {
 
-/// Reads a table whose entries differ in length, from its beginning to its end, through a small
-/// buffer: what an entry claims is never allocated before it is there.
+/// Reads a table of entries of variable length, from its beginning to its end, through a small buffer: never
+/// allocates what an entry claims to need before it was read.
 class TableReader {
  public:
   /// `length` bytes at `begin`; the file may end before that.
@@ -23,13 +23,12 @@ class TableReader {
   HostOffset at() const { return begin_ + position_; }
   bool at_end() const noexcept { return position_ == length_; }
 
-  /// The next `count` bytes, at most kMaxBytes; valid until the next call. Fewer, and nothing is
-  /// consumed, where the table or the file ends before. Throws Error (Io).
+  /// The next `count` bytes, at most kMaxBytes; valid until the next call. If the table or the file ends
+  /// before: fewer, and nothing is consumed. Throws Error (Io).
   std::span<const std::byte> take(std::size_t count);
-  /// The same as text, of which no more than kMaxText bytes are kept; false where there are fewer than
-  /// `count`.
+  /// The same as text, of which no more than kMaxText bytes are kept; false if there are fewer than `count`.
   bool take_text(std::size_t count, std::string& text);
-  /// Passes over `count` bytes, wherever that leads; false where it leads past the table's end.
+  /// Skips `count` bytes, even past the end of the file; false if that is past the end of the table.
   bool skip(std::uint64_t count);
 
   static constexpr std::size_t kMaxBytes = std::size_t{64} << 10;

@@ -90,7 +90,7 @@ TEST_F(BackgroundWritesTest, LeaveThePageCacheAlone) {
   const iovec whole = part_of(data);
   struct statfs system {};
   ASSERT_EQ(fstatfs(file.descriptor(), &system), 0);
-  if (system.f_type == TMPFS_MAGIC || file.descriptor_past_cache(HostOffset(0), std::span(&whole, 1)) < 0) {
+  if (system.f_type == TMPFS_MAGIC || file.direct_descriptor(HostOffset(0), std::span(&whole, 1)) < 0) {
     GTEST_LOG_(INFO) << folder / "disk"
                      << " is on a file system that is a cache, or has no direct I/O";
     return;
@@ -112,7 +112,7 @@ TEST_F(BackgroundWritesTest, OnlyWholePagesGoPastTheCache) {
   const std::span<std::byte> data = bytes(2 * kPage, true);
   const auto descriptor = [&](std::uint64_t at, std::span<std::byte> part) {
     const iovec one = part_of(part);
-    return file.descriptor_past_cache(HostOffset(at), std::span(&one, 1));
+    return file.direct_descriptor(HostOffset(at), std::span(&one, 1));
   };
   EXPECT_EQ(descriptor(0, data), -1) << "was not asked to";
   file.bypass_cache();
@@ -273,7 +273,7 @@ TEST_F(WriteQueueFaults, WithoutAThreadWritesAreSynchronous) {
 TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
   const iovec whole = part_of(data);
-  if (file.descriptor_past_cache(HostOffset(0), std::span(&whole, 1)) < 0) {
+  if (file.direct_descriptor(HostOffset(0), std::span(&whole, 1)) < 0) {
     GTEST_LOG_(INFO) << "no direct I/O on this file system";
     return;
   }
@@ -292,6 +292,28 @@ TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
     EXPECT_EQ(error.outcome(), Outcome::Io);
     EXPECT_THAT(error.what(), HasSubstr("cannot learn whether a write is complete"));
   }
+  random.fill(data);
+  EXPECT_NO_THROW(write());
+  EXPECT_EQ(first_difference(read_file(file.path()), Bytes(data.begin(), data.end())), "");
+}
+
+// As where there is no memory for a message.
+TEST_F(WriteQueueFaults, AnExceptionInTheCompletionThreadIsThrownByWait) {
+  const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
+  const iovec whole = part_of(data);
+  if (file.direct_descriptor(HostOffset(0), std::span(&whole, 1)) < 0) {
+    GTEST_LOG_(INFO) << "no direct I/O on this file system";
+    return;
+  }
+  AsyncWriteCalls calls;
+  calls.get_events = [](io_context_t, long, long, io_event*, timespec*) -> int { throw std::bad_alloc(); };
+  WriteQueue queue(file, calls);
+  BackgroundWrites background(queue);
+  const auto write = [&] {
+    background.start({{HostOffset(0), {whole}}});
+    background.wait();
+  };
+  EXPECT_THROW(write(), std::bad_alloc);
   random.fill(data);
   EXPECT_NO_THROW(write());
   EXPECT_EQ(first_difference(read_file(file.path()), Bytes(data.begin(), data.end())), "");

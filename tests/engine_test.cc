@@ -46,10 +46,10 @@ enum class Stage { Take, Fetch, Settle, Store };
 // Work whose pieces are the numbers below `count`.
 struct Work {
   int count = 0;
-  int next = 0;              // changed in take(), which is exclusive
-  std::vector<int> settled;  // changed in settle(), likewise
+  int next = 0;                // changed in take(), which is exclusive
+  std::vector<int> committed;  // changed in commit(), likewise
   std::atomic<int> in_take{0};
-  std::atomic<int> in_settle{0};
+  std::atomic<int> in_commit{0};
   std::atomic<int> in_fetch{0};
   std::atomic<int> most_in_fetch{0};
   std::mutex mutex;
@@ -87,10 +87,10 @@ class NumberWorker : public Worker {
     --work_.in_fetch;
     fail_at(Stage::Fetch);
   }
-  void settle() override {
-    const Exclusive alone(work_.in_settle);
+  void commit() override {
+    const Exclusive alone(work_.in_commit);
     fail_at(Stage::Settle);
-    work_.settled.push_back(piece_);
+    work_.committed.push_back(piece_);
   }
   void store() override {
     fail_at(Stage::Store);
@@ -128,7 +128,7 @@ TEST_P(EngineTest, SettlesInTheOrderOfTaking) {
     Work work;
     work.count = count;
     run_workers(factory_of(work), GetParam());
-    EXPECT_EQ(work.settled, numbers(count));
+    EXPECT_EQ(work.committed, numbers(count));
     const std::vector<int> stored(work.stored.begin(), work.stored.end());
     EXPECT_EQ(stored, numbers(count)) << "each is stored once";
   }
@@ -148,11 +148,11 @@ TEST_P(EngineTest, EveryStagesExceptionStopsAllAndArrives) {
         EXPECT_EQ(error.what(), "piece " + std::to_string(failing));
       }
       EXPECT_LT(work.next, 1000);
-      // What had been settled is the beginning, without gaps, and nothing after the piece that
-      // failed before it was settled.
-      EXPECT_EQ(work.settled, numbers(static_cast<int>(work.settled.size())));
+      // What had been committed is the beginning, without gaps, and nothing after the piece that
+      // failed before it was committed.
+      EXPECT_EQ(work.committed, numbers(static_cast<int>(work.committed.size())));
       if (stage != Stage::Store) {
-        EXPECT_LE(work.settled.size(), static_cast<std::size_t>(failing));
+        EXPECT_LE(work.committed.size(), static_cast<std::size_t>(failing));
       }
     }
   }
@@ -168,7 +168,7 @@ TEST_P(EngineTest, WorksWithTheWorkersThatCanBeHad) {
         return std::make_unique<NumberWorker>(work);
       },
       GetParam());
-  EXPECT_EQ(work.settled, numbers(100));
+  EXPECT_EQ(work.committed, numbers(100));
   EXPECT_LE(asked, static_cast<int>(GetParam()));
 }
 
@@ -203,7 +203,7 @@ TEST_P(EngineTest, AFurtherWorkerThatCannotBeMadeIsLeftOut) {
       return std::make_unique<NumberWorker>(work);
     };
     EXPECT_NO_THROW(run_workers(make, GetParam()));
-    EXPECT_EQ(work.settled, numbers(100));
+    EXPECT_EQ(work.committed, numbers(100));
     EXPECT_THROW(run_workers(make, GetParam()), std::exception) << "the first one has to exist";
   }
 }
@@ -233,7 +233,7 @@ TEST_P(EngineTest, WorksWithTheThreadsThatCanBeHad) {
       if (started-- <= 0) throw std::system_error(EAGAIN, std::generic_category());
       return start_thread(std::move(run));
     });
-    EXPECT_EQ(work.settled, numbers(100));
+    EXPECT_EQ(work.committed, numbers(100));
     EXPECT_LE(work.most_in_fetch, 1 + possible);
   }
 }
@@ -242,9 +242,9 @@ class CancellingWorker : public NumberWorker {
  public:
   CancellingWorker(Work& work, Cancellation& cancellation, Outcome reason)
       : NumberWorker(work), work_(work), cancellation_(cancellation), reason_(reason) {}
-  void settle() override {
-    NumberWorker::settle();
-    if (work_.settled.size() == 10) cancellation_.request(reason_);
+  void commit() override {
+    NumberWorker::commit();
+    if (work_.committed.size() == 10) cancellation_.request(reason_);
   }
 
  private:
@@ -263,7 +263,7 @@ TEST_P(EngineTest, ACancellationStopsAll) {
       run_workers([&] { return std::make_unique<CancellingWorker>(work, cancellation, reason); }, GetParam());
     });
     EXPECT_EQ(outcome, reason);
-    EXPECT_GE(work.settled.size(), 10U);
+    EXPECT_GE(work.committed.size(), 10U);
     EXPECT_LT(work.next, 1000);
   }
 }
@@ -283,7 +283,7 @@ TEST_P(EngineTest, ACancellationStopsNobodyElse) {
   Work work;
   work.count = 100;
   run_workers(factory_of(work), GetParam());
-  EXPECT_EQ(work.settled, numbers(100));
+  EXPECT_EQ(work.committed, numbers(100));
 }
 
 TEST(CancellationTest, TheFirstReasonStays) {

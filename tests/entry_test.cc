@@ -65,7 +65,7 @@ TEST_F(EntryTest, L2SurvivesTheDisk) {
     ASSERT_EQ(decode_l2(raw.entry, raw.bitmap, geometry, 3, false), entry)
         << std::hex << raw.entry << ' ' << raw.bitmap << std::dec << ", cluster bits "
         << geometry.cluster_bits();
-    ASSERT_EQ(complaint_about(entry, geometry), "");
+    ASSERT_EQ(format_violation(entry, geometry), "");
   }
 }
 
@@ -86,7 +86,7 @@ TEST_F(EntryTest, EveryExtendedL2EntryMeansSomething) {
     const std::uint64_t raw = random.word();
     const std::uint64_t bitmap = random.word() & random.word();
     const L2Entry entry = decode_l2(raw, bitmap, geometry, 3, random.chance(20));
-    const std::string complaint = complaint_about(entry, geometry);
+    const std::string complaint = format_violation(entry, geometry);
     if ((raw & kCompressedFlag) != 0) {
       ASSERT_EQ(entry.storage, Storage::Compressed);
       // A compressed cluster has no subclusters.
@@ -154,7 +154,7 @@ TEST_F(EntryTest, StandardEntriesTakePrecedenceAsInQemu) {
   EXPECT_EQ(decode(kCompressedFlag | 0x50001).kind(0), Kind::Data) << "compressed comes first";
   // Version 2 has no zero flag.
   EXPECT_EQ(decode(0x50001, 2).kind(0), Kind::Data);
-  EXPECT_NE(complaint_about(decode(0x50001, 2), geometry), "");
+  EXPECT_NE(format_violation(decode(0x50001, 2), geometry), "");
   // Offset 0 is a cluster of an external data file.
   EXPECT_EQ(decode(kCopied).kind(0), Kind::Inherit);
   EXPECT_EQ(decode(kCopied, 3, true).kind(0), Kind::Data);
@@ -167,7 +167,7 @@ TEST_F(EntryTest, ReservedBitsAndOddOffsetsAreComplainedAbout) {
     const bool reserved = (flag & 0x3F000000000001FE) != 0;
     const bool inside_cluster = bit >= 9 && bit < 16;
     const L2Entry entry = decode_l2(0x50000 ^ flag, 0, geometry, 3, false);
-    EXPECT_EQ(complaint_about(entry, geometry) != "", reserved || inside_cluster) << bit;
+    EXPECT_EQ(format_violation(entry, geometry) != "", reserved || inside_cluster) << bit;
   }
 }
 
@@ -177,7 +177,7 @@ TEST_F(EntryTest, CompressedOffsetsFrom56BitsOnAreComplainedAbout) {
     const Geometry geometry(cluster_bits, false, kDiskSize);
     for (unsigned bit = 0; bit < 70 - cluster_bits; ++bit) {
       const L2Entry entry = decode_l2(kCompressedFlag | std::uint64_t{1} << bit, 0, geometry, 3, false);
-      ASSERT_EQ(complaint_about(entry, geometry) != "", bit >= 56) << cluster_bits << ' ' << bit;
+      ASSERT_EQ(format_violation(entry, geometry) != "", bit >= 56) << cluster_bits << ' ' << bit;
     }
   }
 }

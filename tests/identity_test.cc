@@ -123,27 +123,27 @@ TEST_F(IdentityTest, ALayerFitsOnItsParentAlone) {
   child.overlay = true;
   child.parent_id = parent.id;
   child.since = "monday";
-  EXPECT_EQ(misfit(child, true, parent), "");
-  EXPECT_NE(misfit(child, false, std::nullopt), "") << "a flat rebase";
-  EXPECT_NE(misfit(child, true, std::nullopt), "") << "on a layer without identity";
-  EXPECT_NE(misfit(child, true, any_identity()), "") << "on another layer";
+  EXPECT_EQ(link_mismatch(child, true, parent), "");
+  EXPECT_NE(link_mismatch(child, false, std::nullopt), "") << "a flat rebase";
+  EXPECT_NE(link_mismatch(child, true, std::nullopt), "") << "on a layer without identity";
+  EXPECT_NE(link_mismatch(child, true, any_identity()), "") << "on another layer";
 
   child.since = "tuesday";
-  EXPECT_NE(misfit(child, true, parent), "") << "changes since another checkpoint";
+  EXPECT_NE(link_mismatch(child, true, parent), "") << "changes since another checkpoint";
   child.since.clear();
-  EXPECT_EQ(misfit(child, true, parent), "") << "nothing recorded that could tell";
+  EXPECT_EQ(link_mismatch(child, true, parent), "") << "nothing recorded that could tell";
   child.since = "monday";
   parent.checkpoint.clear();
-  EXPECT_EQ(misfit(child, true, parent), "");
+  EXPECT_EQ(link_mismatch(child, true, parent), "");
 
   child.parent_id.clear();
-  EXPECT_EQ(misfit(child, true, std::nullopt), "") << "written on a parent without identity";
-  EXPECT_NE(misfit(child, false, std::nullopt), "");
+  EXPECT_EQ(link_mismatch(child, true, std::nullopt), "") << "written on a parent without identity";
+  EXPECT_NE(link_mismatch(child, false, std::nullopt), "");
 
   Identity full = any_identity();
   full.overlay = false;
-  EXPECT_EQ(misfit(full, false, std::nullopt), "");
-  EXPECT_NE(misfit(full, true, parent), "") << "a full layer that was put on something";
+  EXPECT_EQ(link_mismatch(full, false, std::nullopt), "");
+  EXPECT_NE(link_mismatch(full, true, parent), "") << "a full layer that was put on something";
 }
 
 }  // namespace

@@ -350,12 +350,12 @@ TEST_F(CompressionTest, StreamsSurviveAndAreSmaller) {
       Bytes stream(streams.begin() + static_cast<std::ptrdiff_t>(before.size()), streams.end());
       stream.resize(length + random.below(512), std::byte{0xAB});
       Bytes read(cluster.size());
-      ASSERT_EQ(decompress(choice.type, stream, read).complaint, "");
+      ASSERT_EQ(decompress(choice.type, stream, read).error, "");
       ASSERT_EQ(first_difference(read, cluster), "");
       // Cut short: an error, or all that was there but for the stream's own end.
       stream.resize(random.below(length));
       std::ranges::fill(read, std::byte{0});
-      const std::string complaint = decompress(choice.type, stream, read).complaint;
+      const std::string complaint = decompress(choice.type, stream, read).error;
       ASSERT_TRUE(complaint != "" || read == cluster);
       if (stream.size() + 16 < length) {
         ASSERT_NE(complaint, "");
@@ -389,15 +389,15 @@ TEST_F(CompressionTest, AStreamOfAnotherLengthThanTheClusterIsAnError) {
     Bytes stream;
     ASSERT_GT(Compressor(choice).compress(cluster, stream), 0U);
     Bytes larger(cluster.size() + 1);
-    EXPECT_NE(decompress(choice.type, stream, larger).complaint, "");
+    EXPECT_NE(decompress(choice.type, stream, larger).error, "");
     if (choice.type == Compression::Deflate) continue;  // QEMU takes what fills the cluster
     Bytes smaller(cluster.size() - 1);
-    EXPECT_NE(decompress(choice.type, stream, smaller).complaint, "");
+    EXPECT_NE(decompress(choice.type, stream, smaller).error, "");
     // Two frames can make a cluster.
     const Bytes first = stream;
     stream.insert(stream.end(), first.begin(), first.end());
     Bytes both(2 * cluster.size());
-    EXPECT_EQ(decompress(choice.type, stream, both).complaint, "");
+    EXPECT_EQ(decompress(choice.type, stream, both).error, "");
     EXPECT_TRUE(std::equal(cluster.begin(), cluster.end(), both.begin() + 65536));
   }
 }

@@ -107,7 +107,7 @@ class Layout {
     const std::uint64_t raw = word(table, extended ? 2 * index : index);
     const std::uint64_t bitmap = extended ? word(table, 2 * index + 1) : 0;
     const L2Entry entry = decode_l2(raw, bitmap, geometry_, 3, false);
-    if (!complaint_about(entry, geometry_).empty()) complain("L2 entry", index);
+    if (!format_violation(entry, geometry_).empty()) complain("L2 entry", index);
     switch (entry.storage) {
       case Storage::None:
         break;

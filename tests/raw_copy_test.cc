@@ -106,7 +106,10 @@ TEST_F(RawCopyTest, NoTwoBatchesShareABlock) {
   class Recorder : public CopyTarget {
    public:
     explicit Recorder(std::uint64_t size) : bytes(size, std::byte{0xEE}), batch_of_block(size / 65536 + 1) {}
-    void write(std::span<const WriteRequest> batch) override {
+    std::unique_ptr<TargetWriter> open_writer() override {
+      return synchronous_writer([this](std::span<const WriteRequest> batch) { write(batch); });
+    }
+    void write(std::span<const WriteRequest> batch) {
       const std::lock_guard lock(in_use_);
       ++batches_;
       for (const WriteRequest& request : batch) {

@@ -21,10 +21,6 @@ namespace qchain {
 namespace {
 
 constexpr std::size_t kMaxBitmapNotes = 100;
-// Bits whose meaning is known. An image with others may have any structure that we do not see.
-constexpr std::uint64_t kKnownIncompatible = kIncompatibleDirty | kIncompatibleCorrupt |
-                                             kIncompatibleDataFile | kIncompatibleCompression |
-                                             kIncompatibleExtendedL2;
 
 // Finds out what clusters with a wrong count are for: the counters know how many references there
 // are, another walk knows whose.

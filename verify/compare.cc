@@ -132,7 +132,7 @@ class CompareWorker : public Worker {
     look_for_lost_data();
   }
 
-  void settle() override {
+  void commit() override {
     Comparison& result = job_.result;
     auto block = blocks_.begin();
     for (const Extent& run : piece_.runs) {

@@ -28,7 +28,7 @@ class DigestWatcher : public PieceWatcher {
     }
   }
 
-  void settle() override {
+  void commit() override {
     auto digest = digests_.begin();
     for (const Extent& run : runs_) {
       if (run.kind != Kind::Data) {

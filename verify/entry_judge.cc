@@ -15,18 +15,18 @@ namespace {
 constexpr const char* kL1 = "L1 entry";
 constexpr const char* kL2 = "L2 entry";
 
-Flaw flaw_of(EntryFlaw flaw) {
+Flaw flaw_of(EntryProblem flaw) {
   switch (flaw) {
-    case EntryFlaw::ReservedBits:
+    case EntryProblem::ReservedBits:
       return Flaw::ReservedBits;
-    case EntryFlaw::Misaligned:
+    case EntryProblem::Misaligned:
       return Flaw::Misaligned;
-    case EntryFlaw::PastEnd:
+    case EntryProblem::PastEnd:
       return Flaw::PastEnd;
-    case EntryFlaw::Truncated:
+    case EntryProblem::Truncated:
       return Flaw::Truncated;
-    case EntryFlaw::None:
-    case EntryFlaw::Contradiction:
+    case EntryProblem::None:
+    case EntryProblem::Contradiction:
       break;
   }
   return Flaw::BadEntry;
@@ -55,17 +55,19 @@ void EntryJudge::find(Flaw flaw, const EntryPlace& place, const char* kind, cons
                  seen ? std::optional(lost) : std::nullopt});
 }
 
-void EntryJudge::report(const EntryVerdict& verdict, const EntryPlace& place, const char* kind,
+void EntryJudge::report(const EntryCheck& verdict, const EntryPlace& place, const char* kind,
                         const HostRange& host) {
-  if (verdict.flaw == EntryFlaw::None) return;
-  const bool about_the_file = verdict.flaw == EntryFlaw::PastEnd || verdict.flaw == EntryFlaw::Truncated;
-  find(flaw_of(verdict.flaw), place, kind, verdict.words, verdict.lost, about_the_file ? host : HostRange{});
+  if (verdict.problem == EntryProblem::None) return;
+  const bool about_the_file =
+      verdict.problem == EntryProblem::PastEnd || verdict.problem == EntryProblem::Truncated;
+  find(flaw_of(verdict.problem), place, kind, verdict.message, verdict.lost,
+       about_the_file ? host : HostRange{});
 }
 
 void EntryJudge::judge(const L1Entry& entry, const EntryPlace& place) {
-  const EntryVerdict verdict = judge_entry(entry, geometry_, bounds_, place.visible);
+  const EntryCheck verdict = check_entry(entry, geometry_, bounds_, place.visible);
   const HostOffset end = entry.table + geometry_.cluster_size();
-  const bool is_cut = verdict.flaw == EntryFlaw::Truncated;
+  const bool is_cut = verdict.problem == EntryProblem::Truncated;
   report(verdict, place, kL1, is_cut ? HostRange{HostOffset(bounds_.file_bytes), end} : HostRange{});
   if (entry.table == HostOffset(0) && entry.copied) {
     find(Flaw::BadEntry, place, kL1, "COPIED without an L2 table", {});
@@ -73,7 +75,7 @@ void EntryJudge::judge(const L1Entry& entry, const EntryPlace& place) {
 }
 
 void EntryJudge::judge(const L2Entry& entry, const EntryPlace& place) {
-  const EntryVerdict verdict = judge_entry(entry, geometry_, bounds_, place.visible);
+  const EntryCheck verdict = check_entry(entry, geometry_, bounds_, place.visible);
   const bool plain = entry.storage == Storage::Plain;
   report(verdict, place, kL2,
          plain ? HostRange{entry.host, entry.host + geometry_.cluster_size()} : HostRange{});
@@ -82,7 +84,8 @@ void EntryJudge::judge(const L2Entry& entry, const EntryPlace& place) {
   }
   if (entry.storage != Storage::Compressed) return;
   if (entry.copied) find(Flaw::CopiedSet, place, kL2, "COPIED on a compressed cluster");
-  const bool is_there = verdict.flaw == EntryFlaw::None || verdict.flaw == EntryFlaw::ReservedBits;
+  const bool is_there =
+      verdict.problem == EntryProblem::None || verdict.problem == EntryProblem::ReservedBits;
   if (is_there && !bounds_.data_file && entry.host < HostOffset(bounds_.file_bytes)) {
     judge_compressed(entry, place);
   }
@@ -98,19 +101,19 @@ void EntryJudge::judge_compressed(const L2Entry& entry, const EntryPlace& place)
   const bool may_be_cut = entry.compressed_bytes > held;
   if (!can_decode_ || (payloads_ == Payloads::Doubtful && !may_be_cut)) return;
   const Decoded decoded = decode(entry.host, entry.compressed_bytes);
-  if (decoded.complaint.empty()) return;
+  if (decoded.error.empty()) return;
   const HostRange host{entry.host, entry.host + entry.compressed_bytes};
-  if (may_be_cut && decoded.ended_early) {
+  if (may_be_cut && decoded.truncated) {
     find(Flaw::Truncated, place, kL2, "the file ends inside its compressed stream", place.visible, host);
   } else {
-    find(Flaw::BadStream, place, kL2, decoded.complaint, place.visible, host);
+    find(Flaw::BadStream, place, kL2, decoded.error, place.visible, host);
   }
 }
 
 std::uint64_t EntryJudge::stream_bytes(HostOffset host, std::uint64_t compressed_bytes) {
   if (!can_decode_) return compressed_bytes;
   const Decoded decoded = decode(host, compressed_bytes);
-  return decoded.complaint.empty() ? decoded.used : compressed_bytes;
+  return decoded.error.empty() ? decoded.used : compressed_bytes;
 }
 
 Decoded EntryJudge::decode(HostOffset host, std::uint64_t compressed_bytes) {

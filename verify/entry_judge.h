@@ -28,7 +28,7 @@ struct EntryPlace {
   bool active = true;  ///< Of the active tables; else of a snapshot's alone.
 };
 
-/// Reports on L1 and L2 entries one by one, without a look at any other: what judge_entry() says of them, as
+/// Reports on L1 and L2 entries one by one, without a look at any other: what check_entry() says of them, as
 /// readers have it, and what breaks the format without being in a reader's way.
 class EntryJudge {
  public:
@@ -48,7 +48,7 @@ class EntryJudge {
   void find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what);
   void find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what,
             const GuestRange& lost, const HostRange& host = {});
-  void report(const EntryVerdict& verdict, const EntryPlace& place, const char* kind, const HostRange& host);
+  void report(const EntryCheck& verdict, const EntryPlace& place, const char* kind, const HostRange& host);
   void judge_compressed(const L2Entry& entry, const EntryPlace& place);
   Decoded decode(HostOffset host, std::uint64_t compressed_bytes);
 

@@ -167,7 +167,7 @@ class Inventory {
     BitmapReader reader(image_);
     while (const std::optional<Bitmap> bitmap = reader.next()) {
       const std::string what = fmt::format("bitmap \"{}\"", bitmap->name);
-      const std::string complaint = complaint_about(*bitmap, image_);
+      const std::string complaint = format_violation(*bitmap, image_);
       if (!complaint.empty()) {
         find(Flaw::BadBitmap, Severity::Harmless, bitmap->at, fmt::format("{}: {}", what, complaint));
         continue;

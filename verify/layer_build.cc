@@ -58,7 +58,7 @@ std::string backing_name_for(const std::string& output, const Layer& parent) {
 // Nothing that is written may be a part of the chain that it stands on.
 void protect(const std::string& output, const Chain& parent) {
   for (const std::string& path : {output, manifest_path(output)}) {
-    const Destination found = look_at(path);
+    const Destination found = resolve_destination(path);
     if (found.kind == DestinationKind::Nothing || !belongs_to(parent, found.identity)) continue;
     throw Error(Outcome::Usage, fmt::format("{}: is a layer of the parent's chain, or belongs to one", path));
   }

@@ -32,7 +32,7 @@ class BlockHasher : public PieceWatcher {
     }
   }
 
-  void settle() override {
+  void commit() override {
     auto block = blocks_.begin();
     for (const Extent& run : runs_) {
       const std::uint64_t first = run.range.begin.bytes() / kDigestBlock;

@@ -63,7 +63,7 @@ ManifestSlot::ManifestSlot(Publication& image, Existing existing, std::string id
 
 void ManifestSlot::look_at_manifest(Existing existing) {
   const std::string usual = manifest_path(image_.path());
-  const Destination found = qchain::look_at(usual);
+  const Destination found = resolve_destination(usual);
   if (found.kind == DestinationKind::Nothing) return;
   const std::optional<std::string> layer =
       found.kind == DestinationKind::RegularFile && found.path == usual ? layer_of(usual) : std::nullopt;

@@ -86,7 +86,7 @@ class ProofWatcher : public PieceWatcher {
     unread_.push_back({range, error.outcome(), error.what()});
   }
 
-  void settle() override {
+  void commit() override {
     Proof& proof = job_.proof;
     proof.read_bytes += data_bytes_;
     proof.unknown_bytes += stored_.unknown_bytes;

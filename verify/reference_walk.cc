@@ -138,7 +138,7 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
   for_words(region.at, region.length / kWord, [&](std::uint64_t index, std::uint64_t raw) {
     const BitmapTableEntry entry = decode_bitmap_table_entry(raw);
     const HostOffset at = region.at + index * kWord;
-    std::string complaint = complaint_about(entry, geometry_);
+    std::string complaint = format_violation(entry, geometry_);
     const bool countable = entry.data != HostOffset(0) &&
                            geometry_.offset_in_cluster(entry.data.bytes()) == 0 &&
                            entry.data < HostOffset(image_.file_size());

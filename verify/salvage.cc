@@ -19,7 +19,7 @@ class UnreadWatcher : public PieceWatcher {
   void unread(const GuestRange& block, const Error& error) override {
     unread_.push_back({block, error.outcome(), error.what()});
   }
-  void settle() override {
+  void commit() override {
     for (const Unreadable& unread : unread_) add_unreadable(proof_, unread, kMaxListed);
   }
 
@@ -47,9 +47,9 @@ class BothWatchers : public PieceWatcher {
   }
   // The first decides whether what cannot be read ends it; to the second it is zeros, as it is written.
   void unread(const GuestRange& block, const Error& error) override { first_->unread(block, error); }
-  void settle() override {
-    first_->settle();
-    second_->settle();
+  void commit() override {
+    first_->commit();
+    second_->commit();
   }
 
  private:

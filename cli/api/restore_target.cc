@@ -181,10 +181,12 @@ class PlaceRestore : public RestoreTarget {
     copy(job, target, length);
     constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
     if (!job.request.zero_rest) job.rest_bytes = size - length;
+    const std::unique_ptr<TargetWriter> writer = target.open_writer();
     for (std::uint64_t at = length; job.request.zero_rest && at < size; at += kStep) {
       throw_if_cancelled();
       const WriteRequest zeros{guest_range(at, std::min(kStep, size - at)), {}};
-      target.write(std::span(&zeros, 1));
+      writer->start(std::span(&zeros, 1));
+      writer->wait();
     }
     target.sync();
   }
@@ -216,7 +218,7 @@ class DeviceRestore : public PlaceRestore {
     const StorageStack stack(device_);
     for (const Layer& layer : chain.layers()) {
       for (const File* const file : {&layer.file(), &layer.data()}) {
-        if (!stack.meets(StorageStack(*file))) continue;
+        if (!stack.overlaps(StorageStack(*file))) continue;
         throw Error(Outcome::Usage,
                     fmt::format("{}: stands on the same storage as {}, a layer of the chain that is restored",
                                 path, file->path()));
@@ -288,7 +290,7 @@ class ExportRestore : public PlaceRestore {
 // Neither the chain nor what belongs to it is written over.
 void protect(const RestoreRequest& r, const Chain& chain) {
   for (const std::string& path : {r.destination, manifest_path(r.destination)}) {
-    const Destination found = look_at(path);
+    const Destination found = resolve_destination(path);
     if (found.kind == DestinationKind::Nothing || !belongs_to(chain, found.identity)) continue;
     throw Error(Outcome::Usage,
                 fmt::format("{}: is a layer of the chain that is restored, or belongs to one", path));
@@ -302,7 +304,7 @@ std::unique_ptr<RestoreTarget> open_restore_target(const RestoreRequest& r, cons
   const bool is_stream = r.descriptor >= 0;
   const bool is_export = !is_stream && is_nbd_uri(r.destination);
   if (!is_stream && r.destination.empty()) throw Error(Outcome::Usage, "missing destination");
-  const Destination found = is_export || is_stream ? Destination() : look_at(r.destination);
+  const Destination found = is_export || is_stream ? Destination() : resolve_destination(r.destination);
   const bool is_device = found.kind == DestinationKind::BlockDevice;
   const bool in_place = is_export || is_device;
   const auto only_for = [&](bool given, bool possible, const char* what, const char* targets) {

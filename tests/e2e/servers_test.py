@@ -165,7 +165,7 @@ class OwnLimits(Case):
         """Exit 3, and not 6: nothing is known of another job."""
         with nbdkit(self.folder, "--filter=delay", "memory", "1M", "delay-extents=5000ms") as live:
             done = self.refuses(3, "pull", live.uri, "-o", "full.qcow2", "--timeout", "1",
-                                says=["block status", "no answer within 1 s", "qchain gave up"])
+                                says=["block status", "no answer within 1 s", "timed out"])
             self.assertNotIn("another job", done.err)
             self.refuses(3, "digest", live.uri, "--timeout", "1", says=["no answer within 1 s"])
 

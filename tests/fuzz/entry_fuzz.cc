@@ -41,14 +41,14 @@ void try_l2(const Input& input) {
   const RawL2Entry encoded = encode_l2(entry, geometry);
   // Bit 0 of an extended entry means nothing, to us and to QEMU.
   const std::uint64_t meaning = input.extended() && !compressed ? ~std::uint64_t{1} : ~std::uint64_t{0};
-  if (!compressed || complaint_about(entry, geometry).empty()) {
+  if (!compressed || format_violation(entry, geometry).empty()) {
     require(encoded == RawL2Entry{input.raw & meaning, bitmap});
   }
 }
 
 void try_bitmap_table(const Input& input) {
   const BitmapTableEntry entry = decode_bitmap_table_entry(input.raw);
-  (void)complaint_about(entry, input.geometry());
+  (void)format_violation(entry, input.geometry());
   require((entry.data.bytes() | entry.reserved | (entry.ones ? 1U : 0U)) == input.raw);
 }
 

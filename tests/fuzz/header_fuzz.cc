@@ -21,7 +21,7 @@ void try_identity(const std::string& json) {
   } catch (const Error&) {
     return;
   }
-  (void)misfit(identity, true, identity);
+  (void)link_mismatch(identity, true, identity);
   std::string encoded;
   try {
     encoded = encode_identity(identity);

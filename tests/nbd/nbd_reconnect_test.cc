@@ -34,7 +34,7 @@ class NbdReconnect : public ::testing::Test {
   }
 
   static constexpr std::uint64_t kStep = 16 * kKiB;
-  static constexpr const char* kOther = "the export is not the same one after a lost connection";
+  static constexpr const char* kOther = "the export is not the same one after a reconnect";
 
   FakeServer server;
   Bytes other;

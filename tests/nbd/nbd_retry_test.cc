@@ -125,8 +125,9 @@ TEST_F(NbdRetry, AHoleInPlaceOfDataIsAnError) {
     wire.hole(request, request.offset, request.length, Last::Yes);
   };
   NbdExport live(target_of(server.uri()), {});
-  EXPECT_THAT(complaint_of_reading_all(live),
-              ::testing::HasSubstr("the server sent a hole where data was asked for (DF): Protocol error"));
+  EXPECT_THAT(
+      complaint_of_reading_all(live),
+      ::testing::HasSubstr("the server sent a hole although data was requested (DF): Protocol error"));
 }
 
 }  // namespace

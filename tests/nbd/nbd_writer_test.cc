@@ -75,7 +75,7 @@ class NbdWriterTest : public RandomTest {
       std::ranges::copy(request.bytes, at);
     }
   }
-  void write(CopyTarget& writer, const std::vector<WriteRequest>& batch) {
+  void write(NbdWriter& writer, const std::vector<WriteRequest>& batch) {
     for (const WriteRequest& request : batch) expect(request);
     writer.write(batch);
   }

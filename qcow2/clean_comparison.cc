@@ -1,4 +1,4 @@
-#include "qcow2/doubt_judge.h"
+#include "qcow2/clean_comparison.h"
 
 #include <algorithm>
 #include <utility>
@@ -15,15 +15,15 @@ constexpr std::uint64_t kAtATime = std::uint64_t{256} << 10;
 
 }  // namespace
 
-DoubtJudge::DoubtJudge(Increment& increment, std::uint64_t unit, std::uint64_t block)
+CleanComparison::CleanComparison(Increment& increment, std::uint64_t unit, std::uint64_t block)
     : increment_(increment),
       unit_(unit),
       block_(block),
       parent_(increment.parent().open_reader_at(0)),
       bytes_(kAtATime) {}
 
-void DoubtJudge::judge(std::span<const CleanRange> clean, std::span<const ReadRequest> fetched, Piece& piece,
-                       Extents& stored) {
+void CleanComparison::apply(std::span<const CleanRange> clean, std::span<const ReadRequest> fetched,
+                            Piece& piece, Extents& stored) {
   equal_.clear();
   missed_.clear();
   equal_data_ = 0;
@@ -71,7 +71,7 @@ void DoubtJudge::judge(std::span<const CleanRange> clean, std::span<const ReadRe
 }
 
 // `live`: empty for zeros.
-void DoubtJudge::compare(const GuestRange& part, std::span<const std::byte> live) {
+void CleanComparison::compare(const GuestRange& part, std::span<const std::byte> live) {
   for (GuestRange rest = part; !rest.empty();) {
     throw_if_cancelled();
     const GuestRange some =
@@ -92,8 +92,8 @@ void DoubtJudge::compare(const GuestRange& part, std::span<const std::byte> live
   }
 }
 
-void DoubtJudge::compare_block(const GuestRange& block, std::span<const std::byte> live,
-                               std::span<const std::byte> parent) {
+void CleanComparison::compare_block(const GuestRange& block, std::span<const std::byte> live,
+                                    std::span<const std::byte> parent) {
   const bool live_is_zero = is_zero(live);
   const bool equal = live.empty() ? is_zero(parent) : std::ranges::equal(live, parent);
   if (!equal) return append(missed_, {block, live_is_zero ? Kind::Zero : Kind::Data});
@@ -101,7 +101,7 @@ void DoubtJudge::compare_block(const GuestRange& block, std::span<const std::byt
   add_equal(block);
 }
 
-void DoubtJudge::add_equal(const GuestRange& range) {
+void CleanComparison::add_equal(const GuestRange& range) {
   if (!equal_.empty() && equal_.back().end == range.begin) {
     equal_.back().end = range.end;
   } else {
@@ -109,13 +109,13 @@ void DoubtJudge::add_equal(const GuestRange& range) {
   }
 }
 
-bool DoubtJudge::is_equal(const GuestRange& range) const {
+bool CleanComparison::is_equal(const GuestRange& range) const {
   const auto after = std::ranges::upper_bound(equal_, range.begin, {}, &GuestRange::begin);
   return after != equal_.begin() && std::prev(after)->end >= range.end;
 }
 
-// `extent`, with Inherit wherever a whole step of it is the parent's.
-void DoubtJudge::leave_out(const Extent& extent, std::uint64_t step, Extents& kept) const {
+// Appends `extent` to `kept`, with Inherit for each whole step of it that equals the parent.
+void CleanComparison::leave_out(const Extent& extent, std::uint64_t step, Extents& kept) const {
   for (GuestRange rest = extent.range; !rest.empty();) {
     const GuestRange part =
         intersect(rest, {rest.begin, GuestOffset(align_down(rest.begin.bytes(), step)) + step});

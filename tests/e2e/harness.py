@@ -267,7 +267,7 @@ def _serve(folder: Path, export: str, program: str, socket_option: str, pid_opti
         return pid_file.exists() and bool(pid_file.read_text())
 
     try:
-        wait_until(answers, f"{program}: does not listen")
+        wait_until(answers, f"{program}: does not listen", timeout=300)
         yield Server(process, nbd_uri(export, socket))
     finally:
         if process.poll() is None:

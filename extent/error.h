@@ -46,6 +46,7 @@ enum class Remedy {
   AllowWritable,  ///< Do not require a read-only export.
   GiveTlsCredentials,
   NameSigningKey,
+  Seal,     ///< Seal the layer: write what its manifest lacks.
   Salvage,  ///< Restore what can be read.
 };
 

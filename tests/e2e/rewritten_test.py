@@ -194,12 +194,12 @@ class Gaps(ChainTest):
         manifest.mkdir()  # unreadable for root too
         done = self.qchain("verify", "check3.qcow2", expect=(3, 5))
         self.assertNotIn("no manifest", done.out + done.err)
-        self.assert_says(done, "check2.qcow2.manifest", "a manifest beneath cannot be read")
+        self.assert_says(done, "check2.qcow2.manifest", "a manifest below cannot be read")
         os.rmdir(manifest)
         manifest.write_bytes(b"QCHNMF01garbage")
         done = self.qchain("verify", "check3.qcow2", expect=5)
         self.assertNotIn("no manifest", done.out + done.err)
-        self.assert_says(done, "a manifest beneath cannot be read")
+        self.assert_says(done, "a manifest below cannot be read")
 
 
 if __name__ == "__main__":

@@ -252,7 +252,7 @@ Json to_json(const VerifyOptions& o, const VerifyResult& result, double seconds)
 Outcome report_verify(const VerifyOptions& o, const VerifyResult& result, double seconds, Console& console) {
   print_layers(o, result, console);
   if (!is_drill(o)) print_differences(result, result.findings, console);
-  for (const std::string& note : result.notes) console.note(note);
+  for (const Verdict& note : result.notes) console.note(with_hint(note.message, note.remedy));
   for (const Verdict& verdict : result.verdicts) console.error(with_hint(verdict.message, verdict.remedy));
   console.print(conclusion(o, result));
   Outcome outcome = result.outcome;

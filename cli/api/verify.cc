@@ -180,16 +180,19 @@ class Verification {
     }
   }
 
+  void note(const std::string& message, Remedy remedy = Remedy::None) {
+    result_.notes.push_back({Outcome::Done, message, remedy});
+  }
+
   void note_about(const LayerProof& layer) {
     if (!layer.same_content.empty()) {
-      result_.notes.push_back(
-          fmt::format("{}: the content is what was recorded ({}); the layer was rewritten by another tool "
-                      "since, and can be sealed again so that it is provable block by block",
-                      layer.file, layer.same_content));
+      note(fmt::format(
+               "{}: the content is what was recorded ({}); the layer was rewritten by another tool since",
+               layer.file, layer.same_content),
+           Remedy::SealAgain);
     }
     if (layer.manifest.summary && !layer.manifest.summary->header.accepted.empty()) {
-      result_.notes.push_back(
-          fmt::format("{}: {}", layer.file, accepted_text(layer.manifest.summary->header.accepted)));
+      note(fmt::format("{}: {}", layer.file, accepted_text(layer.manifest.summary->header.accepted)));
     }
   }
 
@@ -198,7 +201,7 @@ class Verification {
   void add_links(const Chain& chain, const std::vector<LayerProof>& layers) {
     for (const Survey::Problem& problem : chain.link_problems()) {
       if (is_resolved(layers[problem.layer])) {
-        result_.notes.push_back(problem.message);
+        note(problem.message);
       } else {
         add(problem.outcome, problem.message, problem.remedy);
       }

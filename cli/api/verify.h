@@ -40,7 +40,7 @@ struct VerifyRequest {
   std::vector<std::string> trust_keys;  ///< Paths: every manifest has to be signed by one of these keys.
 };
 
-/// Something that counts for the outcome.
+/// Something that was found.
 struct Verdict {
   Outcome outcome = Outcome::Done;
   std::string message;
@@ -106,8 +106,8 @@ struct LiveStatus {
 struct VerifyResult {
   Outcome outcome = Outcome::Done;   ///< The worst of `selected`, and Incomplete where not all was selected.
   Outcome selected = Outcome::Done;  ///< Of what was selected, as if that were everything.
-  std::vector<Verdict> verdicts;     ///< What was found, worst or not; empty: nothing.
-  std::vector<std::string> notes;    ///< Worth knowing, and no finding.
+  std::vector<Verdict> verdicts;     ///< All that counts for the outcome; empty: nothing is wrong.
+  std::vector<Verdict> notes;        ///< Worth knowing, and nothing wrong: Done.
   std::vector<LayerStatus> layers;   ///< From the top.
   std::string root;                  ///< The digest of the disk, by the top's manifest; empty: unknown.
   Findings findings;                 ///< Of all layers, or of the comparison with the live side.

@@ -32,6 +32,10 @@ const char* hint_for(Remedy remedy) {
       return " (--require-read-only)";
     case Remedy::GiveTlsCredentials:
       return " (--tls-psk-file FILE, --tls-certificates DIR)";
+    case Remedy::Seal:
+      return "; qchain verify --seal finds it out";
+    case Remedy::SealAgain:
+      return "; --seal makes it provable block by block again";
     case Remedy::Salvage:
       return "; --salvage restores what is there all the same";
     case Remedy::NameSigningKey:

@@ -14,13 +14,12 @@ namespace {
 
 constexpr std::size_t kMaxPrinted = 20;
 
-std::string range_text(const ByteRange& range) {
-  return fmt::format("guest {} ({})", to_string(guest_range(range.offset, range.length)),
-                     human_size(range.length));
+std::string range_text(const GuestRange& range) {
+  return fmt::format("guest {} ({})", to_string(range), human_size(range.length()));
 }
 
 std::string proof_in_words(const RestoreRequest& request, const RestoreResult& result) {
-  if (!result.losses.none()) {
+  if (!result.losses.is_clean()) {
     return fmt::format("{} of it not what was backed up: see above",
                        human_size(result.losses.different_bytes + result.losses.unread_bytes));
   }
@@ -83,8 +82,8 @@ void list_losses(const Findings& losses, Console& console) {
 Json unread_json(const std::vector<UnreadRange>& unread) {
   Json list = Json::array();
   for (const UnreadRange& part : unread) {
-    list.push_back({{"offset", part.range.offset},
-                    {"length", part.range.length},
+    list.push_back({{"offset", part.range.begin.bytes()},
+                    {"length", part.range.length()},
                     {"outcome", to_string(part.outcome)},
                     {"message", escaped(part.message)}});
   }
@@ -94,8 +93,8 @@ Json unread_json(const std::vector<UnreadRange>& unread) {
 Json different_json(const std::vector<Discrepancy>& different, const char* expected) {
   Json list = Json::array();
   for (const Discrepancy& one : different) {
-    list.push_back({{"offset", one.range.offset},
-                    {"length", one.range.length},
+    list.push_back({{"offset", one.range.begin.bytes()},
+                    {"length", one.range.length()},
                     {expected, one.expected},
                     {"found_digest", one.found}});
   }
@@ -151,7 +150,7 @@ std::string what_else(const RestoreResult& result) {
 
 void report_restore(const RestoreRequest& request, const RestoreResult& result, Console& console) {
   list_losses(result.losses, console);
-  if (result.read_back && !result.read_back->none()) {
+  if (result.read_back && !result.read_back->is_clean()) {
     list_read_back(request, result, console);
   } else {
     console.print(fmt::format("{}: restored from {}, {}, {} of data; {}{}\n", escaped(request.destination),

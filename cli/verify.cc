@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <algorithm>
+#include <chrono>
 #include <limits>
 #include <memory>
 
@@ -13,7 +13,6 @@
 #include "cli/console_run.h"
 #include "cli/api/text.h"
 #include "cli/verify_report.h"
-#include "extent/nbd_export.h"
 #include "verify/seal.h"
 
 namespace qchain {
@@ -53,99 +52,27 @@ void judge(const VerifyOptions& o) {
   if (!o.seal && o.accept_changed) usage("--accept-changed applies to --seal: add --seal");
 }
 
-std::optional<std::chrono::steady_clock::time_point> deadline_of(const VerifyOptions& o) {
-  if (!o.max_duration) return std::nullopt;
-  return std::chrono::steady_clock::now() + std::chrono::seconds(*o.max_duration);
-}
-
-void prove_against_live(const VerifyOptions& o, Chain& chain, RestorePoints& points, bool manifests_fit,
-                        VerifyReport& report, Console& console) {
-  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.against);
-  NbdExport export_(nbd_target(o.nbd, o.against), {});
-  OpaqueDevice opaque(export_);
-  BlockDevice& live = o.no_extents ? static_cast<BlockDevice&>(opaque) : export_;
-  Progress progress(console.progress_style(), "verify", std::max(chain.size(), live.size()));
-  // What a manifest says that does not fit is no third side.
-  const std::unique_ptr<ChainDigests> stored = manifests_fit ? points.digests(0) : nullptr;
-  if (o.manifest_only && !stored) {
-    return report.add(
-        Outcome::Incomplete,
-        fmt::format("{}: has no manifest that fits, so there is nothing to hold the live side against",
-                    o.image));
-  }
-  if (o.manifest_only) {
-    ProofOptions options;
-    options.workers = worker_count(o.nbd, 0, export_, Work::Read);
-    options.selection = o.selection;
-    options.deadline = deadline_of(o);
-    options.progress = progress.updater();
-    const Proof proof = prove_disk(live, chain, *stored, options);
-    // What differs from a disk that is not the point in time any more says nothing.
-    if (owner) owner->require_running();
-    report.take(chain, proof, live.size());
-    stored->finish();
-    return export_.confirm();
-  }
-  CompareOptions options;
-  options.workers = worker_count(o.nbd, 0, export_, Work::Read);
-  options.progress = progress.updater();
-  options.stored = stored.get();
-  options.points = &points;
-  if (stored) options.algorithm = stored->top().algorithm;
-  options.selection = o.selection;
-  options.deadline = deadline_of(o);
-  const Comparison comparison = compare(chain, live, options);
-  if (owner) owner->require_running();
-  report.take(chain, comparison, live.size());
-  if (stored) stored->finish();
-  export_.confirm();
-}
-
-// Runs a stage of the proof. What keeps it from its end is one more thing to report, beside what was found.
-template <class Stage>
-void attempt(VerifyReport& report, Stage&& stage) {
-  try {
-    stage();
-  } catch (const Error& error) {
-    if (error.outcome() == Outcome::Interrupted || error.outcome() == Outcome::Terminated ||
-        error.outcome() == Outcome::Usage) {
-      throw;
-    }
-    report.add(error.outcome(), error.what());
-  }
-}
-
 Outcome prove(const VerifyOptions& o, Console& console) {
-  VerifyReport report(o, o.against.empty() ? "drill" : o.manifest_only ? "manifest-only" : "against");
-  std::vector<TrustedKey> trusted = trusted_keys(o.trust_keys);
-  Survey surveyed = survey(o.image, ImageFormat::Qcow2, o.common.open);
-  CheckReport metadata = check_chain(surveyed, Payloads::Doubtful);
-  // Whether a link that does not match matters is found out below.
-  if (surveyed.is_whole()) {
-    std::erase_if(metadata.problems, [](const auto& p) { return p.kind == ProblemKind::Link; });
+  const auto start = std::chrono::steady_clock::now();
+  const std::unique_ptr<JobOwner> owner = open_owner(o.owner, {}, o.against);
+  VerifyRequest request;
+  request.image = o.image;
+  request.open = o.common.open;
+  request.against = o.against;
+  request.manifest_only = o.manifest_only;
+  request.no_extents = o.no_extents;
+  request.nbd = o.nbd;
+  request.owner = owner.get();
+  request.selection = o.selection;
+  if (o.max_duration) request.max_duration = std::chrono::seconds(*o.max_duration);
+  request.trust_keys = o.trust_keys;
+  VerifyResult result;
+  {
+    const ConsoleRun run(console);
+    result = verify(request, run);
   }
-  report.take(metadata);
-  attempt(report, [&] {
-    if (!surveyed.is_whole()) return;
-    const std::unique_ptr<Chain> chain = Chain::open(std::move(surveyed));
-    RestorePoints points(*chain, std::move(trusted));
-    Progress progress(console.progress_style(), "verify", chain->size());
-    ProofOptions options;
-    options.workers = worker_count(o.nbd.connections, Work::Read);
-    options.selection = o.selection;
-    options.deadline = deadline_of(o);
-    options.progress = progress.updater();
-    const std::vector<LayerProof> layers =
-        o.against.empty() ? prove_chain(points, options) : check_manifests(points);
-    report.take(*chain, layers);
-    if (o.against.empty()) return;
-    const bool fit = std::ranges::all_of(layers, [](const LayerProof& layer) {
-      const Outcome outcome = worse(layer.manifest.outcome, layer.failure.outcome);
-      return outcome == Outcome::Done || outcome == Outcome::Incomplete;
-    });
-    attempt(report, [&] { prove_against_live(o, *chain, points, fit, report, console); });
-  });
-  return report.finish(console);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  return report_verify(o, result, seconds.count(), console);
 }
 
 const char* to_string(Sealed sealed) {

@@ -6,14 +6,16 @@
 #include <cstdint>
 #include <string>
 
+#include "extent/export.h"
+
 namespace qchain {
 
 inline constexpr std::uint64_t kSectorSize = 512;
 
 /// a + b; throws Error (Mismatch) on overflow, which only corrupt or hostile input causes.
-std::uint64_t checked_add(std::uint64_t a, std::uint64_t b);
+QCHAIN_API std::uint64_t checked_add(std::uint64_t a, std::uint64_t b);
 /// a * b, likewise.
-std::uint64_t checked_multiply(std::uint64_t a, std::uint64_t b);
+QCHAIN_API std::uint64_t checked_multiply(std::uint64_t a, std::uint64_t b);
 
 /// The multiple of `unit` (> 0, any value) at or below `value`.
 constexpr std::uint64_t align_down(std::uint64_t value, std::uint64_t unit) { return value - value % unit; }
@@ -59,10 +61,10 @@ struct GuestRange {
 };
 
 /// `length` bytes from `begin` on.
-GuestRange guest_range(std::uint64_t begin, std::uint64_t length);
+QCHAIN_API GuestRange guest_range(std::uint64_t begin, std::uint64_t length);
 /// The intersection of two ranges; empty (begin == end) if they have nothing in common.
-GuestRange intersect(const GuestRange& a, const GuestRange& b);
+QCHAIN_API GuestRange intersect(const GuestRange& a, const GuestRange& b);
 /// "[0x10000, 0x20000)".
-std::string to_string(const GuestRange& range);
+QCHAIN_API std::string to_string(const GuestRange& range);
 
 }  // namespace qchain

@@ -52,9 +52,9 @@ class DrillTest : public RandomTest {
     EXPECT_EQ(layer.manifest.outcome, Outcome::Done);
     EXPECT_TRUE(layer.manifest.root_follows);
     ASSERT_TRUE(layer.proof);
-    for (const Damage& damage : layer.proof->damages) {
+    for (const Discrepancy& damage : layer.proof->different) {
       ADD_FAILURE() << to_string(damage.range) << ": " << to_string(damage.cause) << ", stored "
-                    << damage.stored << ", found " << damage.found;
+                    << damage.expected << ", found " << damage.found;
     }
     EXPECT_TRUE(layer.proof->is_clean());
     EXPECT_EQ(layer.proof->unknown_bytes, 0U);
@@ -177,11 +177,11 @@ TEST_F(DrillTest, ADiskAgainstTheDigests) {
     content[at] = now;
     MemoryDevice disk = live_disk(content);
     const Proof proof = prove_disk(disk, *opened, *digests_of(*opened), options);
-    ASSERT_EQ(proof.damages.size(), 1U);
-    EXPECT_EQ(proof.damages[0].range, block_at(content, at));
-    EXPECT_EQ(proof.damages[0].cause, Cause::Changed);
-    EXPECT_EQ(proof.damaged_bytes, proof.damages[0].range.length());
-    EXPECT_EQ(proof.unreadable_bytes, 0U);
+    ASSERT_EQ(proof.different.size(), 1U);
+    EXPECT_EQ(proof.different[0].range, block_at(content, at));
+    EXPECT_EQ(proof.different[0].cause, Cause::Changed);
+    EXPECT_EQ(proof.different_bytes, proof.different[0].range.length());
+    EXPECT_EQ(proof.unread_bytes, 0U);
   }
 }
 
@@ -194,7 +194,7 @@ TEST_F(DrillTest, ADiskThatWasTrimmed) {
   const auto opened = chain.open();
   MemoryDevice live(Bytes(kMiB), {{guest_range(0, kMiB), Kind::Zero}}, kMiB);
   const Proof proof = prove_disk(live, *opened, *digests_of(*opened), {});
-  EXPECT_EQ(proof.damaged_bytes, kMiB);
+  EXPECT_EQ(proof.different_bytes, kMiB);
   EXPECT_EQ(proof.read_bytes, 0U);
 }
 
@@ -227,13 +227,13 @@ TEST_F(DrillTest, RotIsNamedWhereItIs) {
       if (i > index) {
         EXPECT_TRUE(proof.is_clean());
       } else if (i == index) {
-        ASSERT_EQ(proof.damages.size(), 1U);
-        EXPECT_EQ(proof.damages[0].range, block);
-        EXPECT_EQ(proof.damages[0].cause, Cause::Rotted);
-        EXPECT_EQ(proof.damages[0].layer, index);
+        ASSERT_EQ(proof.different.size(), 1U);
+        EXPECT_EQ(proof.different[0].range, block);
+        EXPECT_EQ(proof.different[0].cause, Cause::Rotted);
+        EXPECT_EQ(proof.different[0].layer, index);
         EXPECT_EQ(layers[i].outcome(), Outcome::Mismatch);
       } else {
-        for (const Damage& damage : proof.damages) EXPECT_EQ(damage.cause, Cause::Beneath);
+        for (const Discrepancy& damage : proof.different) EXPECT_EQ(damage.cause, Cause::Beneath);
       }
     }
   }
@@ -259,9 +259,9 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
     const std::vector<LayerProof> layers = prove(*opened, any_options());
     expect_clean(layers[1]);
     ASSERT_TRUE(layers[0].proof);
-    ASSERT_EQ(layers[0].proof->damages.size(), 1U);
-    EXPECT_EQ(layers[0].proof->damages[0].range, guest_range(5 * kDigestBlock, kDigestBlock));
-    EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Missed);
+    ASSERT_EQ(layers[0].proof->different.size(), 1U);
+    EXPECT_EQ(layers[0].proof->different[0].range, guest_range(5 * kDigestBlock, kDigestBlock));
+    EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Missed);
     EXPECT_EQ(layers[0].outcome(), Outcome::Mismatch);
     // Against the live side too.
     MemoryDevice live = live_disk(bytes);
@@ -272,16 +272,16 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
     options.points = &points;
     const Comparison comparison = compare(*opened, live, options);
     EXPECT_EQ(comparison.different_bytes, 4096U);
-    ASSERT_EQ(comparison.differences.size(), 1U);
-    EXPECT_EQ(comparison.differences[0].cause, Cause::Missed);
+    ASSERT_EQ(comparison.different.size(), 1U);
+    EXPECT_EQ(comparison.different[0].cause, Cause::Missed);
   }
   // Rot beneath it is something else.
   const auto mapping = chain.open(1)->map(guest_range(5 * kDigestBlock + 40960, 1)).front();
   flip(chain.path(1), mapping.host);
   const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
-  ASSERT_EQ(layers[0].proof->damages.size(), 1U);
-  EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Beneath);
-  EXPECT_EQ(layers[1].proof->damages[0].cause, Cause::Rotted);
+  ASSERT_EQ(layers[0].proof->different.size(), 1U);
+  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Beneath);
+  EXPECT_EQ(layers[1].proof->different[0].cause, Cause::Rotted);
 }
 
 // Where a layer beneath has no manifest, nobody knows whether it rotted or the bitmap missed something.
@@ -297,8 +297,8 @@ TEST_F(DrillTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
   flip(chain.path(1), chain.open(1)->map(guest_range(8192, 1)).front().host);
   fs::remove(chain.manifest(1));
   const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
-  ASSERT_EQ(layers[0].proof->damages.size(), 1U);
-  EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Unknown);
+  ASSERT_EQ(layers[0].proof->different.size(), 1U);
+  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Unknown);
   EXPECT_EQ(layers[0].outcome(), Outcome::Mismatch);
 }
 
@@ -320,8 +320,8 @@ TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
       small_clusters(), Algorithm::Sha256);
   flip(chain.path(2), chain.open(2)->map(guest_range(4096, 1)).front().host);
   const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
-  ASSERT_EQ(layers[0].proof->damages.size(), 1U);
-  EXPECT_EQ(layers[0].proof->damages[0].cause, Cause::Missed);
+  ASSERT_EQ(layers[0].proof->different.size(), 1U);
+  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Missed);
 }
 
 // What fills the last sector belongs to what a guest sees, and to what is written to a device.
@@ -344,8 +344,8 @@ TEST_F(DrillTest, TheFillOfTheLastSectorIsLookedAt) {
     EXPECT_EQ(content_of(*opened).back(), std::byte{0x20});
     const std::vector<LayerProof> layers = prove(*opened, any_options());
     EXPECT_EQ(layers[mapping.layer].outcome(), Outcome::Mismatch);
-    ASSERT_EQ(layers[mapping.layer].proof->damages.size(), 1U);
-    EXPECT_EQ(layers[mapping.layer].proof->damages[0].cause, Cause::Rotted);
+    ASSERT_EQ(layers[mapping.layer].proof->different.size(), 1U);
+    EXPECT_EQ(layers[mapping.layer].proof->different[0].cause, Cause::Rotted);
     MemoryDevice live = live_disk(bytes);
     EXPECT_NE(compare(*opened, live, {}).different_bytes, 0U);
   }
@@ -391,7 +391,8 @@ TEST_F(DrillTest, SealedAfterwards) {
     for (std::size_t i = depth; i-- > 0;) seal(*opened, i, {2, nullptr, [](std::uint64_t) {}});
     expect_clean(*opened);
     for (std::size_t i = 0; i < depth; ++i) {
-      EXPECT_EQ(Manifest(chain.manifest(i)).summary().root, blkhash_of(algorithm, chain.from_top(i).content()));
+      EXPECT_EQ(Manifest(chain.manifest(i)).summary().root,
+                blkhash_of(algorithm, chain.from_top(i).content()));
     }
   }
 }
@@ -617,7 +618,8 @@ TEST_F(DrillTest, Signatures) {
     std::vector<TrustedKey> keys;
     for (const char* const name : trusted) keys.emplace_back(folder / name);
     Outcome outcome = Outcome::Done;
-    for (const LayerProof& layer : prove(*chain.open(), {}, std::move(keys))) outcome = worse(outcome, layer.outcome());
+    for (const LayerProof& layer : prove(*chain.open(), {}, std::move(keys)))
+      outcome = worse(outcome, layer.outcome());
     return outcome;
   };
   EXPECT_EQ(outcome_with({}), Outcome::Done);
@@ -822,7 +824,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
         sum[layer].zero_blocks += proof.zero_blocks;
         sum[layer].partial_blocks += proof.partial_blocks;
         sum[layer].read_bytes += proof.read_bytes;
-        for (const Damage& damage : proof.damages) {
+        for (const Discrepancy& damage : proof.different) {
           for (GuestOffset at = damage.range.begin; at < damage.range.end; at = at + kDigestBlock) {
             EXPECT_TRUE(damaged[layer].insert(at.bytes()).second) << "found twice";
           }
@@ -835,7 +837,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
       const Comparison comparison = compare(*opened, live, comparing);
       compared.compared_bytes += comparison.compared_bytes;
       compared.different_bytes += comparison.different_bytes;
-      for (const Difference& difference : comparison.differences) {
+      for (const Discrepancy& difference : comparison.different) {
         for (GuestOffset at = difference.range.begin; at < difference.range.end; at = at + kSectorSize) {
           EXPECT_TRUE(different.insert(at.bytes()).second) << "found twice";
         }
@@ -848,7 +850,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
       EXPECT_EQ(sum[layer].partial_blocks, whole.partial_blocks);
       EXPECT_EQ(sum[layer].read_bytes, whole.read_bytes);
       std::set<std::uint64_t> all;
-      for (const Damage& damage : whole.damages) {
+      for (const Discrepancy& damage : whole.different) {
         for (GuestOffset at = damage.range.begin; at < damage.range.end; at = at + kDigestBlock)
           all.insert(at.bytes());
       }

@@ -59,7 +59,7 @@ class CompareTest : public RandomTest {
 
   static std::set<std::uint64_t> sectors_of(const Comparison& comparison) {
     std::set<std::uint64_t> sectors;
-    for (const Difference& difference : comparison.differences) {
+    for (const Discrepancy& difference : comparison.different) {
       EXPECT_EQ(difference.range.begin.bytes() % kSectorSize, 0U);
       for (std::uint64_t at = difference.range.begin.bytes(); at < difference.range.end.bytes();
            at += kSectorSize) {
@@ -100,26 +100,26 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
     EXPECT_LE(comparison.read_bytes, size);
     EXPECT_EQ(comparison.different_bytes, expected.size() * kSectorSize);
     EXPECT_EQ(sectors_of(comparison), expected);
-    EXPECT_TRUE(std::ranges::none_of(comparison.differences,
-                                     [](const Difference& d) { return d.cause == Cause::Moving; }));
+    EXPECT_TRUE(std::ranges::none_of(comparison.different,
+                                     [](const Discrepancy& d) { return d.cause == Cause::Moving; }));
     EXPECT_EQ(comparison.live, digest_of(live, size, {}));
     EXPECT_EQ(comparison.chain, digest_of(*chain, size, {}));
-    for (const Difference& difference : comparison.differences) {
+    for (const Discrepancy& difference : comparison.different) {
       SCOPED_TRACE(to_string(difference.range));
-      EXPECT_NE(difference.live_digest, difference.chain_digest);
-      EXPECT_TRUE(difference.live_digest.starts_with("sha256:"));
+      EXPECT_NE(difference.live, difference.found);
+      EXPECT_TRUE(difference.live.starts_with("sha256:"));
       // Whose bytes they are, and where: read by hand.
-      const Mapping& source = difference.source;
+      const BlockSource& source = difference.source;
       const auto at = content.begin() + static_cast<std::ptrdiff_t>(difference.range.begin.bytes());
       const Bytes sector(at, at + static_cast<std::ptrdiff_t>(kSectorSize));
       ASSERT_LT(source.layer, chain->layers().size());
       Bytes held(kSectorSize);
-      if (source.storage == Storage::Plain) {
-        chain->layers()[source.layer].file().read(source.host, held);
-      } else if (source.storage == Storage::Compressed) {
+      if (source.host_offset && !source.is_compressed) {
+        chain->layers()[source.layer].file().read(HostOffset(*source.host_offset), held);
+      } else if (source.is_compressed) {
         const Image& image = *chain->layers()[source.layer].image();
         Bytes cluster(image.geometry().cluster_size());
-        image.read_compressed(source, cluster);
+        image.read_compressed(chain->map(difference.range).front(), cluster);
         const auto within =
             cluster.begin() +
             static_cast<std::ptrdiff_t>(image.geometry().offset_in_cluster(difference.range.begin.bytes()));
@@ -133,7 +133,7 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
         for (const Mapping& mapping : chain->map(rest)) {
           EXPECT_EQ(mapping.layer, source.layer);
           EXPECT_EQ(mapping.kind, source.kind);
-          EXPECT_EQ(mapping.storage, source.storage);
+          EXPECT_EQ(mapping.storage == Storage::Compressed, source.is_compressed);
           rest.begin = mapping.range.end;
         }
       }
@@ -179,8 +179,8 @@ TEST_F(CompareTest, ManyDifferencesAreCounted) {
   MemoryDevice live = live_disk(bytes, false);
   const Comparison comparison = compare(*chain, live, any_options());
   EXPECT_EQ(comparison.different_bytes, kSize / 2);
-  EXPECT_GE(comparison.differences.size(), 100U);
-  EXPECT_LT(comparison.differences.size(), kSize / 1024);
+  EXPECT_GE(comparison.different.size(), 100U);
+  EXPECT_LT(comparison.different.size(), kSize / 1024);
 }
 
 // A live side that reads differently a second time is not known to differ: it moves.
@@ -218,11 +218,11 @@ TEST_F(CompareTest, ALiveSideThatMovesIsToldFromOneThatDiffers) {
     CompareOptions options;
     const Comparison comparison = compare(*chain, live, options);
     const bool moving = size > 65536;
-    EXPECT_EQ(std::ranges::any_of(comparison.differences,
-                                  [](const Difference& d) { return d.cause == Cause::Moving; }),
+    EXPECT_EQ(std::ranges::any_of(comparison.different,
+                                  [](const Discrepancy& d) { return d.cause == Cause::Moving; }),
               moving);
     EXPECT_EQ(comparison.different_bytes, size);
-    EXPECT_EQ(comparison.differences.back().cause, moving ? Cause::Moving : Cause::Unknown);
+    EXPECT_EQ(comparison.different.back().cause, moving ? Cause::Moving : Cause::Unknown);
   }
 }
 

@@ -55,10 +55,10 @@ TEST_F(ThreadsTest, EveryJobIsTheSameForAnyNumberOfThreads) {
     EXPECT_EQ(many.different_bytes, one.different_bytes);
     EXPECT_EQ(many.chain, by_one);
     EXPECT_EQ(many.live, one.live);
-    ASSERT_EQ(many.differences.size(), one.differences.size());
-    for (std::size_t i = 0; i < one.differences.size(); ++i) {
-      EXPECT_EQ(many.differences[i].range, one.differences[i].range);
-      EXPECT_EQ(many.differences[i].source, one.differences[i].source);
+    ASSERT_EQ(many.different.size(), one.different.size());
+    for (std::size_t i = 0; i < one.different.size(); ++i) {
+      EXPECT_EQ(many.different[i].range, one.different[i].range);
+      EXPECT_EQ(many.different[i].source, one.different[i].source);
     }
 
     // Restore it.

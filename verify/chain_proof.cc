@@ -56,8 +56,8 @@ class DiskAt : public BlockDevice {
 // Whether nothing is wrong but that the layer holds other blocks than its manifest has it: whole blocks are
 // what was recorded.
 bool is_about_structure(const Proof& proof) {
-  return proof.lists_all() && std::ranges::all_of(proof.damages, [](const Damage& damage) {
-           return damage.found == damage.stored || damage.stored == "not held";
+  return proof.lists_all() && std::ranges::all_of(proof.different, [](const Discrepancy& damage) {
+           return damage.found == damage.expected || damage.expected == "not held";
          });
 }
 
@@ -71,8 +71,8 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath
   if (manifest.belongs && manifest.summary->root) recorded = root_of(*manifest.summary);
   if (recorded.empty() || (manifest.exists && !manifest.belongs)) return;
   if (manifest.exists && manifest.summary->header.length != chain.layers()[index].true_length()) return;
-  if (layer.proof && layer.proof->unreadable_bytes != 0) return;
-  const bool damaged = layer.proof && layer.proof->damaged_bytes != 0;
+  if (layer.proof && layer.proof->unread_bytes != 0) return;
+  const bool damaged = layer.proof && layer.proof->different_bytes != 0;
   const bool rewritten = manifest.is_misplaced || (!manifest.exists && has_link_problem(chain, index)) ||
                          (manifest.exists && rewritten_beneath) ||
                          (damaged && is_about_structure(*layer.proof));
@@ -86,13 +86,12 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath
   manifest.outcome = Outcome::Done;
   manifest.problems.clear();
   if (!layer.proof) return;
-  layer.proof->damages.clear();
-  layer.proof->damaged_bytes = 0;
+  layer.proof->different.clear();
+  layer.proof->different_bytes = 0;
 }
 
 Outcome outcome_of(const Proof& proof) {
-  Outcome outcome = proof.damaged_bytes != 0 ? Outcome::Mismatch : Outcome::Done;
-  for (const Unreadable& unreadable : proof.unreadable) outcome = worse(outcome, unreadable.outcome);
+  Outcome outcome = proof.outcome();
   if (proof.stopped_at || proof.unknown_bytes != 0) outcome = worse(outcome, Outcome::Incomplete);
   return outcome;
 }
@@ -123,14 +122,14 @@ void prove_content(RestorePoints& points, std::size_t index, const ProofOptions&
                    std::vector<LayerProof>& layers) {
   const Chain& chain = points.chain();
   LayerProof& layer = layers[index];
-  const bool usable = layer.manifest.belongs &&
-                      layer.manifest.summary->header.length <= chain.layers()[index].virtual_size();
+  const bool usable =
+      layer.manifest.belongs && layer.manifest.summary->header.length <= chain.layers()[index].virtual_size();
   if (usable) layer.proof = prove_layer(points, index, options);
   if (options.selection.is_everything() && !options.deadline) {
     compare_whole(chain, index, is_rewritten_below(std::span(layers).subspan(index + 1)), options, layer);
   }
   if (!layer.proof) return;
-  for (Damage& damage : layer.proof->damages) {
+  for (Discrepancy& damage : layer.proof->different) {
     if (damage.cause != Cause::Missed) continue;
     damage.cause = cause_beneath(chain, index, damage.range, [&](std::size_t below) {
       return layers[below].proof ? &*layers[below].proof : nullptr;
@@ -145,7 +144,7 @@ Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& ran
   for (std::size_t beneath = index + 1; beneath < chain.layers().size(); ++beneath) {
     const Proof* const proof = proof_of(beneath);
     if (proof == nullptr) return Cause::Unknown;
-    if (touches(*proof, range)) return Cause::Beneath;
+    if (proof->touches(range)) return Cause::Beneath;
     if (!proof->lists_all() || proof->stopped_at) return Cause::Unknown;
     if (hides(chain, beneath, range)) break;
   }
@@ -189,7 +188,7 @@ std::vector<LayerProof> prove_chain(RestorePoints& points, const ProofOptions& o
   ProofOptions proof = options;
   for (std::size_t i = layers.size(); i-- > 0;) {
     attempt(layers[i], [&] { prove_content(points, i, proof, layers); });
-    if (layers[i].proof) proof.max_listed -= std::min(proof.max_listed, layers[i].proof->damages.size());
+    if (layers[i].proof) proof.max_listed -= std::min(proof.max_listed, layers[i].proof->different.size());
   }
   return layers;
 }

@@ -44,16 +44,9 @@ struct Job {
     return GuestOffset(std::min(a, b));
   }
 
-  void add_unread(const Unreadable& unread) {
-    result.unread_bytes += unread.range.length();
-    result.unread_outcome = worse(result.unread_outcome, unread.outcome);
+  void add_unread(const UnreadRange& unread) {
+    result.add_unread(unread, kMaxDifferences);
     result.compared_bytes -= unread.range.length();
-    std::vector<Unreadable>& all = result.unread;
-    if (!all.empty() && all.back().message == unread.message && all.back().range.end == unread.range.begin) {
-      all.back().range.end = unread.range.end;
-    } else if (all.size() < kMaxDifferences) {
-      all.push_back(unread);
-    }
   }
 
   // What only one side has; of all parts of a whole, the first one tells of it.
@@ -64,27 +57,28 @@ struct Job {
     const auto wanted = [&](const GuestRange& only) { return !intersect(only, range).empty(); };
     if (range.empty() || selection.part != 1) return;
     if (!selection.only.empty() && std::ranges::none_of(selection.only, wanted)) return;
-    Difference rest;
+    Discrepancy rest;
     rest.range = range;
-    rest.source = {rest.range, Kind::Inherit, Storage::None, {}, 0, 0};
-    rest.live_digest = rest.chain_digest = "only one side has this";
-    if (chain_length > live.size()) rest.source = chain.map(rest.range).front();
+    rest.live = rest.found = "only one side has this";
+    if (chain_length > live.size()) rest.source = source_of(chain.map(rest.range).front());
     add_difference(rest);
   }
 
   // A block that differs, sector by sector, so that the range is named as narrowly as it can be.
-  void add_difference(const Difference& difference) {
+  void add_difference(const Discrepancy& difference) {
     result.different_bytes += difference.range.length();
     result.bytes_of[static_cast<std::size_t>(difference.cause)] += difference.range.length();
-    std::vector<Difference>& all = result.differences;
+    std::vector<Discrepancy>& all = result.different;
     if (!all.empty()) {
-      Difference& last = all.back();
+      Discrepancy& last = all.back();
       // Whose fault a missed change is, is found out block by block.
       const bool same_block =
           last.range.begin.bytes() / kDigestBlock == difference.range.begin.bytes() / kDigestBlock;
       const bool same_source =
-          last.source.layer == difference.source.layer && last.source.storage == difference.source.storage &&
-          last.source.kind == difference.source.kind && (difference.cause != Cause::Beneath || same_block);
+          last.source.layer == difference.source.layer && last.source.kind == difference.source.kind &&
+          last.source.host_offset.has_value() == difference.source.host_offset.has_value() &&
+          last.source.is_compressed == difference.source.is_compressed &&
+          (difference.cause != Cause::Beneath || same_block);
       if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause &&
           last.layer == difference.layer) {
         last.range.end = difference.range.end;
@@ -147,13 +141,13 @@ class CompareWorker : public Worker {
       for (std::uint64_t left = run.range.length(); left > 0; ++block) {
         if (block->live_length > 0) job_.live_digest.add_block(block->live, block->live_length);
         if (block->chain_length > 0) job_.chain_digest.add_block(block->chain, block->chain_length);
-        for (const Difference& difference : block->differences) job_.add_difference(difference);
+        for (const Discrepancy& difference : block->differences) job_.add_difference(difference);
         left -= std::min(left, kDigestBlock);
       }
     }
-    for (const Difference& difference : not_zero_) job_.add_difference(difference);
+    for (const Discrepancy& difference : not_zero_) job_.add_difference(difference);
     result.unknown_bytes += stored_.unknown_bytes;
-    for (const Unreadable& unread : unread_) job_.add_unread(unread);
+    for (const UnreadRange& unread : unread_) job_.add_unread(unread);
     job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
@@ -164,7 +158,7 @@ class CompareWorker : public Worker {
     Digest chain;
     std::uint64_t live_length = 0;  // as far as that side reaches
     std::uint64_t chain_length = 0;
-    std::vector<Difference> differences;
+    std::vector<Discrepancy> differences;
   };
 
   static std::uint64_t reach(const GuestRange& range, std::uint64_t size) {
@@ -219,7 +213,7 @@ class CompareWorker : public Worker {
 
   bool is_unread(const GuestRange& range) const {
     return std::ranges::any_of(
-        unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
+        unread_, [&](const UnreadRange& unread) { return !intersect(unread.range, range).empty(); });
   }
 
   void compare_block(const GuestRange& range, std::size_t at) {
@@ -252,15 +246,15 @@ class CompareWorker : public Worker {
   }
 
   // Both sides agree, and the manifest says something else.
-  Difference difference_from_stored(const GuestRange& range, const StoredBlock& stored, const Block& block) {
-    Difference difference;
+  Discrepancy difference_from_stored(const GuestRange& range, const StoredBlock& stored, const Block& block) {
+    Discrepancy difference;
     difference.range = range;
-    difference.source = source_of(range);
+    difference.source = source_at(range);
     difference.cause = Cause::Rotted;
     difference.layer = stored.layer;
-    difference.live_digest = named(job_.options.algorithm, block.live);
-    difference.chain_digest = named(job_.options.algorithm, block.chain);
-    difference.stored_digest = judge_.name_of(stored);
+    difference.live = named(job_.options.algorithm, block.live);
+    difference.found = named(job_.options.algorithm, block.chain);
+    difference.expected = judge_.name_of(stored);
     return difference;
   }
 
@@ -283,19 +277,19 @@ class CompareWorker : public Worker {
     std::vector<std::byte> again(live.size());
     const ReadRequest request{range.begin, std::span(again).first(block.live_length)};
     if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
-    Difference difference;
+    Discrepancy difference;
     difference.cause = std::ranges::equal(live, again) ? cause_of(stored, chain, block) : Cause::Moving;
-    difference.live_digest = named(job_.options.algorithm, block.live);
-    difference.chain_digest = named(job_.options.algorithm, block.chain);
+    difference.live = named(job_.options.algorithm, block.live);
+    difference.found = named(job_.options.algorithm, block.chain);
     if (stored != nullptr && stored->known) {
       difference.layer = stored->layer;
-      difference.stored_digest = judge_.name_of(*stored);
+      difference.expected = judge_.name_of(*stored);
     }
     for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
       if (std::memcmp(live.data() + at, chain.data() + at, length) == 0) continue;
       difference.range = {range.begin + at, range.begin + at + length};
-      difference.source = source_of(difference.range);
+      difference.source = source_at(difference.range);
       block.differences.push_back(difference);
     }
   }
@@ -306,19 +300,19 @@ class CompareWorker : public Worker {
     for (const StoredBlock& stored : stored_.not_zero) {
       const std::vector<std::byte> zeros(stored.range.length());
       if (judge_.fits(stored, zeros)) continue;
-      Difference& lost = not_zero_.emplace_back();
+      Discrepancy& lost = not_zero_.emplace_back();
       lost.range = stored.range;
-      lost.source = source_of(stored.range);
+      lost.source = source_at(stored.range);
       lost.cause = Cause::Rotted;
       lost.layer = stored.layer;
-      lost.live_digest = lost.chain_digest = judge_.name_of(zeros);
-      lost.stored_digest = judge_.name_of(stored);
+      lost.live = lost.found = judge_.name_of(zeros);
+      lost.expected = judge_.name_of(stored);
     }
   }
 
-  Mapping source_of(const GuestRange& range) const {
-    if (reach(range, job_.chain.size()) == 0) return {range, Kind::Inherit, Storage::None, {}, 0, 0};
-    return job_.chain.map(intersect(range, guest_range(0, job_.chain.size()))).front();
+  BlockSource source_at(const GuestRange& range) const {
+    const GuestRange inside = intersect(range, guest_range(0, job_.chain.size()));
+    return inside.empty() ? BlockSource() : source_of(job_.chain.map(inside).front());
   }
 
   Job& job_;
@@ -329,10 +323,10 @@ class CompareWorker : public Worker {
   PageBuffer live_;
   PageBuffer chain_;
   Piece piece_;
-  std::vector<Block> blocks_;       // of the piece's data
-  std::vector<Unreadable> unread_;  // of the same
+  std::vector<Block> blocks_;        // of the piece's data
+  std::vector<UnreadRange> unread_;  // of the same
   StoredPiece stored_;
-  std::vector<Difference> not_zero_;  // lost altogether
+  std::vector<Discrepancy> not_zero_;  // lost altogether
 };
 
 // Of a disk with a part that only one side has: that part has to be looked at.
@@ -349,7 +343,7 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
   ProofOptions options;
   options.workers = compare_options.workers;
   options.deadline = compare_options.deadline;
-  for (const Difference& difference : result.differences) {
+  for (const Discrepancy& difference : result.different) {
     if (difference.cause == Cause::Beneath) options.selection.only.push_back(difference.range);
   }
   if (options.selection.only.empty()) return;
@@ -357,7 +351,7 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
   for (std::size_t layer = 1, end = points.manifests_from(0); layer < end; ++layer) {
     proofs[layer] = prove_layer(points, layer, options);
   }
-  for (Difference& difference : result.differences) {
+  for (Discrepancy& difference : result.different) {
     if (difference.cause != Cause::Beneath) continue;
     const GuestRange blocks{GuestOffset(align_down(difference.range.begin.bytes(), kDigestBlock)),
                             GuestOffset(align_up(difference.range.end.bytes(), kDigestBlock))};

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -12,18 +13,6 @@
 
 namespace qchain {
 
-/// A range where the live export, the bytes of the chain and the stored digests are not of one mind, and who
-/// supplied the chain's bytes.
-struct Difference {
-  GuestRange range;
-  Mapping source;  ///< Layer and host offset of the chain's bytes.
-  Cause cause = Cause::Unknown;
-  std::size_t layer = 0;      ///< Whose manifest says what it should be.
-  std::string live_digest;    ///< Of the first block that differs, "sha256:HEX".
-  std::string chain_digest;   ///< Of the same block.
-  std::string stored_digest;  ///< What a manifest says of it; empty: none does.
-};
-
 struct CompareOptions {
   Algorithm algorithm = Algorithm::Sha256;
   unsigned workers = 1;
@@ -35,18 +24,13 @@ struct CompareOptions {
   std::optional<std::chrono::steady_clock::time_point> deadline;
 };
 
-struct Comparison {
-  /// Merged into ranges and capped; different_bytes is exact.
-  std::vector<Difference> differences;
-  std::uint64_t different_bytes = 0;              ///< Bytes of the ranges that differ, to the sector.
-  std::array<std::uint64_t, kCauses> bytes_of{};  ///< The same by cause.
-  Outcome unread_outcome = Outcome::Done;         ///< The worst of all that could not be read, listed or not.
-  std::vector<Unreadable> unread;                 ///< Capped, as the differences are; unread_bytes is exact.
-  std::uint64_t unread_bytes = 0;
-  std::uint64_t compared_bytes = 0;         ///< Of the disk: read, or known to be zeros on both sides.
-  std::uint64_t read_bytes = 0;             ///< From each side.
-  std::uint64_t unknown_bytes = 0;          ///< Of them: no stored digest says what they should be.
-  std::optional<std::uint64_t> stopped_at;  ///< Where the deadline stopped it.
+/// Findings of a comparison: `found` is of the chain, `live` of the other side, `expected` what a manifest
+/// says. read_bytes are those of one side.
+struct Comparison : Findings {
+  std::array<std::uint64_t, kCauses> bytes_of{};  ///< different_bytes by cause.
+  std::uint64_t compared_bytes = 0;               ///< Of the disk: read, or known to be zeros on both sides.
+  std::uint64_t unknown_bytes = 0;                ///< Of them: no stored digest says what they should be.
+  std::optional<std::uint64_t> stopped_at;        ///< Where the deadline stopped it.
   /// Content digests of both sides; nullopt where not all was read.
   std::optional<Digest> live;
   std::optional<Digest> chain;
@@ -56,8 +40,8 @@ struct Comparison {
 /// one lacks counts as different, but for the zeros that fill a last sector. Where either side may hold data,
 /// both are read; where both are known to be zeros, they are equal. A block that differs is read a second
 /// time from the live side, to see whether that side is moving. What cannot be read is noted, and the rest is
-/// compared all the same. Where there are stored digests, every block is held against them too, and they tell
-/// which side is wrong. Throws Error where a side is gone altogether.
+/// compared all the same. Where there are stored digests, every block is compared with them too, and they
+/// tell which side is wrong. Throws Error where a side is gone altogether.
 Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& options);
 
 }  // namespace qchain

@@ -23,7 +23,7 @@ bool was_touched(const Layer& layer) {
 void require_clean(const Proof& proof, const Layer& layer) {
   if (proof.is_clean()) return;
   const GuestRange where =
-      proof.damages.empty() ? proof.unreadable.front().range : proof.damages.front().range;
+      proof.different.empty() ? proof.unread.front().range : proof.different.front().range;
   throw Error(
       Outcome::Mismatch,
       fmt::format(

@@ -25,20 +25,20 @@ struct Job {
   const std::size_t max_listed;
   Proof& proof;
 
-  void add(const Damage& damage) const {
-    proof.damaged_bytes += damage.range.length();
-    std::vector<Damage>& all = proof.damages;
+  void add(const Discrepancy& found) const {
+    proof.different_bytes += found.range.length();
+    std::vector<Discrepancy>& all = proof.different;
     // Whose fault a missed change is, is found out block by block.
-    if (damage.cause != Cause::Missed && !all.empty() && all.back().range.end == damage.range.begin &&
-        all.back().cause == damage.cause && all.back().layer == damage.layer &&
-        all.back().source.layer == damage.source.layer) {
-      all.back().range.end = damage.range.end;
+    if (found.cause != Cause::Missed && !all.empty() && all.back().range.end == found.range.begin &&
+        all.back().cause == found.cause && all.back().layer == found.layer &&
+        all.back().source.layer == found.source.layer) {
+      all.back().range.end = found.range.end;
     } else if (all.size() < max_listed) {
-      all.push_back(damage);
+      all.push_back(found);
     }
   }
 
-  void add(const Unreadable& unreadable) const { add_unreadable(proof, unreadable, max_listed); }
+  void add(const UnreadRange& unread) const { proof.add_unread(unread, max_listed); }
 };
 
 // What was read of the zeros that fill the disk's last sector, behind its last block.
@@ -57,7 +57,7 @@ class ProofWatcher : public PieceWatcher {
   void plan(const Piece& piece, const Extents&) override {
     data_bytes_ = piece.data_bytes;
     stored_ = stored_piece(job_.digests, piece);
-    damages_.clear();
+    different_.clear();
     unread_.clear();
   }
 
@@ -69,16 +69,16 @@ class ProofWatcher : public PieceWatcher {
         const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
         const auto fill = fill_behind(*block, run);
         if (!judge(*block, bytes)) {
-          damages_.push_back(damage(*block, bytes));
+          different_.push_back(discrepancy(*block, bytes));
         } else if (!is_zero(fill)) {
-          damages_.push_back(damage(*block, {bytes.data(), bytes.size() + fill.size()}));
-          if (damages_.back().cause == Cause::Missed) damages_.back().cause = Cause::Rotted;
+          different_.push_back(discrepancy(*block, {bytes.data(), bytes.size() + fill.size()}));
+          if (different_.back().cause == Cause::Missed) different_.back().cause = Cause::Rotted;
         }
       }
     }
     for (const StoredBlock& not_zero : stored_.not_zero) {
       const std::vector<std::byte> zeros(not_zero.range.length());
-      if (!judge_.fits(not_zero, zeros)) damages_.push_back(damage(not_zero, zeros));
+      if (!judge_.fits(not_zero, zeros)) different_.push_back(discrepancy(not_zero, zeros));
     }
   }
 
@@ -100,9 +100,9 @@ class ProofWatcher : public PieceWatcher {
         if (block.held == Held::Part) ++proof.partial_blocks;
       }
     }
-    std::ranges::sort(damages_, {}, [](const Damage& damage) { return damage.range.begin; });
-    for (const Damage& damage : damages_) job_.add(damage);
-    for (const Unreadable& unread : unread_) job_.add(unread);
+    std::ranges::sort(different_, {}, [](const Discrepancy& found) { return found.range.begin; });
+    for (const Discrepancy& found : different_) job_.add(found);
+    for (const UnreadRange& unread : unread_) job_.add(unread);
   }
 
  private:
@@ -115,33 +115,33 @@ class ProofWatcher : public PieceWatcher {
     return block.held != Held::Part || judge_.own_bytes_fit(block, bytes, job_.chain);
   }
 
-  Damage damage(const StoredBlock& block, std::span<const std::byte> bytes) {
-    Damage damage;
-    damage.range = block.range;
-    damage.layer = block.layer;
-    damage.stored = judge_.name_of(block);
-    damage.found = judge_.name_of(bytes);
+  Discrepancy discrepancy(const StoredBlock& block, std::span<const std::byte> bytes) {
+    Discrepancy discrepancy;
+    discrepancy.range = block.range;
+    discrepancy.layer = block.layer;
+    discrepancy.expected = judge_.name_of(block);
+    discrepancy.found = judge_.name_of(bytes);
     if (job_.subject == Subject::Layer) {
-      damage.source = job_.chain.map(block.range, block.layer).front();
-      damage.cause = judge_.own_bytes_fit(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
+      discrepancy.source = source_of(job_.chain.map(block.range, block.layer).front());
+      discrepancy.cause = judge_.own_bytes_fit(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
     } else {
-      damage.source = job_.chain.map(block.range).front();
-      damage.cause = Cause::Changed;
+      discrepancy.source = source_of(job_.chain.map(block.range).front());
+      discrepancy.cause = Cause::Changed;
     }
-    return damage;
+    return discrepancy;
   }
 
   bool is_unread(const GuestRange& range) const {
     return std::ranges::any_of(
-        unread_, [&](const Unreadable& unread) { return !intersect(unread.range, range).empty(); });
+        unread_, [&](const UnreadRange& unread) { return !intersect(unread.range, range).empty(); });
   }
 
   Job job_;
   BlockJudge judge_;
   std::uint64_t data_bytes_ = 0;
   StoredPiece stored_;
-  std::vector<Damage> damages_;
-  std::vector<Unreadable> unread_;
+  std::vector<Discrepancy> different_;
+  std::vector<UnreadRange> unread_;
 };
 
 // Throws for the first block that does not fit.
@@ -215,8 +215,7 @@ ExtentSource named_blocks(const Manifest& manifest) {
       return gap;
     }
   };
-  return
-      [state = std::make_shared<State>(State{manifest.records(), 0, {}, false})] { return state->next(); };
+  return [state = std::make_shared<State>(State{manifest.records(), 0, {}, false})] { return state->next(); };
 }
 
 void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked_at,
@@ -230,22 +229,13 @@ void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked
 
 }  // namespace
 
-const char* to_string(Cause cause) noexcept {
-  switch (cause) {
-    case Cause::Rotted:
-      return "rotted";
-    case Cause::Missed:
-      return "missed by the dirty bitmap";
-    case Cause::Beneath:
-      return "damaged beneath";
-    case Cause::Changed:
-      return "changed";
-    case Cause::Unknown:
-      return "unknown";
-    case Cause::Moving:
-      return "moving";
-  }
-  return "?";
+BlockSource source_of(const Mapping& mapping) {
+  BlockSource source;
+  source.layer = mapping.layer;
+  source.kind = mapping.kind;
+  if (mapping.storage != Storage::None) source.host_offset = mapping.host.bytes();
+  source.is_compressed = mapping.storage == Storage::Compressed;
+  return source;
 }
 
 PieceSource until(PieceSource pieces, const std::optional<Clock::time_point>& deadline,
@@ -257,20 +247,6 @@ PieceSource until(PieceSource pieces, const std::optional<Clock::time_point>& de
     stopped_at = piece.runs.front().range.begin.bytes();
     return false;
   };
-}
-
-bool Proof::lists_all() const {
-  const auto listed = [](const auto& list) {
-    std::uint64_t bytes = 0;
-    for (const auto& item : list) bytes += item.range.length();
-    return bytes;
-  };
-  return listed(damages) == damaged_bytes && listed(unreadable) == unreadable_bytes;
-}
-
-bool touches(const Proof& proof, const GuestRange& range) {
-  const auto meets = [&](const auto& item) { return !intersect(item.range, range).empty(); };
-  return std::ranges::any_of(proof.damages, meets) || std::ranges::any_of(proof.unreadable, meets);
 }
 
 ExtentSource selected(ExtentSource extents, const Selection& selection, std::uint64_t length) {
@@ -331,17 +307,6 @@ Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, c
                options.selection, length),
       options);
   return proof;
-}
-
-void add_unreadable(Proof& proof, const Unreadable& unreadable, std::size_t max_listed) {
-  proof.unreadable_bytes += unreadable.range.length();
-  std::vector<Unreadable>& all = proof.unreadable;
-  if (!all.empty() && all.back().message == unreadable.message &&
-      all.back().range.end == unreadable.range.begin) {
-    all.back().range.end = unreadable.range.end;
-  } else if (all.size() < max_listed) {
-    all.push_back(unreadable);
-  }
 }
 
 WatcherFactory disk_watcher(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed) {

@@ -20,12 +20,12 @@ class UnreadWatcher : public PieceWatcher {
     unread_.push_back({block, error.outcome(), error.what()});
   }
   void commit() override {
-    for (const Unreadable& unread : unread_) add_unreadable(proof_, unread, kMaxListed);
+    for (const UnreadRange& unread : unread_) proof_.add_unread(unread, kMaxListed);
   }
 
  private:
   Proof& proof_;
-  std::vector<Unreadable> unread_;
+  std::vector<UnreadRange> unread_;
 };
 
 class BothWatchers : public PieceWatcher {

@@ -8,6 +8,10 @@
 //     request.parent = "/backup/vda.0.qcow2";
 //     const qchain::PullResult layer = qchain::pull(request);
 //
+//     qchain::VerifyRequest drill;
+//     drill.image = layer.output;
+//     if (qchain::verify(drill).outcome != qchain::Outcome::Done) alarm("the chain is not what was pulled");
+//
 //     qchain::RestoreRequest wanted;
 //     wanted.image = layer.output;
 //     wanted.destination = "/restored/vda.raw";
@@ -32,71 +36,18 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <optional>
 #include <string>
 #include <vector>
 
-#include "extent/cancellation.h"
+#include "cli/api/run.h"
+#include "cli/api/verify.h"
 #include "extent/error.h"
 #include "extent/export.h"
 #include "qcow2/open_options.h"
+#include "verify/discrepancy.h"
 
 namespace qchain {
-
-/// How a verb runs. The callbacks may come from any thread of the verb, one at a time of a kind; what they
-/// throw ends the verb.
-struct Run {
-  unsigned workers =
-      0;  ///< Threads; 0: by cores, and by how long servers take to answer. At most 16 are used.
-  const Cancellation* cancellation =
-      nullptr;  ///< Ends it within a second of request(); nullptr: nothing does.
-  /// `done` of `total` bytes of a phase, such as "pull" or "verify"; `done` only grows within one.
-  std::function<void(const char* phase, std::uint64_t done, std::uint64_t total)> progress;
-  std::function<void(const std::string& message)> note;  ///< Worth knowing.
-  std::function<void(const std::string& message)> warn;  ///< Not as it should be, and the work goes on.
-};
-
-/// How an NBD server is spoken to.
-struct NbdOptions {
-  unsigned connections = 0;      ///< 1 to 16; 0: as Run::workers.
-  unsigned requests = 0;         ///< In flight on each connection; 0: 16.
-  unsigned timeout = 0;          ///< Seconds for one answer of the server; 0: 30.
-  std::string tls_certificates;  ///< For nbds URIs: directory with ca-cert.pem.
-  std::string tls_psk_file;      ///< For nbds URIs: file with the pre-shared key.
-};
-
-/// Bytes [offset, offset + length) of the disk.
-struct ByteRange {
-  std::uint64_t offset = 0;
-  std::uint64_t length = 0;
-
-  friend bool operator==(const ByteRange&, const ByteRange&) = default;
-};
-
-// ---- Whose point in time it is ----
-
-/// What the owner of a backup job knows of the disk.
-struct OwnedDisk {
-  std::string domain_name;
-  std::string domain_uuid;
-  std::string target;  ///< Of the guest's disk, such as "vda".
-};
-
-/// Whoever began the backup job behind an export, and knows whether it still runs. When a job ends, QEMU goes
-/// on serving the live disk under the same name, without any error: only the owner can tell.
-class QCHAIN_API JobOwner {
- public:
-  virtual ~JobOwner() = default;
-
-  /// Called after the last read, before anything is published or judged. Returns where the job is still
-  /// running; throws Error (Inconclusive) where it has ended, or that cannot be told.
-  virtual void require_running() = 0;
-  /// For results and identities: "libvirt domain UUID, job NAME".
-  virtual std::string description() const = 0;
-  /// nullptr where the owner knows of no guest.
-  virtual const OwnedDisk* disk() const { return nullptr; }
-};
 
 // ---- pull: a live export becomes a layer, or a raw file ----
 
@@ -174,6 +125,14 @@ struct PullResult {
 
 QCHAIN_API PullResult pull(const PullRequest& request, const Run& run = {});
 
+/// Bytes [offset, offset + length) of the disk.
+struct ByteRange {
+  std::uint64_t offset = 0;
+  std::uint64_t length = 0;
+
+  friend bool operator==(const ByteRange&, const ByteRange&) = default;
+};
+
 struct RawPullRequest {
   std::string uri;
   NbdOptions nbd;
@@ -215,31 +174,6 @@ struct RestoreRequest {
   bool read_back = false;               ///< Read what was written again, past the page cache, and compare it.
   bool zero_rest = false;               ///< Of a device or an export that is longer than the disk.
   bool preallocate = false;             ///< Set aside the space of zeros too.
-};
-
-/// Where bytes are not what they should be. Whole blocks; the digests are those of the first one, or "zeros".
-struct Discrepancy {
-  ByteRange range;
-  std::string expected;
-  std::string found;
-};
-
-/// What could not be read.
-struct UnreadRange {
-  ByteRange range;
-  Outcome outcome = Outcome::Io;  ///< Io, or Mismatch where an image's metadata is corrupt.
-  std::string message;
-};
-
-/// Discrepancies and what could not be read: lists of at most 1,000 merged ranges each, and exact sums.
-struct Findings {
-  std::uint64_t read_bytes = 0;
-  std::uint64_t different_bytes = 0;
-  std::uint64_t unread_bytes = 0;
-  std::vector<Discrepancy> different;
-  std::vector<UnreadRange> unread;
-
-  bool none() const { return different_bytes == 0 && unread_bytes == 0; }
 };
 
 struct RestoreResult {

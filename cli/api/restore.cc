@@ -73,36 +73,6 @@ OpenedChain open_to_restore(const RestoreRequest& r, const ActiveRun& run) {
                     Remedy::None, r.trust_keys);
 }
 
-ByteRange bytes_of(const GuestRange& range) { return {range.begin.bytes(), range.length()}; }
-
-Findings findings_of(const Proof& losses) {
-  Findings findings;
-  findings.read_bytes = losses.read_bytes;
-  findings.different_bytes = losses.damaged_bytes;
-  findings.unread_bytes = losses.unreadable_bytes;
-  for (const Damage& damage : losses.damages) {
-    findings.different.push_back({bytes_of(damage.range), damage.stored, damage.found});
-  }
-  for (const Unreadable& part : losses.unreadable) {
-    findings.unread.push_back({bytes_of(part.range), part.outcome, part.message});
-  }
-  return findings;
-}
-
-Findings findings_of(const ReadBack& read_back) {
-  Findings findings;
-  findings.read_bytes = read_back.read_bytes;
-  findings.different_bytes = read_back.different_bytes;
-  findings.unread_bytes = read_back.unread_bytes;
-  for (const ReadBack::Difference& difference : read_back.differences) {
-    findings.different.push_back({bytes_of(difference.range), difference.written, difference.found});
-  }
-  for (const Unreadable& part : read_back.unread) {
-    findings.unread.push_back({bytes_of(part.range), part.outcome, part.message});
-  }
-  return findings;
-}
-
 RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
   RestoreResult result;
   const bool proven = job.losses.is_clean() && (job.is_verified() || job.request.no_verify);
@@ -119,8 +89,8 @@ RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
   result.unknown_bytes = job.unknown_bytes;
   result.root = job.proof.root;
   result.layer_id = job.layer_id;
-  if (job.is_lenient()) result.losses = findings_of(job.losses);
-  if (job.read_back) result.read_back = findings_of(*job.read_back);
+  if (job.is_lenient()) result.losses = job.losses;
+  result.read_back = job.read_back;
   return result;
 }
 

@@ -40,7 +40,7 @@ struct RestoreJob {
   CopyResult copied;
   std::string layer_id;          ///< Of the layer that was written; empty: none was.
   std::uint64_t rest_bytes = 0;  ///< Of a device or an export, behind the disk: left as they were.
-  std::optional<ReadBack> read_back;
+  std::optional<Findings> read_back;
 
   /// Whether damage is written and listed, instead of refused.
   bool is_lenient() const { return request.no_verify || request.salvage; }

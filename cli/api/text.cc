@@ -131,4 +131,8 @@ std::string iso_time(std::int64_t seconds) {
   return fmt::format("{:%Y-%m-%dT%H:%M:%SZ}", fmt::gmtime(static_cast<std::time_t>(seconds)));
 }
 
+std::string accepted_text(const std::string& recorded_digest) {
+  return "sealed on the operator's word over a different recorded digest, " + escaped(recorded_digest);
+}
+
 }  // namespace qchain

@@ -23,4 +23,7 @@ std::string wrapped(const std::string& text, std::size_t indent, std::size_t wid
 /// Seconds since 1970 as "2026-11-24T18:29:17Z".
 std::string iso_time(std::int64_t seconds);
 
+/// That a layer was sealed although its content is not the recorded one, in words.
+std::string accepted_text(const std::string& recorded_digest);
+
 }  // namespace qchain

@@ -1,5 +1,5 @@
-// Backs up a disk with the library: a full image and an increment, each compared with the export while it is
-// there, restored, and its digest printed. Two of them at the same time, in two threads.
+// Backs up a disk with the library: a full image and an increment, each verified, restored, and its digest
+// printed. Two of them at the same time, in two threads.
 //
 //     example DIRECTORY URI BITMAP      a full image, and an increment by BITMAP, of two copies of the disk
 //     example cancel DIRECTORY URI      a pull that is cancelled when it has begun
@@ -48,10 +48,20 @@ std::string digest_of_restored(const std::string& image) {
   return "sha256:" + qchain::digest(digest).hex;
 }
 
+void verify(const std::string& image) {
+  qchain::VerifyRequest request;
+  request.image = image;
+  const qchain::VerifyResult result = qchain::verify(request);
+  if (result.outcome != qchain::Outcome::Done) {
+    throw qchain::Error(result.outcome, result.verdicts.front().message);
+  }
+}
+
 void back_up(const std::string& directory, const std::string& uri, const std::string& bitmap) {
   const qchain::PullResult full = pull(uri, directory + "/full.qcow2", "", "");
   const qchain::PullResult increment = pull(uri, directory + "/inc.qcow2", full.output, bitmap);
   for (const qchain::PullResult& layer : {full, increment}) {
+    verify(layer.output);
     const std::string restored = digest_of_restored(layer.output);
     if (restored != layer.digest) throw qchain::Error(qchain::Outcome::Mismatch, layer.output);
     say(layer.output + " " + layer.digest + " " + std::to_string(layer.data_bytes));

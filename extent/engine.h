@@ -1,14 +1,5 @@
-// The engine that moves data: threads, each with a worker of its own, take pieces of work in guest order,
-// fetch them in parallel, commit them in guest order again, and store them in parallel.
-//
-//     take    one at a time, in guest order    plan the next piece
-//     fetch   in parallel                      read, detect zeros, hash, compress
-//     commit  one at a time, in guest order    decide what depends on earlier pieces
-//     store   in parallel                      write, or start to write
-//
-// What commit decides is therefore the same for any number of threads. A worker works on one piece at a time,
-// but the writes that store() started for the piece before may still be in flight: a worker that writes in
-// the background needs buffers for two pieces, which bounds memory at workers x 2 pieces.
+// The threads of a pass (extent/pass.h): each has a worker, which plans and commits in turn and does the rest in
+// parallel.
 #pragma once
 
 #include <functional>
@@ -21,9 +12,10 @@ namespace qchain {
 class Worker {
  public:
   virtual ~Worker() = default;
-  /// Plans this worker's next piece; false when there is none.
+  /// Plans this worker's next piece; false when there is none. One at a time.
   virtual bool take() = 0;
   virtual void fetch() = 0;
+  /// One at a time, in the order of take().
   virtual void commit() = 0;
   virtual void store() {}
   /// After this worker's last piece: waits for writes that store() has left in flight.

@@ -4,7 +4,9 @@
 #include <sys/mman.h>
 
 #include <cstddef>
+#include <memory>
 #include <new>
+#include <span>
 #include <vector>
 
 namespace qchain {
@@ -43,5 +45,19 @@ struct PageAllocator {
 };
 
 using PageBuffer = std::vector<std::byte, PageAllocator<std::byte>>;
+
+/// Memory for bytes that are read before they are looked at: undefined until then.
+class ReadBuffer {
+ public:
+  explicit ReadBuffer(std::size_t size) : bytes_(PageAllocator<std::byte>().allocate(size), Free{size}) {}
+  std::span<std::byte> span() const noexcept { return {bytes_.get(), bytes_.get_deleter().size}; }
+
+ private:
+  struct Free {
+    std::size_t size;
+    void operator()(std::byte* bytes) const noexcept { PageAllocator<std::byte>().deallocate(bytes, size); }
+  };
+  std::unique_ptr<std::byte, Free> bytes_;
+};
 
 }  // namespace qchain

@@ -10,6 +10,21 @@ namespace {
 constexpr std::size_t kMaxRuns = 4096;
 }
 
+PieceLimits limits_for(unsigned workers, unsigned copies, std::uint64_t boundary) {
+  PieceLimits limits;
+  limits.boundary = boundary;
+  const std::uint64_t share = std::min(limits.data, kMaxPieceMemory / workers / copies);
+  limits.data = std::max(align_down(share, boundary), 2 * boundary);
+  return limits;
+}
+
+WorkerPlan plan_workers(unsigned wanted, std::uint64_t buffer, std::uint64_t fixed, std::uint64_t memory) {
+  WorkerPlan plan;
+  plan.workers = static_cast<unsigned>(std::clamp<std::uint64_t>(memory / (buffer + fixed), 1, wanted));
+  if (plan.workers * (2 * buffer + fixed) <= memory) plan.buffers = 2;
+  return plan;
+}
+
 PiecePlanner::PiecePlanner(ExtentSource source, PieceLimits limits)
     : source_(std::move(source)), limits_(limits) {
   assert(limits_.data >= limits_.boundary && limits_.empty >= limits_.boundary);

@@ -13,11 +13,8 @@ namespace qchain {
 struct Piece {
   Extents runs;                  ///< In guest order, without gaps.
   std::uint64_t data_bytes = 0;  ///< Sum of the lengths of the Data runs.
+  Extents stored;                ///< What of it a layer stores, if one is written or sealed; by unit.
 };
-
-/// The memory for the pieces of all workers that write, in bytes; exceeded only if the smallest possible
-/// pieces need more.
-inline constexpr std::uint64_t kMaxPieceMemory = std::uint64_t{32} << 20;
 
 /// What bounds a piece. All in bytes; `boundary` divides `data` and `empty`.
 struct PieceLimits {
@@ -30,6 +27,24 @@ struct PieceLimits {
   /// for a block of this size is decided by one worker.
   std::uint64_t boundary = std::uint64_t{64} << 10;
 };
+
+/// The memory for the pieces of all workers, in bytes; exceeded only if the smallest possible pieces need
+/// more.
+inline constexpr std::uint64_t kMaxPieceMemory = std::uint64_t{32} << 20;
+
+/// The largest pieces that fit in kMaxPieceMemory if each of `workers` has `copies` of one. `boundary`:
+/// bytes.
+PieceLimits limits_for(unsigned workers, unsigned copies, std::uint64_t boundary = PieceLimits{}.boundary);
+
+struct WorkerPlan {
+  unsigned workers = 1;
+  unsigned buffers = 1;  ///< Of each: with two, the next piece is read while the last one is written.
+};
+
+/// How many of the `wanted` workers, and how many buffers, fit in `memory`. All in bytes: `buffer` is one
+/// buffer, `fixed` what each worker needs beside its buffers.
+WorkerPlan plan_workers(unsigned wanted, std::uint64_t buffer, std::uint64_t fixed = 0,
+                        std::uint64_t memory = kMaxPieceMemory);
 
 /// Cuts a stream of extents into pieces, in guest order.
 class PiecePlanner {

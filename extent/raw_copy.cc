@@ -5,9 +5,7 @@
 #include <utility>
 #include <vector>
 
-#include "extent/engine.h"
-#include "extent/page_buffer.h"
-#include "extent/piece.h"
+#include "extent/pass.h"
 #include "extent/zero.h"
 
 namespace qchain {
@@ -17,102 +15,52 @@ namespace {
 // The unit in which zeros are looked for and holes are made.
 constexpr std::uint64_t kBlock = std::uint64_t{64} << 10;
 
-struct Copy {
-  BlockDevice& source;
-  const GuestRange range;
-  CopyTarget& target;
-  const CopyOptions& options;
-  PiecePlanner planner;
-  CopyResult result;
-
-  GuestRange on_target(const GuestRange& part) const {
-    return {GuestOffset(part.begin - range.begin), GuestOffset(part.end - range.begin)};
-  }
-};
-
-// The data of a piece, until it is written.
-struct PieceBuffer {
-  explicit PieceBuffer(CopyTarget& target) : buffer(PieceLimits{}.data), writer(target.open_writer()) {}
-
-  PageBuffer buffer;
-  std::unique_ptr<TargetWriter> writer;  // destroyed first
-};
-
-class CopyWorker : public Worker {
+// Writes what is not zeros.
+class CopyStage : public Stage {
  public:
-  CopyWorker(Copy& copy, std::unique_ptr<Reader> reader) : copy_(copy), reader_(std::move(reader)) {
-    // With two, the next piece is read while the last one is written; if there is memory for it.
-    const std::size_t count = 2 * PieceLimits{}.data * copy.options.workers <= kMaxPieceMemory ? 2 : 1;
-    for (std::size_t i = 0; i < count; ++i) buffers_.push_back(std::make_unique<PieceBuffer>(copy.target));
-    if (copy.options.make_watcher) watcher_ = copy.options.make_watcher();
+  /// `origin`: the offset in the source of the target's first byte.
+  CopyStage(CopyTarget& target, GuestOffset origin, unsigned buffers, CopyResult& result)
+      : is_stream_(target.is_stream()), origin_(origin), result_(result) {
+    for (unsigned i = 0; i < buffers; ++i) writers_.push_back(target.open_writer());
   }
 
-  bool take() override {
-    if (!copy_.planner.next(piece_)) return false;
-    if (watcher_) watcher_->plan(piece_, piece_.runs);
-    return true;
-  }
+  void wait(unsigned buffer) override { writers_[buffer]->wait(); }
 
-  void fetch() override {
-    std::swap(buffers_.front(), buffers_.back());
-    current().writer->wait();
-    std::vector<ReadRequest> batch;
-    std::span<std::byte> free(current().buffer);
-    for (const Extent& run : piece_.runs) {
-      if (run.kind != Kind::Data) continue;
-      batch.push_back({run.range.begin, free.first(run.range.length())});
-      free = free.subspan(run.range.length());
-    }
-    if (copy_.options.salvage) {
-      read_watched(*reader_, batch, *watcher_);
-    } else {
-      reader_->read(batch);
-    }
-    if (watcher_) watcher_->fetched(batch);
-    split_zeros(batch);
-  }
+  void fetched(Batch& batch) override { split_zeros(batch.piece, batch.data); }
 
-  void commit() override {
+  void commit(const Batch& batch) override {
     for (const WriteRequest& part : parts_) {
-      (part.bytes.empty() ? copy_.result.zero_bytes : copy_.result.data_bytes) += part.range.length();
+      (part.bytes.empty() ? result_.zero_bytes : result_.data_bytes) += part.range.length();
     }
-    if (copy_.target.is_stream()) current().writer->start(parts_);
-    if (watcher_) watcher_->commit();
-    copy_.options.progress(piece_.runs.back().range.end - copy_.range.begin);
+    if (is_stream_) writers_[batch.buffer]->start(parts_);
   }
 
-  void store() override {
-    if (!copy_.target.is_stream()) current().writer->start(parts_);
-  }
-
-  void finish() override {
-    for (const std::unique_ptr<PieceBuffer>& buffer : buffers_) buffer->writer->wait();
+  void store(const Batch& batch) override {
+    if (!is_stream_) writers_[batch.buffer]->start(parts_);
   }
 
  private:
-  PieceBuffer& current() { return *buffers_.front(); }
-
   // Runs of blocks that are all zeros, and the bytes between them.
-  void split_zeros(std::span<const ReadRequest> batch) {
+  void split_zeros(const Piece& piece, std::span<const ReadRequest> data) {
     parts_.clear();
-    for (const Extent& run : piece_.runs) {
+    for (const Extent& run : piece.runs) {
       if (run.kind != Kind::Data) {
         add(run.range, {});
         continue;
       }
       GuestOffset begin = run.range.begin;
-      for (std::span<const std::byte> rest = batch.front().into; !rest.empty();) {
+      for (std::span<const std::byte> rest = data.front().into; !rest.empty();) {
         const std::span<const std::byte> block = rest.first(std::min(rest.size(), kBlock));
         add({begin, begin + block.size()}, is_zero(block) ? block.first(0) : block);
         begin = begin + block.size();
         rest = rest.subspan(block.size());
       }
-      batch = batch.subspan(1);
+      data = data.subspan(1);
     }
   }
 
   void add(const GuestRange& range, std::span<const std::byte> bytes) {
-    const WriteRequest part{copy_.on_target(range), bytes};
+    const WriteRequest part{guest_range(range.begin - origin_, range.length()), bytes};
     if (!parts_.empty() && parts_.back().bytes.empty() == bytes.empty()) {
       WriteRequest& last = parts_.back();
       const bool joined = last.bytes.data() + last.bytes.size() == bytes.data();
@@ -125,29 +73,29 @@ class CopyWorker : public Worker {
     parts_.push_back(part);
   }
 
-  Copy& copy_;
-  std::unique_ptr<Reader> reader_;
-  std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::unique_ptr<PieceBuffer>> buffers_;  // this piece's; then one whose writes may be in flight
-  Piece piece_;
-  std::vector<WriteRequest> parts_;
+  const bool is_stream_;
+  const GuestOffset origin_;
+  CopyResult& result_;
+  std::vector<std::unique_ptr<TargetWriter>> writers_;  // one for each buffer
+  std::vector<WriteRequest> parts_;                     // of the piece
 };
 
 }  // namespace
 
 CopyResult copy_raw(BlockDevice& source, const GuestRange& range, CopyTarget& target,
                     const CopyOptions& options) {
+  CopyResult result;
+  Pass pass;
+  pass.open_reader = [&] { return source.open_reader(); };
   // Whatever is not data is zeros.
-  ExtentSource kinds = as_zeros(normalise(extents_of(source, range), kBlock, Position::Bottom));
-  Copy copy{source, range, target, options, PiecePlanner(std::move(kinds), {}), {}};
-  run_workers(
-      [&]() -> std::unique_ptr<Worker> {
-        std::unique_ptr<Reader> reader = source.open_reader();
-        if (!reader) return nullptr;
-        return std::make_unique<CopyWorker>(copy, std::move(reader));
-      },
-      options.workers);
-  return copy.result;
+  pass.pieces = pieces_of(as_zeros(normalise(extents_of(source, range), kBlock, Position::Bottom)));
+  pass.workers = plan_workers(options.workers, pass.piece_bytes);
+  pass.stages = options.stages;
+  pass.stages.push_back(
+      [&] { return std::make_unique<CopyStage>(target, range.begin, pass.workers.buffers, result); });
+  pass.progress = [&](std::uint64_t done) { options.progress(GuestOffset(done) - range.begin); };
+  run(pass);
+  return result;
 }
 
 CopyResult copy_raw(BlockDevice& source, const GuestRange& range, const File& target, TargetContent content,

@@ -2,10 +2,11 @@
 
 #include <cstdint>
 #include <functional>
+#include <vector>
 
 #include "extent/block_device.h"
 #include "extent/copy_target.h"
-#include "extent/scan.h"
+#include "extent/stage.h"
 
 namespace qchain {
 
@@ -13,11 +14,8 @@ struct CopyOptions {
   unsigned workers = 1;
   /// Called with the bytes of the range that have been processed, in guest order.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
-  /// Watchers see what was read before any of it is written, in blocks of 64 KiB. May be empty.
-  WatcherFactory make_watcher = {};
-  /// Whether blocks that cannot be read become zeros and are reported to the watchers, which are needed then;
-  /// else the copy fails.
-  bool salvage = false;
+  /// What is done with each batch before any of it is written. Pieces consist of blocks of 64 KiB.
+  std::vector<StageFactory> stages = {};
 };
 
 struct CopyResult {

@@ -22,18 +22,22 @@ CleanComparison::CleanComparison(Increment& increment, std::uint64_t unit, std::
       parent_(increment.parent().open_reader_at(0)),
       bytes_(kAtATime) {}
 
-void CleanComparison::apply(std::span<const CleanRange> clean, std::span<const ReadRequest> fetched,
-                            Piece& piece, Extents& stored) {
+void CleanComparison::plan(const Piece& piece) {
+  clean_ = increment_.take_clean({piece.runs.front().range.begin, piece.runs.back().range.end});
+}
+
+void CleanComparison::fetched(Batch& batch) {
+  if (clean_.empty()) return;
   equal_.clear();
   missed_.clear();
   equal_data_ = 0;
-  for (const auto& [range, compared] : clean) {
+  for (const auto& [range, compared] : clean_) {
     if (!compared) {
       add_equal(range);
       continue;
     }
-    auto data = fetched.begin();
-    for (const Extent& run : piece.runs) {
+    auto data = batch.data.begin();
+    for (const Extent& run : batch.piece.runs) {
       const GuestRange common = intersect(range, run.range);
       if (run.kind == Kind::Data) {
         if (!common.empty()) compare(common, data->into.subspan(common.begin - data->begin, common.length()));
@@ -44,8 +48,11 @@ void CleanComparison::apply(std::span<const CleanRange> clean, std::span<const R
     }
   }
   increment_.note_compared(equal_data_, missed_);
+  leave_out_equal(batch.piece);
+}
 
-  // What was not read is inherited, or stored as zeros, block by block.
+// What was not read is inherited, or stored as zeros, block by block.
+void CleanComparison::leave_out_equal(Piece& piece) const {
   Extents runs;
   for (const Extent& run : piece.runs) {
     if (run.kind == Kind::Zero) {
@@ -55,7 +62,7 @@ void CleanComparison::apply(std::span<const CleanRange> clean, std::span<const R
     }
   }
   Extents kept;
-  for (const Extent& extent : stored) {
+  for (const Extent& extent : piece.stored) {
     if (extent.kind == Kind::Inherit) {
       append(kept, extent);
       continue;
@@ -67,7 +74,7 @@ void CleanComparison::apply(std::span<const CleanRange> clean, std::span<const R
     }
   }
   piece.runs = std::move(runs);
-  stored = std::move(kept);
+  piece.stored = std::move(kept);
 }
 
 // `live`: empty for zeros.
@@ -76,7 +83,7 @@ void CleanComparison::compare(const GuestRange& part, std::span<const std::byte>
     throw_if_cancelled();
     const GuestRange some =
         intersect(rest, {rest.begin, GuestOffset(align_down(rest.begin.bytes(), kBlock)) + kAtATime});
-    const std::span<std::byte> parent = std::span(bytes_).first(some.length());
+    const std::span<std::byte> parent = bytes_.span().first(some.length());
     const ReadRequest request{some.begin, parent};
     parent_->read(std::span(&request, 1));
     for (GuestRange left = some; !left.empty();) {

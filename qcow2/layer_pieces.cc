@@ -29,13 +29,13 @@ LayerPieces::LayerPieces(ExtentSource stored, std::uint64_t block, Position posi
       position_(position),
       planner_(with_range([this] { return next_block_run(); }, also_read), limits) {}
 
-bool LayerPieces::next(Piece& piece, Extents& stored) {
-  stored.clear();
+bool LayerPieces::next(Piece& piece) {
+  piece.stored.clear();
   if (!planner_.next(piece)) return false;
   const GuestRange range{piece.runs.front().range.begin, piece.runs.back().range.end};
   while (!ahead_.empty() && ahead_.front().range.begin < range.end) {
     Extent& first = ahead_.front();
-    append(stored, {intersect(first.range, range), first.kind});
+    append(piece.stored, {intersect(first.range, range), first.kind});
     if (first.range.end > range.end) {
       first.range.begin = range.end;
       break;
@@ -69,7 +69,9 @@ void LayerPieces::fill_window() {
     if (cut == end) break;
   }
   ahead_.insert(ahead_.end(), window.begin(), window.end());
-  for (const Extent& run : collect(normalise(stream(window), block_, position_))) blocks_.push_back(run);
+  ExtentSource blocks = normalise(stream(window), block_, position_);
+  if (position_ == Position::Bottom) blocks = as_zeros(std::move(blocks));
+  while (const std::optional<Extent> run = blocks()) blocks_.push_back(*run);
 }
 
 std::optional<Extent> LayerPieces::take_stored() {

@@ -12,15 +12,16 @@ namespace qchain {
 /// stores. Blocks are hashed, so they are read whole even if the layer stores only one cluster of each.
 class LayerPieces {
  public:
-  /// `stored`: normalised, from offset 0 on. `block`: bytes, a power of two up to 64 MiB. `also_read`: whole
-  /// blocks that are read even if nothing of them is stored; may be empty.
+  /// `stored`: normalised, from offset 0 on. What a bottom layer does not store is Zero in the pieces.
+  /// `block`: bytes, a power of two up to 64 MiB. `also_read`: whole blocks that are read even if nothing of
+  /// them is stored; may be empty.
   LayerPieces(ExtentSource stored, std::uint64_t block, Position position, const GuestRange& also_read,
               const PieceLimits& limits);
   LayerPieces(const LayerPieces&) = delete;
   LayerPieces& operator=(const LayerPieces&) = delete;
 
-  /// The next piece, and what the layer stores of it; false at the end.
-  bool next(Piece& piece, Extents& stored);
+  /// The next piece; false at the end.
+  bool next(Piece& piece);
 
  private:
   std::optional<Extent> next_block_run();

@@ -6,9 +6,7 @@
 #include <vector>
 
 #include "extent/background_writes.h"
-#include "extent/engine.h"
-#include "extent/page_buffer.h"
-#include "extent/piece.h"
+#include "extent/pass.h"
 #include "extent/zero.h"
 #include "qcow2/clean_comparison.h"
 #include "qcow2/format.h"
@@ -20,45 +18,26 @@ namespace qchain {
 
 namespace {
 
-constexpr std::uint64_t kBoundary = std::uint64_t{64} << 10;
-constexpr std::uint64_t kPieceBytes = std::uint64_t{2} << 20;
 constexpr std::uint64_t kMaxEmptyClusters = std::uint64_t{64} << 10;  // L2 tables of one piece
 
-// With many workers pieces are smaller, and with compression too, to leave memory for the streams.
-PieceLimits limits_for(const Geometry& geometry, const LayerOptions& options) {
-  PieceLimits limits;
-  limits.boundary = std::max(kBoundary, geometry.cluster_size());
-  if (options.observer) limits.boundary = std::max(limits.boundary, options.observer->block_size);
-  const std::uint64_t share = kMaxPieceMemory / options.workers / (options.compression ? 3 : 1);
-  limits.data = std::max(align_down(std::min(kPieceBytes, share), limits.boundary), 2 * limits.boundary);
+// With compression there are streams beside the data.
+PieceLimits piece_limits(const Geometry& geometry, const LayerOptions& options) {
+  const std::uint64_t boundary = std::max(
+      {PieceLimits{}.boundary, geometry.cluster_size(), options.observer ? options.observer->block_size : 0});
+  PieceLimits limits = limits_for(options.workers, options.compression ? 3 : 1, boundary);
   limits.empty = kMaxEmptyClusters * geometry.cluster_size();
   return limits;
 }
 
-// How many bytes the buffer of one piece needs: its last unit is padded.
-std::uint64_t capacity_for(const Geometry& geometry, const PieceLimits& limits) {
-  return limits.data + geometry.unit();
-}
-
-// How many workers and buffers fit in memory, beside the L1 table.
-struct WorkerPlan {
-  unsigned workers = 1;
-  unsigned buffers = 1;  // of each: with two, the next piece is read while the last one is written
-};
-
-WorkerPlan plan_workers(const Geometry& geometry, const PieceLimits& limits, const LayerOptions& options) {
-  const std::uint64_t memory =
-      kMaxPieceMemory - std::min(geometry.l1_entries() * sizeof(std::uint64_t), kMaxPieceMemory / 4 * 3);
-  const std::uint64_t buffer = capacity_for(geometry, limits);
+// Beside the L1 table, which is in memory until the end.
+WorkerPlan worker_plan(const Geometry& geometry, std::uint64_t buffer, const LayerOptions& options) {
+  const std::uint64_t tables =
+      std::min(geometry.l1_entries() * sizeof(std::uint64_t), kMaxPieceMemory / 4 * 3);
   std::uint64_t fixed = 0;
   if (options.compression) {
     fixed = buffer + Compressor::memory_for(*options.compression, geometry.cluster_size());
   }
-  WorkerPlan plan;
-  plan.workers =
-      static_cast<unsigned>(std::clamp<std::uint64_t>(memory / (buffer + fixed), 1, options.workers));
-  if (plan.workers * (2 * buffer + fixed) <= memory) plan.buffers = 2;
-  return plan;
+  return plan_workers(options.workers, buffer, fixed, kMaxPieceMemory - tables);
 }
 
 // What the layer stores. In an overlay, a last sector that the disk fills only in part is always stored, or
@@ -75,23 +54,17 @@ ExtentSource stored_kinds(BlockDevice& source, const Geometry& geometry, Positio
   return normalise(std::move(kinds), geometry.unit(), position);
 }
 
+// What the workers share.
 struct Job {
   const Geometry geometry;
   const Position position;
   const File& file;
-  const LayerOptions& options;
-  const PieceLimits limits;
-  const WorkerPlan worker_plan;
-  LayerPieces pieces;
+  const std::optional<CompressionChoice> compression;
+  const unsigned buffers;  // of each worker
   Placement placement;
   WriteQueue queue;
   WrittenLayer written{};
   std::uint64_t room = 0;  // length of the file
-
-  // What is inherited as a whole if it was not read: blocks are recorded whole, units are stored whole.
-  std::uint64_t unread_unit() const {
-    return std::max(geometry.unit(), options.observer ? options.observer->block_size : 0);
-  }
 };
 
 // How one cluster of a piece, or a run of zero clusters, is stored.
@@ -112,56 +85,35 @@ struct ClusterPart {
   std::span<const std::byte> bytes;
 };
 
-// The data of a piece, until it is written.
-struct PieceBuffer {
-  PieceBuffer(WriteQueue& queue, std::uint64_t capacity) : buffer(capacity), writes(queue) {}
+// What is written together with a buffer.
+struct BufferWrites {
+  explicit BufferWrites(WriteQueue& queue) : writes(queue) {}
 
-  PageBuffer buffer;
   std::vector<std::byte> streams;
   std::vector<FinishedTable> tables;
   BackgroundWrites writes;  // destroyed first
 };
 
-class LayerWorker : public Worker {
+// Places what a piece stores in the file, and writes it.
+class LayerStage : public Stage {
  public:
-  LayerWorker(Job& job, std::unique_ptr<Reader> reader) : job_(job), reader_(std::move(reader)) {
-    const std::uint64_t capacity = capacity_for(job.geometry, job.limits);
-    for (unsigned i = 0; i < job.worker_plan.buffers; ++i) {
-      buffers_.push_back(std::make_unique<PieceBuffer>(job.queue, capacity));
-    }
-    if (job.options.observer) watcher_ = job.options.observer->make_watcher();
-    if (job.options.compression) compressor_.emplace(*job.options.compression);
-    if (job.options.increment != nullptr) {
-      comparison_.emplace(*job.options.increment, job.geometry.unit(), job.unread_unit());
-    }
+  explicit LayerStage(Job& job) : job_(job) {
+    for (unsigned i = 0; i < job.buffers; ++i) buffers_.push_back(std::make_unique<BufferWrites>(job.queue));
+    if (job.compression) compressor_.emplace(*job.compression);
   }
 
-  bool take() override {
-    if (!job_.pieces.next(piece_, stored_)) return false;
-    if (comparison_) {
-      clean_ =
-          job_.options.increment->take_clean({piece_.runs.front().range.begin, piece_.runs.back().range.end});
-    }
-    if (watcher_) watcher_->plan(piece_, stored_);
-    return true;
+  void wait(unsigned buffer) override {
+    buffers_[buffer]->writes.wait();
+    buffers_[buffer]->tables.clear();
   }
 
-  void fetch() override {
-    std::swap(buffers_.front(), buffers_.back());
-    current().writes.wait();
-    current().tables.clear();
-    const std::vector<ReadRequest> fetched = read();
-    if (!clean_.empty()) {
-      comparison_->apply(clean_, fetched, piece_, stored_);
-      if (watcher_) watcher_->revised(piece_, stored_);
-    }
-    if (watcher_) watcher_->fetched(fetched);
+  void fetched(Batch& batch) override {
     plans_.clear();
     parts_.clear();
-    current().streams.clear();
     usage_ = {};
-    auto data = fetched.begin();
-    for (const Extent& stored : stored_) {
+    usage_.read_bytes = batch.piece.data_bytes;
+    auto data = batch.data.begin();
+    for (const Extent& stored : batch.piece.stored) {
       switch (stored.kind) {
         case Kind::Inherit:
           usage_.inherited_bytes += stored.range.length();
@@ -176,32 +128,28 @@ class LayerWorker : public Worker {
           break;
       }
     }
-    if (compressor_) compress();
+    if (compressor_) compress(buffers_[batch.buffer]->streams);
   }
 
-  void commit() override {
-    for (const ClusterPlan& plan : plans_) place(plan);
-    current().tables = job_.placement.take_finished();
-    for (const FinishedTable& table : current().tables) writes_.add(table.at, table.bytes);
+  void commit(const Batch& batch) override {
+    BufferWrites& buffer = *buffers_[batch.buffer];
+    for (const ClusterPlan& plan : plans_) place(plan, buffer.streams);
+    buffer.tables = job_.placement.take_finished();
+    for (const FinishedTable& table : buffer.tables) writes_.add(table.at, table.bytes);
     WrittenLayer& total = job_.written;
     total.data_bytes += usage_.data_bytes;
     total.zero_bytes += usage_.zero_bytes;
     total.inherited_bytes += usage_.inherited_bytes;
     total.compressed_clusters += usage_.compressed_clusters;
-    total.read_bytes += piece_.data_bytes;
+    total.read_bytes += usage_.read_bytes;
     make_room();
-    if (watcher_) watcher_->commit();
-    job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
-  void store() override { current().writes.start(writes_.take()); }
-
-  void finish() override {
-    for (const std::unique_ptr<PieceBuffer>& buffer : buffers_) buffer->writes.wait();
-  }
+  void store(const Batch& batch) override { buffers_[batch.buffer]->writes.start(writes_.take()); }
 
  private:
   const Geometry& geometry() const { return job_.geometry; }
+
   // Keeps the file longer than what is written to it: writes that extend a file are serialised.
   void make_room() {
     constexpr std::uint64_t kStep = std::uint64_t{1} << 30;
@@ -213,30 +161,6 @@ class LayerWorker : public Worker {
       // Such a length may exceed a limit that the finished file does not.
       job_.room = std::numeric_limits<std::uint64_t>::max();
     }
-  }
-  PieceBuffer& current() { return *buffers_.front(); }
-
-  // Reads the piece's data, one request per run. Only the last unit of the disk can be incomplete; it is
-  // padded with zeros in the buffer.
-  std::vector<ReadRequest> read() {
-    std::vector<ReadRequest> batch;
-    std::span<std::byte> free(current().buffer);
-    for (const Extent& run : piece_.runs) {
-      if (run.kind != Kind::Data) continue;
-      const std::uint64_t length = run.range.length();
-      // A run may begin inside a unit, if blocks are smaller than units.
-      const std::uint64_t whole =
-          align_up(run.range.end.bytes(), geometry().unit()) - run.range.begin.bytes();
-      batch.push_back({run.range.begin, free.first(length)});
-      std::ranges::fill(free.subspan(length, whole - length), std::byte{0});
-      free = free.subspan(whole);
-    }
-    if (job_.options.salvage) {
-      read_watched(*reader_, batch, *watcher_);
-    } else {
-      reader_->read(batch);
-    }
-    return batch;
   }
 
   unsigned unit_of(GuestOffset offset) const {
@@ -301,19 +225,20 @@ class LayerWorker : public Worker {
     }
   }
 
-  void compress() {
+  void compress(std::vector<std::byte>& streams) {
+    streams.clear();
     for (ClusterPlan& plan : plans_) {
       if (plan.data != geometry().all_units()) continue;
-      plan.stream_begin = current().streams.size();
-      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, current().streams);
+      plan.stream_begin = streams.size();
+      plan.stream_length = compressor_->compress(parts_[plan.first_part].bytes, streams);
       if (plan.stream_length != 0) ++usage_.compressed_clusters;
     }
   }
 
-  void place(const ClusterPlan& plan) {
+  void place(const ClusterPlan& plan, std::span<const std::byte> streams) {
     if (plan.stream_length != 0) {
       const HostOffset at = job_.placement.place_compressed(plan.index, plan.stream_length);
-      writes_.add(at, std::span(current().streams).subspan(plan.stream_begin, plan.stream_length));
+      writes_.add(at, streams.subspan(plan.stream_begin, plan.stream_length));
       return;
     }
     if (plan.data == 0) {
@@ -328,17 +253,11 @@ class LayerWorker : public Worker {
   }
 
   Job& job_;
-  std::unique_ptr<Reader> reader_;
   std::optional<Compressor> compressor_;
-  std::optional<CleanComparison> comparison_;
-  std::vector<CleanRange> clean_;  // of the piece
-  std::unique_ptr<PieceWatcher> watcher_;
-  std::vector<std::unique_ptr<PieceBuffer>> buffers_;  // this piece's; then one whose writes may be in flight
-  Piece piece_;                                        // what is read, block by block
-  Extents stored_;                                     // what of it is stored, unit by unit
-  std::vector<ClusterPlan> plans_;                     // in guest order
+  std::vector<std::unique_ptr<BufferWrites>> buffers_;
+  std::vector<ClusterPlan> plans_;  // of the piece, in guest order
   std::vector<ClusterPart> parts_;
-  WrittenLayer usage_;  // of this piece
+  WrittenLayer usage_;
   WriteList writes_;
 };
 
@@ -346,25 +265,31 @@ class LayerWorker : public Worker {
 
 WrittenLayer write_layer(BlockDevice& source, const File& file, const LayerOptions& options) {
   const Geometry geometry(options.cluster_bits, options.extended_l2, align_up(source.size(), kSectorSize));
-  const PieceLimits limits = limits_for(geometry, options);
-  Job job{geometry,
-          options.position,
-          file,
-          options,
-          limits,
-          plan_workers(geometry, limits, options),
-          {stored_kinds(source, geometry, options.position),
-           options.observer ? options.observer->block_size : geometry.unit(), options.position,
-           options.observer ? options.observer->also_read : GuestRange{}, limits},
-          Placement(geometry),
-          WriteQueue(file)};
-  run_workers(
-      [&]() -> std::unique_ptr<Worker> {
-        std::unique_ptr<Reader> reader = source.open_reader();
-        if (!reader) return nullptr;
-        return std::make_unique<LayerWorker>(job, std::move(reader));
-      },
-      job.worker_plan.workers);
+  const PieceLimits limits = piece_limits(geometry, options);
+  const std::uint64_t block_size = options.observer ? options.observer->block_size : geometry.unit();
+  Pass pass;
+  pass.piece_bytes = limits.data + geometry.unit();  // the last unit is padded
+  pass.unit = geometry.unit();
+  pass.workers = worker_plan(geometry, pass.piece_bytes, options);
+  pass.progress = options.progress;
+  pass.open_reader = [&] { return source.open_reader(); };
+  LayerPieces pieces(stored_kinds(source, geometry, options.position), block_size, options.position,
+                     options.observer ? options.observer->also_read : GuestRange{}, limits);
+  pass.pieces = [&](Piece& piece) { return pieces.next(piece); };
+  Job job{
+      geometry,        options.position, file, options.compression, pass.workers.buffers, Placement(geometry),
+      WriteQueue(file)};
+  pass.stages = options.stages;
+  if (options.increment != nullptr) {
+    // What is inherited as a whole if it was not read: blocks are recorded whole, units are stored whole.
+    pass.stages.push_back([&] {
+      return std::make_unique<CleanComparison>(*options.increment, geometry.unit(),
+                                               std::max(geometry.unit(), block_size));
+    });
+  }
+  if (options.observer) pass.stages.push_back(options.observer->make_stage);
+  pass.stages.push_back([&] { return std::make_unique<LayerStage>(job); });
+  run(pass);
 
   Header& header = job.written.header;
   header.cluster_bits = options.cluster_bits;

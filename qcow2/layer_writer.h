@@ -4,21 +4,22 @@
 #include <functional>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "extent/block_device.h"
 #include "extent/file.h"
-#include "extent/scan.h"
+#include "extent/stage.h"
 #include "qcow2/compression.h"
 #include "qcow2/header.h"
 #include "qcow2/identity.h"
 
 namespace qchain {
 
-/// Watches every block of which a layer stores any byte, while the layer is written.
+/// Sees every block of which a layer stores any byte, before the layer is written.
 struct LayerObserver {
-  WatcherFactory make_watcher;
+  StageFactory make_stage;
   std::uint64_t block_size = 0;  ///< Blocks are read whole. Bytes, a power of two up to 64 MiB.
-  GuestRange also_read;          ///< Whole blocks to watch even if the layer stores nothing of them.
+  GuestRange also_read;          ///< Whole blocks to read even if the layer stores nothing of them.
 };
 
 inline constexpr unsigned kMinWrittenClusterBits = 12;  // a header with a long backing name fits
@@ -33,8 +34,7 @@ struct LayerOptions {
   std::optional<CompressionChoice> compression;  ///< Of whole data clusters.
   unsigned workers = 1;
   std::optional<LayerObserver> observer = std::nullopt;
-  /// Whether blocks that cannot be read become zeros and are reported to the observer, which is needed then.
-  bool salvage = false;
+  std::vector<StageFactory> stages = {};  ///< Before the observer.
   /// If the source is an increment: its suspect ranges are compared with the parent while it is written.
   Increment* increment = nullptr;
   /// Called with the bytes of the disk that have been processed, in guest order.

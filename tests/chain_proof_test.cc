@@ -891,9 +891,12 @@ TEST_F(DrillTest, TheGuardOfARestore) {
       const auto opened = chain.open();
       const std::unique_ptr<ChainDigests> digests = digests_of(*opened);
       std::uint64_t unknown = 0;
-      scan([&] { return disk.open_reader(); },
-           pieces_of(as_zeros(normalise(extents_of(disk), kDigestBlock, Position::Bottom))),
-           guard(*opened, *digests, unknown), {2, PieceLimits{}.data, [](std::uint64_t) {}});
+      Pass pass;
+      pass.open_reader = [&] { return disk.open_reader(); };
+      pass.pieces = pieces_of(as_zeros(normalise(extents_of(disk), kDigestBlock, Position::Bottom)));
+      pass.stages = {guard(*opened, *digests, unknown)};
+      pass.workers.workers = 2;
+      run(pass);
       EXPECT_EQ(unknown, 0U);
     };
     Bytes content = chain.from_top(0).content();

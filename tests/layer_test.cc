@@ -155,10 +155,9 @@ TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
 }
 
 // Sees everything, and looks at nothing.
-class Bystander : public PieceWatcher {
+class Bystander : public Stage {
  public:
-  void plan(const Piece&, const Extents&) override {}
-  void fetched(std::span<const ReadRequest>) override {}
+  void fetched(Batch&) override {}
 };
 
 TEST_F(LayerTest, NothingStaleLiesBehindTheDisksEnd) {

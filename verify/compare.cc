@@ -6,9 +6,9 @@
 #include <cstring>
 #include <utility>
 
-#include "extent/engine.h"
 #include "extent/page_buffer.h"
-#include "extent/piece.h"
+#include "extent/pass.h"
+#include "extent/piece_reader.h"
 #include "extent/zero.h"
 #include "verify/block_judge.h"
 #include "verify/chain_proof.h"
@@ -17,14 +17,6 @@ namespace qchain {
 
 namespace {
 
-// A worker has the bytes of both sides: many workers take half of what others take at a time.
-PieceLimits limits_for(const CompareOptions& options) {
-  constexpr unsigned kMany = 8;
-  PieceLimits limits;
-  if (options.workers > kMany) limits.data /= 2;
-  return limits;
-}
-
 constexpr std::size_t kMaxDifferences = 1000;
 
 struct Job {
@@ -32,7 +24,7 @@ struct Job {
   const std::uint64_t chain_length;
   BlockDevice& live;
   const CompareOptions& options;
-  PieceSource pieces;
+  const std::uint64_t piece_bytes;
   DiskDigest live_digest;
   DiskDigest chain_digest;
   Comparison result;
@@ -89,47 +81,47 @@ struct Job {
   }
 };
 
-class CompareWorker : public Worker {
+// Compares the blocks of one worker's pieces; the pass reads the live side.
+class CompareStage : public Stage {
  public:
-  CompareWorker(Job& job, std::unique_ptr<Reader> live, std::unique_ptr<Reader> chain)
+  explicit CompareStage(Job& job)
       : job_(job),
-        live_reader_(std::move(live)),
-        chain_reader_(std::move(chain)),
+        chain_reader_(job.chain.open_reader(), job.chain.size()),  // with the fill of its last sector
         hasher_(job.options.algorithm),
         judge_(job.options.algorithm),
-        live_(limits_for(job.options).data),
-        chain_(limits_for(job.options).data) {}
+        chain_(job.piece_bytes) {}
 
-  bool take() override {
-    Extents stored;
-    if (!job_.pieces(piece_, stored)) return false;
+  void plan(const Piece& piece) override {
+    unread_.clear();
     stored_ = {};
-    if (job_.options.stored != nullptr) stored_ = stored_piece(*job_.options.stored, piece_);
+    if (job_.options.stored != nullptr) stored_ = stored_piece(*job_.options.stored, piece);
+  }
+
+  bool accept_unread(const GuestRange& block, const Error& error) override {
+    unread_.push_back({block, error.outcome(), error.what()});
     return true;
   }
 
-  void fetch() override {
-    unread_.clear();
-    read(*live_reader_, live_, job_.live.size());
-    read(*chain_reader_, chain_, job_.chain.size());  // with the fill of its last sector
+  void fetched(Batch& batch) override {
+    chain_reader_.read(batch.piece, chain_.span(), chain_data_,
+                       [this](const GuestRange& block, const Error& error) { accept_unread(block, error); });
+    live_reader_ = batch.reader;
     blocks_.clear();
-    std::size_t at = 0;
-    for (const Extent& run : piece_.runs) {
-      if (run.kind != Kind::Data) continue;
-      for (GuestRange rest = run.range; !rest.empty();) {
-        const std::uint64_t length = std::min(rest.length(), kDigestBlock);
-        compare_block({rest.begin, rest.begin + length}, at);
-        rest.begin = rest.begin + length;
-        at += length;
+    for (std::size_t run = 0; run < batch.data.size(); ++run) {
+      const ReadRequest& live = batch.data[run];
+      for (std::size_t at = 0; at < live.into.size(); at += kDigestBlock) {
+        const std::size_t length = std::min<std::uint64_t>(kDigestBlock, live.into.size() - at);
+        compare_block(live.begin + at, live.into.subspan(at, length),
+                      chain_data_[run].into.subspan(at, length));
       }
     }
     look_for_lost_data();
   }
 
-  void commit() override {
+  void commit(const Batch& batch) override {
     Comparison& result = job_.result;
     auto block = blocks_.begin();
-    for (const Extent& run : piece_.runs) {
+    for (const Extent& run : batch.piece.runs) {
       if (run.kind == Kind::Inherit) continue;  // not selected
       result.compared_bytes += run.range.length();
       if (run.kind == Kind::Zero) {
@@ -148,7 +140,6 @@ class CompareWorker : public Worker {
     for (const Discrepancy& difference : not_zero_) job_.add_difference(difference);
     result.unknown_bytes += stored_.unknown_bytes;
     for (const UnreadRange& unread : unread_) job_.add_unread(unread);
-    job_.options.progress(piece_.runs.back().range.end.bytes());
   }
 
  private:
@@ -170,55 +161,13 @@ class CompareWorker : public Worker {
     if (length > 0) digest.add_zeros(length);
   }
 
-  // Reads the piece's data; past the end of this side there are zeros.
-  void read(Reader& reader, PageBuffer& buffer, std::uint64_t size) {
-    std::vector<ReadRequest> batch;
-    std::span<std::byte> free(buffer);
-    for (const Extent& run : piece_.runs) {
-      if (run.kind != Kind::Data) continue;
-      const std::span<std::byte> into = free.first(run.range.length());
-      const std::uint64_t there = reach(run.range, size);
-      if (there > 0) batch.push_back({run.range.begin, into.first(there)});
-      std::ranges::fill(into.subspan(there), std::byte{0});
-      free = free.subspan(into.size());
-    }
-    try {
-      reader.read(batch);
-    } catch (const Error& error) {
-      if (!is_partial(error)) throw;
-      read_block_by_block(reader, batch);
-    }
-  }
-
-  // Whether other bytes may be readable still.
-  static bool is_partial(const Error& error) {
-    return error.outcome() == Outcome::Mismatch || dynamic_cast<const ReadError*>(&error) != nullptr;
-  }
-
-  void read_block_by_block(Reader& reader, const std::vector<ReadRequest>& batch) {
-    for (ReadRequest rest : batch) {
-      while (!rest.into.empty()) {
-        const std::size_t length = std::min<std::uint64_t>(kDigestBlock, rest.into.size());
-        const ReadRequest block{rest.begin, rest.into.first(length)};
-        try {
-          reader.read(std::span(&block, 1));
-        } catch (const Error& error) {
-          if (!is_partial(error)) throw;
-          unread_.push_back({block.range(), error.outcome(), error.what()});
-        }
-        rest = {rest.begin + length, rest.into.subspan(length)};
-      }
-    }
-  }
-
   bool is_unread(const GuestRange& range) const {
     return std::ranges::any_of(
         unread_, [&](const UnreadRange& unread) { return !intersect(unread.range, range).empty(); });
   }
 
-  void compare_block(const GuestRange& range, std::size_t at) {
-    const std::span<const std::byte> live = std::span(live_).subspan(at, range.length());
-    const std::span<const std::byte> chain = std::span(chain_).subspan(at, range.length());
+  void compare_block(GuestOffset begin, std::span<const std::byte> live, std::span<const std::byte> chain) {
+    const GuestRange range{begin, begin + live.size()};
     const StoredBlock* const stored =
         job_.options.stored != nullptr ? &stored_.data[blocks_.size()] : nullptr;
     Block& block = blocks_.emplace_back();
@@ -316,13 +265,12 @@ class CompareWorker : public Worker {
   }
 
   Job& job_;
-  std::unique_ptr<Reader> live_reader_;
-  std::unique_ptr<Reader> chain_reader_;
+  Reader* live_reader_ = nullptr;
+  PieceReader chain_reader_;
   Hasher hasher_;
   BlockJudge judge_;
-  PageBuffer live_;
-  PageBuffer chain_;
-  Piece piece_;
+  ReadBuffer chain_;
+  std::vector<ReadRequest> chain_data_;
   std::vector<Block> blocks_;        // of the piece's data
   std::vector<UnreadRange> unread_;  // of the same
   StoredPiece stored_;
@@ -366,23 +314,26 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
 }  // namespace
 
 Comparison compare(Chain& chain, BlockDevice& live, const CompareOptions& options) {
+  const PieceLimits limits = limits_for(options.workers, 2);  // both sides
   std::optional<std::uint64_t> stopped_at;
   Job job{chain,
           chain.top().true_length(),
           live,
           options,
-          until(pieces_of(both_sides(chain, live, options.selection), limits_for(options)), options.deadline,
-                stopped_at),
+          limits.data,
           DiskDigest(options.algorithm),
           DiskDigest(options.algorithm),
           {}};
-  run_workers(
-      [&]() -> std::unique_ptr<Worker> {
-        std::unique_ptr<Reader> live_reader = live.open_reader();
-        if (!live_reader) return nullptr;
-        return std::make_unique<CompareWorker>(job, std::move(live_reader), chain.open_reader());
-      },
-      options.workers);
+  Pass pass;
+  pass.open_reader = [&] { return live.open_reader(); };
+  pass.size = live.size();
+  pass.piece_bytes = limits.data;
+  pass.pieces =
+      until(pieces_of(both_sides(chain, live, options.selection), limits), options.deadline, stopped_at);
+  pass.stages = {[&] { return std::make_unique<CompareStage>(job); }};
+  pass.workers.workers = options.workers;
+  pass.progress = options.progress;
+  run(pass);
   job.add_rest();
   Comparison& result = job.result;
   result.stopped_at = stopped_at;

@@ -4,22 +4,20 @@
 #include <utility>
 #include <vector>
 
-#include "extent/scan.h"
+#include "extent/pass.h"
 
 namespace qchain {
 
 namespace {
 
 // Hashes the blocks of one worker's pieces, and adds them to the disk's digest in order.
-class DigestWatcher : public PieceWatcher {
+class DigestStage : public Stage {
  public:
-  explicit DigestWatcher(DiskDigest& disk, Algorithm algorithm) : disk_(disk), hasher_(algorithm) {}
+  explicit DigestStage(DiskDigest& disk, Algorithm algorithm) : disk_(disk), hasher_(algorithm) {}
 
-  void plan(const Piece& piece, const Extents&) override { runs_ = piece.runs; }
-
-  void fetched(std::span<const ReadRequest> runs) override {
+  void fetched(Batch& batch) override {
     digests_.clear();
-    for (const ReadRequest& run : runs) {
+    for (const ReadRequest& run : batch.data) {
       for (std::span<const std::byte> rest = run.into; !rest.empty();) {
         const std::size_t step = std::min<std::uint64_t>(rest.size(), kDigestBlock);
         digests_.push_back(hasher_.of(rest.first(step)));
@@ -28,9 +26,9 @@ class DigestWatcher : public PieceWatcher {
     }
   }
 
-  void commit() override {
+  void commit(const Batch& batch) override {
     auto digest = digests_.begin();
-    for (const Extent& run : runs_) {
+    for (const Extent& run : batch.piece.runs) {
       if (run.kind != Kind::Data) {
         disk_.add_zeros(run.range.length());
         continue;
@@ -46,22 +44,25 @@ class DigestWatcher : public PieceWatcher {
  private:
   DiskDigest& disk_;
   Hasher hasher_;
-  Extents runs_;
   std::vector<Digest> digests_;  // of the blocks that were read
 };
 
 }  // namespace
 
-WatcherFactory digest_watcher(DiskDigest& disk, Algorithm algorithm) {
-  return [&disk, algorithm] { return std::make_unique<DigestWatcher>(disk, algorithm); };
+StageFactory digest_stage(DiskDigest& disk, Algorithm algorithm) {
+  return [&disk, algorithm] { return std::make_unique<DigestStage>(disk, algorithm); };
 }
 
 Digest digest_of(BlockDevice& device, std::uint64_t length, const DigestOptions& options) {
   DiskDigest disk(options.algorithm);
-  scan([&] { return device.open_reader(); },
-       pieces_of(normalise(extents_of(device, guest_range(0, length)), kDigestBlock, Position::Bottom)),
-       [&] { return std::make_unique<DigestWatcher>(disk, options.algorithm); },
-       {options.workers, PieceLimits{}.data, options.progress});
+  Pass pass;
+  pass.open_reader = [&] { return device.open_reader(); };
+  pass.pieces =
+      pieces_of(normalise(extents_of(device, guest_range(0, length)), kDigestBlock, Position::Bottom));
+  pass.stages = {digest_stage(disk, options.algorithm)};
+  pass.workers.workers = options.workers;
+  pass.progress = options.progress;
+  run(pass);
   return disk.finish();
 }
 

@@ -4,7 +4,7 @@
 #include <functional>
 
 #include "extent/block_device.h"
-#include "extent/scan.h"
+#include "extent/stage.h"
 #include "verify/digest.h"
 
 namespace qchain {
@@ -16,8 +16,8 @@ struct DigestOptions {
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
 };
 
-/// Adds what is read to `disk`, in blocks of kDigestBlock. It has to outlive the watchers.
-WatcherFactory digest_watcher(DiskDigest& disk, Algorithm algorithm);
+/// Adds what is read to `disk`, in blocks of kDigestBlock. It has to outlive the stages.
+StageFactory digest_stage(DiskDigest& disk, Algorithm algorithm);
 
 /// The content digest of the first `length` bytes of a disk: what is known to be zeros is not read.
 /// Throws Error.

@@ -130,7 +130,8 @@ std::unique_ptr<LayerManifest> LayerBuild::begin_manifest() {
   header.parent_root = beneath.root;
   header.checkpoint = identity.checkpoint;
   header.since = identity.since;
-  const std::uint64_t parent_length = recipe_.parent != nullptr ? recipe_.parent->chain().top().true_length() : 0;
+  const std::uint64_t parent_length =
+      recipe_.parent != nullptr ? recipe_.parent->chain().top().true_length() : 0;
   return std::make_unique<LayerManifest>(slot_.path(), header, parent_length, std::move(beneath.digests),
                                          recipe_.warn);
 }
@@ -149,8 +150,7 @@ void LayerBuild::require_room_in_header() const {
   encode_header(header);
 }
 
-const WrittenLayer& LayerBuild::write(BlockDevice& source,
-                                      const std::function<WatcherFactory(WatcherFactory)>& wrap) {
+const WrittenLayer& LayerBuild::write(BlockDevice& source) {
   const bool again = written_.file_bytes != 0;
   if (again) {
     image_.file().resize(0);
@@ -158,10 +158,7 @@ const WrittenLayer& LayerBuild::write(BlockDevice& source,
     manifest_ = begin_manifest();
   }
   LayerOptions options = recipe_.layer;
-  if (manifest_) {
-    options.observer = manifest_->observer();
-    if (wrap) options.observer->make_watcher = wrap(options.observer->make_watcher);
-  }
+  if (manifest_) options.observer = manifest_->observer();
   written_ = write_layer(source, image_.file(), options);
   return written_;
 }

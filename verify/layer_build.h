@@ -58,10 +58,8 @@ class LayerBuild {
     image_.warn_if_short_of_space(source.size(), extents_of(source));
   }
 
-  /// Writes what `source` is. A second call starts over. `wrap` may put another watcher around the
-  /// manifest's.
-  const WrittenLayer& write(BlockDevice& source,
-                            const std::function<WatcherFactory(WatcherFactory)>& wrap = {});
+  /// Writes what `source` is. A second call starts over.
+  const WrittenLayer& write(BlockDevice& source);
   /// Ends the manifest, and makes everything but the header durable. Returns the digest of the disk, which
   /// the identity has now; nullopt: unknown.
   std::optional<Digest> finish();

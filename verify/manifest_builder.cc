@@ -8,40 +8,33 @@
 namespace qchain {
 
 // Hashes the blocks of one worker's pieces.
-class BlockHasher : public PieceWatcher {
+class BlockHasher : public Stage {
  public:
   explicit BlockHasher(ManifestBuilder& builder) : builder_(builder), hasher_(builder.header_.algorithm) {}
 
-  void plan(const Piece& piece, const Extents& stored) override {
-    runs_ = piece.runs;
-    stored_ = stored;
-  }
-
-  void revised(const Piece& piece, const Extents& stored) override { plan(piece, stored); }
-
-  void fetched(std::span<const ReadRequest> runs) override {
+  void fetched(Batch& batch) override {
     blocks_.clear();
-    auto unit = stored_.begin();
-    for (const ReadRequest& run : runs) {
+    const Extents& stored = batch.piece.stored;
+    auto unit = stored.begin();
+    for (const ReadRequest& run : batch.data) {
       for (std::size_t at = 0; at < run.into.size(); at += kDigestBlock) {
         const auto bytes = run.into.subspan(at, std::min<std::uint64_t>(kDigestBlock, run.into.size() - at));
         const GuestRange range{run.begin + at, run.begin + at + bytes.size()};
-        while (unit != stored_.end() && unit->range.end <= range.begin) ++unit;
-        blocks_.push_back(hash(range, bytes, std::span(unit, stored_.end())));
+        while (unit != stored.end() && unit->range.end <= range.begin) ++unit;
+        blocks_.push_back(hash(range, bytes, std::span(unit, stored.end())));
       }
     }
   }
 
-  void commit() override {
+  void commit(const Batch& batch) override {
     auto block = blocks_.begin();
-    for (const Extent& run : runs_) {
+    for (const Extent& run : batch.piece.runs) {
       const std::uint64_t first = run.range.begin.bytes() / kDigestBlock;
       const std::uint64_t count = divide_up(run.range.length(), kDigestBlock);
       if (run.kind == Kind::Inherit) {
-        skip(run.range, first, count);
+        if (builder_.parent_) builder_.parent_->add_to(builder_.disk_, first, count, run.range.end.bytes());
       } else if (run.kind == Kind::Zero) {
-        builder_.writer_.add_zeros(first, count);
-        builder_.disk_.add_zeros(run.range.length());
+        add_zeros(first, count, run.range.length());
       } else {
         for (std::uint64_t i = 0; i < count; ++i) add(first + i, *block++);
       }
@@ -85,21 +78,15 @@ class BlockHasher : public PieceWatcher {
     return hasher_.finish();
   }
 
-  void skip(const GuestRange& range, std::uint64_t first, std::uint64_t count) {
-    if (!builder_.header_.overlay) {
-      builder_.disk_.add_zeros(range.length());
-    } else if (builder_.parent_) {
-      builder_.parent_->add_to(builder_.disk_, first, count, range.end.bytes());
-    }
+  // A full layer does not record its zeros.
+  void add_zeros(std::uint64_t first, std::uint64_t count, std::uint64_t bytes) {
+    if (builder_.header_.overlay) builder_.writer_.add_zeros(first, count);
+    builder_.disk_.add_zeros(bytes);
   }
 
   void add(std::uint64_t index, const Block& block) {
     if (!block.is_held) return builder_.disk_.add_block(block.whole, block.length);
-    if (block.zero) {
-      if (builder_.header_.overlay) builder_.writer_.add_zeros(index, 1);
-      builder_.disk_.add_zeros(block.length);
-      return;
-    }
+    if (block.zero) return add_zeros(index, 1, block.length);
     const Held held = block.part ? Held::Part : Held::Data;
     builder_.writer_.add(held, index, block.whole, block.part.value_or(Digest()));
     builder_.disk_.add_block(block.whole, block.length);
@@ -107,8 +94,6 @@ class BlockHasher : public PieceWatcher {
 
   ManifestBuilder& builder_;
   Hasher hasher_;
-  Extents runs_;
-  Extents stored_;
   std::vector<Block> blocks_;  // of the runs with data, in order
 };
 

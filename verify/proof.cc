@@ -49,21 +49,20 @@ std::span<const std::byte> fill_behind(const StoredBlock& block, const ReadReque
                       : run.into.subspan(fill.begin - run.begin, fill.length());
 }
 
-// Judges the blocks of one worker's pieces.
-class ProofWatcher : public PieceWatcher {
+// Compares the blocks of one worker's pieces with their digests.
+class ProofStage : public Stage {
  public:
-  explicit ProofWatcher(const Job& job) : job_(job), judge_(job.digests.top().algorithm) {}
+  explicit ProofStage(const Job& job) : job_(job), judge_(job.digests.top().algorithm) {}
 
-  void plan(const Piece& piece, const Extents&) override {
-    data_bytes_ = piece.data_bytes;
+  void plan(const Piece& piece) override {
     stored_ = stored_piece(job_.digests, piece);
     different_.clear();
     unread_.clear();
   }
 
-  void fetched(std::span<const ReadRequest> runs) override {
+  void fetched(Batch& batch) override {
     auto block = stored_.data.begin();
-    for (const ReadRequest& run : runs) {
+    for (const ReadRequest& run : batch.data) {
       for (; block != stored_.data.end() && block->range.begin < run.range().end; ++block) {
         if (!block->known || is_unread(block->range)) continue;
         const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
@@ -82,13 +81,14 @@ class ProofWatcher : public PieceWatcher {
     }
   }
 
-  void unread(const GuestRange& range, const Error& error) override {
+  bool accept_unread(const GuestRange& range, const Error& error) override {
     unread_.push_back({range, error.outcome(), error.what()});
+    return true;
   }
 
-  void commit() override {
+  void commit(const Batch& batch) override {
     Proof& proof = job_.proof;
-    proof.read_bytes += data_bytes_;
+    proof.read_bytes += batch.piece.data_bytes;
     proof.unknown_bytes += stored_.unknown_bytes;
     proof.blocks += stored_.zero_blocks;
     proof.zero_blocks += stored_.zero_blocks;
@@ -138,30 +138,29 @@ class ProofWatcher : public PieceWatcher {
 
   Job job_;
   BlockJudge judge_;
-  std::uint64_t data_bytes_ = 0;
   StoredPiece stored_;
   std::vector<Discrepancy> different_;
   std::vector<UnreadRange> unread_;
 };
 
 // Throws for the first block that does not fit.
-class Guard : public PieceWatcher {
+class Guard : public Stage {
  public:
   Guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes)
       : chain_(chain), digests_(digests), unknown_bytes_(unknown_bytes), judge_(digests.top().algorithm) {}
 
-  void plan(const Piece& piece, const Extents&) override {
+  void plan(const Piece& piece) override {
     stored_ = stored_piece(digests_, piece);
     unknown_bytes_ += stored_.unknown_bytes;
   }
 
-  void fetched(std::span<const ReadRequest> runs) override {
+  void fetched(Batch& batch) override {
     for (const StoredBlock& block : stored_.not_zero) {
       const std::vector<std::byte> zeros(block.range.length());
       if (!judge_.fits(block, zeros)) refuse(block, zeros);
     }
     auto block = stored_.data.begin();
-    for (const ReadRequest& run : runs) {
+    for (const ReadRequest& run : batch.data) {
       for (; block != stored_.data.end() && block->range.begin < run.range().end; ++block) {
         if (!block->known) continue;
         const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
@@ -221,9 +220,13 @@ ExtentSource named_blocks(const Manifest& manifest) {
 void prove(const Job& job, const ReaderFactory& open_reader, ExtentSource looked_at,
            const ProofOptions& options) {
   std::optional<std::uint64_t> stopped_at;
-  scan(open_reader, until(pieces_of(std::move(looked_at)), options.deadline, stopped_at),
-       [&] { return std::make_unique<ProofWatcher>(job); },
-       {options.workers, PieceLimits{}.data, options.progress});
+  Pass pass;
+  pass.open_reader = open_reader;
+  pass.pieces = until(pieces_of(std::move(looked_at)), options.deadline, stopped_at);
+  pass.stages = {[&] { return std::make_unique<ProofStage>(job); }};
+  pass.workers.workers = options.workers;
+  pass.progress = options.progress;
+  run(pass);
   job.proof.stopped_at = stopped_at;
 }
 
@@ -241,8 +244,8 @@ BlockSource source_of(const Mapping& mapping) {
 PieceSource until(PieceSource pieces, const std::optional<Clock::time_point>& deadline,
                   std::optional<std::uint64_t>& stopped_at) {
   if (!deadline) return pieces;
-  return [pieces = std::move(pieces), end = *deadline, &stopped_at](Piece& piece, Extents& stored) {
-    if (!pieces(piece, stored)) return false;
+  return [pieces = std::move(pieces), end = *deadline, &stopped_at](Piece& piece) {
+    if (!pieces(piece)) return false;
     if (Clock::now() < end) return true;
     stopped_at = piece.runs.front().range.begin.bytes();
     return false;
@@ -309,12 +312,12 @@ Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, c
   return proof;
 }
 
-WatcherFactory disk_watcher(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed) {
+StageFactory proof_stage(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed) {
   const Job job{Subject::Disk, chain, digests, max_listed, proof};
-  return [job] { return std::make_unique<ProofWatcher>(job); };
+  return [job] { return std::make_unique<ProofStage>(job); };
 }
 
-WatcherFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes) {
+StageFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes) {
   return [&] { return std::make_unique<Guard>(chain, digests, unknown_bytes); };
 }
 

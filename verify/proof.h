@@ -8,7 +8,7 @@
 #include <string>
 #include <vector>
 
-#include "extent/scan.h"
+#include "extent/pass.h"
 #include "qcow2/chain.h"
 #include "verify/chain_digests.h"
 #include "verify/discrepancy.h"
@@ -55,12 +55,12 @@ Proof prove_layer(RestorePoints& points, std::size_t index, const ProofOptions& 
 /// Throws likewise.
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options);
 
-/// Watches a disk that a chain describes while it is read, and lists in `proof` what is not what the digests
-/// say, or cannot be read. All have to outlive the watchers.
-WatcherFactory disk_watcher(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed);
+/// Lists in `proof` what of a disk that `chain` describes is not what the digests say, or cannot be read. All
+/// have to outlive the stages.
+StageFactory proof_stage(const Chain& chain, ChainDigests& digests, Proof& proof, std::size_t max_listed);
 
-/// Watches a chain while it is read, and throws Error (Mismatch) for a block that is not what the manifests
-/// say, before anybody else makes use of it. `unknown_bytes` counts what no manifest knows.
-WatcherFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes);
+/// Throws Error (Mismatch) for a block of a chain that is not what the manifests say, before any stage after
+/// it makes use of it. `unknown_bytes` counts what no manifest knows.
+StageFactory guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes);
 
 }  // namespace qchain

@@ -22,10 +22,7 @@ class SalvageDevice : public BlockDevice {
 };
 
 /// Lists what cannot be read and what is not what the manifests say, instead of ending there. `digests`:
-/// nullptr where none are to be looked at. `proof` takes the list; all three have to outlive the watchers.
-WatcherFactory salvage_watcher(const Chain& chain, ChainDigests* digests, Proof& proof);
-
-/// Shows what is read to both. What a bottom layer leaves out reads as zeros, and the first is to know.
-WatcherFactory both(WatcherFactory first, WatcherFactory second);
+/// nullptr where none are to be looked at. `proof` takes the list; all three have to outlive the stages.
+StageFactory salvage_stage(const Chain& chain, ChainDigests* digests, Proof& proof);
 
 }  // namespace qchain

@@ -6,6 +6,7 @@
 #include <memory>
 #include <utility>
 
+#include "extent/pass.h"
 #include "qcow2/layer_pieces.h"
 #include "verify/chain_proof.h"
 #include "verify/layer_manifest.h"
@@ -135,9 +136,13 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
   const LayerObserver observer = manifest.observer();
   LayerPieces pieces(chain.extents_of_layer(index, header.length), observer.block_size,
                      header.overlay ? Position::Overlay : Position::Bottom, observer.also_read, {});
-  scan([&] { return chain.open_reader_at(index); },
-       [&](Piece& piece, Extents& stored) { return pieces.next(piece, stored); }, observer.make_watcher,
-       {options.workers, PieceLimits{}.data, options.progress});
+  Pass pass;
+  pass.open_reader = [&] { return chain.open_reader_at(index); };
+  pass.pieces = [&](Piece& piece) { return pieces.next(piece); };
+  pass.stages = {observer.make_stage};
+  pass.workers.workers = options.workers;
+  pass.progress = options.progress;
+  run(pass);
   const std::optional<Digest> root = manifest.finish(options.key);
   require_same(chain.layers()[index].path(), "the digest of the disk", required,
                root ? named(header.algorithm, *root) : "");
@@ -146,7 +151,8 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
 }
 
 // Likewise; `before` tells what the layer had.
-void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before, const SealOptions& options) {
+void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before,
+           const SealOptions& options) {
   // What was accepted once stays so.
   std::string accepted = before.belongs ? before.summary->header.accepted : std::string();
   try {

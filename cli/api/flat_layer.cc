@@ -9,7 +9,6 @@
 #include "cli/api/new_layer.h"
 #include "qcow2/identity.h"
 #include "verify/layer_build.h"
-#include "verify/salvage.h"
 
 namespace qchain {
 
@@ -36,16 +35,14 @@ FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::s
   recipe.identity = identity_of(chain);
   recipe.layer.workers = options.workers;
   recipe.layer.progress = options.progress;
-  recipe.layer.salvage = options.salvage;
+  recipe.layer.stages = options.stages;
   recipe.algorithm = options.algorithm;
   recipe.warn = options.warn;
   LayerBuild build(std::move(recipe));
   FirstBytes disk(source, build.identity().length);
   build.warn_if_short_of_space(disk);
   FlatLayer flat;
-  flat.written = build.write(disk, [&](WatcherFactory hasher) {
-    return options.watcher ? both(options.watcher, std::move(hasher)) : std::move(hasher);
-  });
+  flat.written = build.write(disk);
   build.finish();
   flat.root = build.identity().digest;
   if (!options.expected_root.empty() && flat.root != options.expected_root) {

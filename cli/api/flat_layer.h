@@ -3,6 +3,7 @@
 #include <cstdint>
 #include <functional>
 #include <string>
+#include <vector>
 
 #include "extent/publication.h"
 #include "qcow2/chain.h"
@@ -13,8 +14,7 @@ namespace qchain {
 
 struct FlatLayerOptions {
   Existing existing = Existing::Refuse;
-  WatcherFactory watcher;  ///< Sees what is read, before it is written; none: nobody does.
-  bool salvage = false;    ///< Blocks that cannot be read are shown to the watcher, and become zeros.
+  std::vector<StageFactory> stages;         ///< What is done with the disk's data before it is written.
   Algorithm algorithm = Algorithm::Sha256;  ///< Of the manifest.
   std::string expected_root;  ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
   unsigned workers = 1;

@@ -38,19 +38,11 @@ Algorithm algorithm_of(const std::string& digest) {
   return algorithm_named(digest.substr(0, digest.find(':')));
 }
 
-// Who watches the copy: the stored digests, the list of what is lost, the digest of the whole.
-WatcherFactory watcher_for(RestoreJob& job, std::optional<DiskDigest>& whole) {
-  WatcherFactory watcher;
-  if (job.is_lenient()) {
-    watcher = salvage_watcher(job.chain, job.proof.digests.get(), job.losses);
-  } else if (job.proof.digests) {
-    watcher = guard(job.chain, *job.proof.digests, job.unknown_bytes);
-  }
-  if (job.proof.recorded.empty()) return watcher;
-  const Algorithm algorithm = algorithm_of(job.proof.recorded);
-  whole.emplace(algorithm);
-  WatcherFactory hasher = digest_watcher(*whole, algorithm);
-  return watcher ? both(std::move(watcher), std::move(hasher)) : std::move(hasher);
+// What is done with the data before it is written: compare it with the stored digests, or list what is lost.
+std::vector<StageFactory> proving_stages(RestoreJob& job) {
+  if (job.is_lenient()) return {salvage_stage(job.chain, job.proof.digests.get(), job.losses)};
+  if (job.proof.digests) return {guard(job.chain, *job.proof.digests, job.unknown_bytes)};
+  return {};
 }
 
 void require_recorded(RestoreJob& job, DiskDigest& whole) {
@@ -66,12 +58,15 @@ void require_recorded(RestoreJob& job, DiskDigest& whole) {
 }
 
 void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
-  std::optional<DiskDigest> whole;
   CopyOptions options;
   options.workers = workers_for(job, Work::ReadAndWrite);
   options.progress = job.run.progress("restore", length);
-  options.make_watcher = watcher_for(job, whole);
-  options.salvage = job.is_lenient();
+  options.stages = proving_stages(job);
+  std::optional<DiskDigest> whole;
+  if (!job.proof.recorded.empty()) {
+    whole.emplace(algorithm_of(job.proof.recorded));
+    options.stages.push_back(digest_stage(*whole, algorithm_of(job.proof.recorded)));
+  }
   SalvageDevice lenient(job.chain);
   BlockDevice& source = job.is_lenient() ? static_cast<BlockDevice&>(lenient) : job.chain;
   job.copied = copy_raw(source, guest_range(0, length), target, options);
@@ -116,15 +111,13 @@ class FileRestore : public RestoreTarget {
 class LayerRestore : public RestoreTarget {
  public:
   void write(RestoreJob& job) override {
-    std::optional<DiskDigest> unused;
     FlatLayerOptions options;
     options.existing = existing_for(job.request);
     // The layer has a digest of its own, and is compared with what is recorded by it.
     const std::string recorded = std::exchange(job.proof.recorded, {});
-    options.watcher = watcher_for(job, unused);
+    options.stages = proving_stages(job);
     if (job.proof.digests) options.algorithm = job.proof.digests->top().algorithm;
     if (!recorded.empty()) options.algorithm = algorithm_of(recorded);
-    options.salvage = job.is_lenient();
     if (!job.is_lenient()) options.expected_root = job.proof.root.empty() ? recorded : job.proof.root;
     options.workers = workers_for(job, Work::ReadAndWrite);
     options.progress = job.run.progress("restore", job.chain.top().true_length());

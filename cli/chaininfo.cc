@@ -135,10 +135,6 @@ std::string hex(std::span<const std::byte> bytes) {
   return text;
 }
 
-std::string root_of(const ManifestSummary& manifest) {
-  return manifest.root ? named(manifest.header.algorithm, *manifest.root) : std::string();
-}
-
 // A text field of a log that anybody may have written.
 std::string logged(const Json& log, const char* field) {
   const auto found = log.find(field);
@@ -163,7 +159,7 @@ std::string proof_text(const LayerInfo& info) {
   if (info.manifest) {
     text += fmt::format(
         "    manifest     {}, {}\n",
-        info.manifest->root ? root_of(*info.manifest) : "digest of the disk unknown",
+        info.manifest->root ? info.manifest->named_root() : "digest of the disk unknown",
         info.manifest->signature ? "signed, key " + hex(info.manifest->signature->key) : "not signed");
   }
   if (info.last_proof) {
@@ -276,7 +272,7 @@ Json manifest_json(const ManifestSummary& manifest) {
   Json json;
   json["algorithm"] = to_string(manifest.header.algorithm);
   json["cryptographic"] = is_cryptographic(manifest.header.algorithm);
-  json["root"] = manifest.root ? Json(root_of(manifest)) : Json(nullptr);
+  json["root"] = manifest.root ? Json(manifest.named_root()) : Json(nullptr);
   json["signature_key"] = manifest.signature ? Json(hex(manifest.signature->key)) : Json(nullptr);
   return json;
 }

@@ -311,6 +311,11 @@ std::unique_ptr<Chain> Chain::open(Survey found, bool salvage) {
   return std::unique_ptr<Chain>(new Chain(std::move(found), salvage));
 }
 
+bool Chain::has_link_problem(std::size_t layer) const {
+  return std::ranges::any_of(link_problems_,
+                             [&](const Survey::Problem& problem) { return problem.layer == layer; });
+}
+
 void Chain::require_links() const {
   if (link_problems_.empty()) return;
   throw Error(link_problems_.front().outcome, link_problems_.front().message);

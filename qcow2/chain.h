@@ -47,6 +47,7 @@ class Chain : public BlockDevice {
   const std::string& missing() const noexcept { return missing_; }
   /// Layers whose recorded parent is not their backing file. They can be read all the same.
   const std::vector<Survey::Problem>& link_problems() const noexcept { return link_problems_; }
+  bool has_link_problem(std::size_t layer) const;
   /// Throws Error for the first of them, if there are any.
   void require_links() const;
 

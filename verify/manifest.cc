@@ -318,8 +318,8 @@ Manifest::Manifest(std::shared_ptr<const File> file) : file_(std::move(file)) {
 
 Manifest::Manifest(const std::string& path) : Manifest(std::make_shared<const File>(File::open_to_read(path))) {}
 
-std::string Manifest::root() const {
-  return summary_.root ? named(header().algorithm, *summary_.root) : std::string();
+std::string ManifestSummary::named_root() const {
+  return root ? named(header.algorithm, *root) : std::string();
 }
 
 }  // namespace qchain

@@ -8,6 +8,7 @@
 #include <exception>
 #include <utility>
 
+#include "extent/cancellation.h"
 #include "qcow2/format.h"
 
 namespace qchain {
@@ -44,6 +45,7 @@ class LayerMapper {
         append(mappings, {{at, range.end}, Kind::Zero, Storage::None, {}, 0, 0});
         return range.end;
       }
+      throw_if_cancelled();
       for (const Extent& extent : raw.holes_and_data({at, std::min(range.end, end)})) {
         append(mappings, raw_mapping(extent));
         at = extent.range.end;

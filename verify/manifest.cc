@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "extent/cancellation.h"
 #include "extent/error.h"
 #include "qcow2/identity.h"
 
@@ -214,6 +215,7 @@ void ManifestReader::bad(const std::string& what) const {
 // The next bytes, which stay valid until the next call.
 std::span<const std::byte> ManifestReader::take(std::size_t length) {
   if (buffer_.size() - used_ < length) {
+    throw_if_cancelled();
     buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(used_));
     offset_ += std::exchange(used_, 0);
     const std::size_t held = buffer_.size();

@@ -21,6 +21,7 @@
 //     pull(), pull_raw()  a live export becomes a layer, or a raw file           below
 //     verify()            is a chain what was backed up?                         verify.h
 //     inspect()           what is a chain made of? Layers, proofs, a map         inspect.h
+//     seal()              writes the manifests that layers lack                  seal.h
 //     restore()           the disk that a chain describes, written out           below
 //     digest()            the content of a disk in one value                     below
 //
@@ -48,6 +49,7 @@
 
 #include "cli/api/inspect.h"
 #include "cli/api/run.h"
+#include "cli/api/seal.h"
 #include "cli/api/verify.h"
 #include "extent/error.h"
 #include "extent/export.h"

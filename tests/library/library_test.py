@@ -75,7 +75,7 @@ class Library(Case):
     def test_it_shows_nothing_but_its_interface(self) -> None:
         library = next(self.prefix.rglob("libqchain.so"))
         symbols = subprocess.run(["nm", "-DC", "--defined-only", library], check=True, capture_output=True, text=True).stdout
-        for verb in ("qchain::pull(", "qchain::pull_raw(", "qchain::restore(", "qchain::verify(", "qchain::inspect(",
+        for verb in ("qchain::pull(", "qchain::pull_raw(", "qchain::restore(", "qchain::verify(", "qchain::inspect(", "qchain::seal(",
                      "qchain::digest("):
             self.assertIn(verb, symbols)
         for inner in ("qchain::Chain::", "qchain::NbdExport::", "qchain::LayerBuild::"):

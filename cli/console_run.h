@@ -25,6 +25,9 @@ class ConsoleRun {
 
   operator const Run&() const noexcept { return run_; }
 
+  /// Takes the bar away, before something is printed. The next phase, or the same once more, has a new one.
+  void end_phase() { progress_.reset(); }
+
  private:
   void show(const char* phase, std::uint64_t done, std::uint64_t total) {
     if (!progress_ || phase_ != phase || done < done_) {

@@ -36,6 +36,9 @@ const char* hint_for(Remedy remedy) {
       return "; qchain verify --seal finds it out";
     case Remedy::SealAgain:
       return "; --seal makes it provable block by block again";
+    case Remedy::AcceptChanged:
+      return "; if another tool has changed the disk on purpose (qemu-img commit, a resize), add "
+             "--accept-changed to seal what is there on your word; if not, the layer is damaged";
     case Remedy::Salvage:
       return "; --salvage restores what is there all the same";
     case Remedy::NameSigningKey:

@@ -6,14 +6,11 @@
 #include <limits>
 #include <memory>
 
-#include "cli/api/nbd_access.h"
-#include "cli/api/open_chain.h"
 #include "cli/combine.h"
 #include "cli/command_line.h"
 #include "cli/console_run.h"
 #include "cli/api/text.h"
 #include "cli/verify_report.h"
-#include "verify/seal.h"
 
 namespace qchain {
 
@@ -89,50 +86,42 @@ const char* to_string(Sealed sealed) {
   return "?";
 }
 
-// Names the way out, which the library does not know.
-Sealed seal(RestorePoints& chain, std::size_t index, const SealOptions& options) {
-  try {
-    return seal_layer(chain, index, options);
-  } catch (const ContentChanged& error) {
-    throw Error(
-        error.outcome(),
-        fmt::format("{}; if another tool has changed the disk on purpose (qemu-img commit, a resize), "
-                    "add --accept-changed to seal what is there on your word; if not, the layer is damaged",
-                    error.what()));
-  }
+std::string root_text(const SealedLayer& layer) { return layer.root.empty() ? "unknown" : layer.root; }
+
+void print_sealed(const SealedLayer& layer, Console& console) {
+  console.print(fmt::format("{:3} {}: {}; digest {}{}\n", layer.index, escaped(layer.file),
+                            to_string(layer.sealed), root_text(layer),
+                            layer.accepted.empty() ? "" : "; " + accepted_text(layer.accepted)));
+}
+
+Json to_json(const SealedLayer& layer) {
+  return {{"index", layer.index},
+          {"file", escaped(layer.file)},
+          {"written", layer.sealed == Sealed::Written || layer.sealed == Sealed::Rewritten},
+          {"completed", layer.sealed == Sealed::Completed},
+          {"root", root_text(layer)},
+          {"accepted", layer.accepted.empty() ? Json(nullptr) : Json(escaped(layer.accepted))},
+          {"signed", layer.is_signed}};
 }
 
 Outcome seal(const VerifyOptions& o, Console& console) {
-  std::optional<SigningKey> key;
-  if (!o.sign_key.empty()) key.emplace(o.sign_key);
-  const ConsoleRun how(console);
-  const ActiveRun run(how);
-  OpenedChain opened = open_chain(o.image, ImageFormat::Qcow2, o.common.open, Links::Warn, run);
-  const std::vector<Layer>& files = opened.chain->layers();
-  Json layers = Json::array();
-  for (std::size_t i = files.size(); i-- > 0;) {
-    const Layer& layer = files[i];
-    Progress progress(console.progress_style(), "seal", layer.virtual_size());
-    const Sealed sealed = seal(opened.points, i,
-                               {worker_count(o.nbd.connections, Work::Read), key ? &*key : nullptr,
-                                progress.updater(), o.accept_changed});
-    const ManifestSummary& summary = opened.points.manifest(i)->summary();
-    const std::string root = summary.root ? named(summary.header.algorithm, *summary.root) : "unknown";
-    const std::string& accepted = summary.header.accepted;
-    console.print(fmt::format("{:3} {}: {}; digest {}{}\n", i, escaped(layer.path()), to_string(sealed), root,
-                              accepted.empty() ? "" : "; " + accepted_text(accepted)));
-    layers.push_back({{"index", i},
-                      {"file", escaped(layer.path())},
-                      {"written", sealed == Sealed::Written || sealed == Sealed::Rewritten},
-                      {"completed", sealed == Sealed::Completed},
-                      {"root", root},
-                      {"accepted", accepted.empty() ? Json(nullptr) : Json(escaped(accepted))},
-                      {"signed", summary.signature.has_value()}});
-  }
+  SealRequest request;
+  request.image = o.image;
+  request.open = o.common.open;
+  request.sign_key = o.sign_key;
+  request.accept_changed = o.accept_changed;
+  ConsoleRun by_console(console);
+  request.sealed = [&](const SealedLayer& layer) {
+    by_console.end_phase();
+    print_sealed(layer, console);
+  };
+  Run run = by_console;
+  run.workers = o.nbd.connections;
   Json fields;
   fields["image"] = escaped(o.image);
   fields["mode"] = "seal";
-  fields["sealed"] = layers;
+  fields["sealed"] = Json::array();
+  for (const SealedLayer& layer : seal(request, run).layers) fields["sealed"].push_back(to_json(layer));
   console.document(Outcome::Done, fields);
   return Outcome::Done;
 }

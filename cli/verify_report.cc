@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <ctime>
 
+#include "cli/api/proof_log.h"
 #include "cli/api/text.h"
 #include "cli/hints.h"
-#include "cli/proof_log.h"
 #include "extent/nbd_session.h"
 #include "verify/digest.h"
 
@@ -217,7 +217,7 @@ Json verdict_json(Outcome outcome, const std::string& message) {
   return {{"outcome", to_string(outcome)}, {"message", escaped(message)}};
 }
 
-Json to_json(const VerifyOptions& o, const VerifyResult& result, double seconds) {
+Json to_json(const VerifyOptions& o, const VerifyResult& result, const std::string& time, double seconds) {
   Json json;
   json["image"] = escaped(o.image);
   json["mode"] = mode_of(o);
@@ -242,9 +242,32 @@ Json to_json(const VerifyOptions& o, const VerifyResult& result, double seconds)
   json["all_listed"] = result.lists_all;
   for (const UnreadRange& unread : result.findings.unread) json["unread"].push_back(to_json(unread));
   json["versions"] = {{"manifest", 1}, {"openssl", crypto_version()}, {"libnbd", nbd_version()}};
-  json["time"] = iso_time(std::time(nullptr));
+  json["time"] = time;
   json["seconds"] = seconds;
   return json;
+}
+
+// ---- the log ----
+
+LoggedProof to_log(const VerifyOptions& o, const VerifyResult& result, const std::string& time) {
+  LoggedProof proof;
+  proof.time = time;
+  proof.outcome = to_string(result.outcome);
+  proof.tool = "qchain " QCHAIN_VERSION;
+  proof.mode = mode_of(o);
+  proof.part = o.selection.part;
+  proof.parts = o.selection.parts;
+  proof.is_of_earlier_findings = !o.selection.only.empty();
+  proof.root = result.root;
+  proof.read_bytes = result.findings.read_bytes;
+  proof.different_bytes = result.findings.different_bytes;
+  proof.unread_bytes = result.findings.unread_bytes;
+  proof.layers = result.layers.size();
+  if (!result.layers.empty() && result.layers.front().manifest) {
+    proof.manifest = result.layers.front().manifest->own_digest;
+  }
+  proof.against = o.against;
+  return proof;
 }
 
 }  // namespace
@@ -256,10 +279,11 @@ Outcome report_verify(const VerifyOptions& o, const VerifyResult& result, double
   for (const Verdict& verdict : result.verdicts) console.error(with_hint(verdict.message, verdict.remedy));
   console.print(conclusion(o, result));
   Outcome outcome = result.outcome;
-  Json document = to_json(o, result, seconds);
+  const std::string time = iso_time(std::time(nullptr));
+  Json document = to_json(o, result, time, seconds);
   if (o.record) {
     try {
-      append_proof(o.image, outcome, document);
+      append_proof(o.image, to_log(o, result, time));
     } catch (const Error& error) {
       console.error(error.what());
       outcome = worse(outcome, error.outcome());

@@ -8,6 +8,7 @@
 #include <exception>
 #include <utility>
 
+#include "extent/cancellation.h"
 #include "qcow2/format.h"
 
 namespace qchain {
@@ -44,6 +45,7 @@ class LayerMapper {
         append(mappings, {{at, range.end}, Kind::Zero, Storage::None, {}, 0, 0});
         return range.end;
       }
+      throw_if_cancelled();
       for (const Extent& extent : raw.holes_and_data({at, std::min(range.end, end)})) {
         append(mappings, raw_mapping(extent));
         at = extent.range.end;
@@ -309,6 +311,11 @@ std::unique_ptr<Chain> Chain::open(Survey found, bool salvage) {
     }
   }
   return std::unique_ptr<Chain>(new Chain(std::move(found), salvage));
+}
+
+bool Chain::has_link_problem(std::size_t layer) const {
+  return std::ranges::any_of(link_problems_,
+                             [&](const Survey::Problem& problem) { return problem.layer == layer; });
 }
 
 void Chain::require_links() const {

@@ -9,16 +9,10 @@
 #include "extent/block_device.h"
 #include "qcow2/hole_map.h"
 #include "qcow2/layer.h"
+#include "qcow2/layer_usage.h"
 #include "qcow2/survey.h"
 
 namespace qchain {
-
-/// The bytes that one layer holds itself, by kind.
-struct LayerUsage {
-  std::uint64_t data = 0;  ///< Including compressed, counted as guest bytes.
-  std::uint64_t zero = 0;
-  std::uint64_t inherit = 0;
-};
 
 /// Reads all of the layer's mapping. Throws Error (Mismatch) if an entry is corrupt.
 LayerUsage usage_of(const Layer& layer);
@@ -47,6 +41,7 @@ class Chain : public BlockDevice {
   const std::string& missing() const noexcept { return missing_; }
   /// Layers whose recorded parent is not their backing file. They can be read all the same.
   const std::vector<Survey::Problem>& link_problems() const noexcept { return link_problems_; }
+  bool has_link_problem(std::size_t layer) const;
   /// Throws Error for the first of them, if there are any.
   void require_links() const;
 

@@ -7,6 +7,7 @@
 #include <span>
 #include <utility>
 
+#include "extent/cancellation.h"
 #include "extent/error.h"
 #include "qcow2/compression.h"
 #include "qcow2/format.h"
@@ -100,6 +101,7 @@ std::uint64_t Mapper::word(Window& window, HostOffset table, std::uint64_t index
     const std::uint64_t words =
         std::min(std::clamp<std::uint64_t>(wanted, kMinWindowBytes / kWord, kMaxWindowBytes / kWord),
                  table_words - index);
+    throw_if_cancelled();
     window.bytes.resize(words * kWord);
     window.table = HostOffset(0);
     image_.file().read(table + index * kWord, window.bytes);

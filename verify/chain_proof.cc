@@ -12,15 +12,6 @@ namespace qchain {
 
 namespace {
 
-std::string root_of(const ManifestSummary& summary) {
-  return summary.root ? named(summary.header.algorithm, *summary.root) : std::string();
-}
-
-bool has_link_problem(const Chain& chain, std::size_t index) {
-  return std::ranges::any_of(chain.link_problems(),
-                             [&](const Survey::Problem& problem) { return problem.layer == index; });
-}
-
 // Whether nothing beneath layer `index` shows through in `range`.
 bool hides(const Chain& chain, std::size_t index, const GuestRange& range) {
   for (GuestRange rest = intersect(range, guest_range(0, chain.layers()[index].virtual_size()));
@@ -68,12 +59,12 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath
   ManifestVerdict& manifest = layer.manifest;
   const std::optional<Identity> identity = chain.layers()[index].identity();
   std::string recorded = identity ? identity->digest : std::string();
-  if (manifest.belongs && manifest.summary->root) recorded = root_of(*manifest.summary);
+  if (manifest.belongs && manifest.summary->root) recorded = manifest.summary->named_root();
   if (recorded.empty() || (manifest.exists && !manifest.belongs)) return;
   if (manifest.exists && manifest.summary->header.length != chain.layers()[index].true_length()) return;
   if (layer.proof && layer.proof->unread_bytes != 0) return;
   const bool damaged = layer.proof && layer.proof->different_bytes != 0;
-  const bool rewritten = manifest.is_misplaced || (!manifest.exists && has_link_problem(chain, index)) ||
+  const bool rewritten = manifest.is_misplaced || (!manifest.exists && chain.has_link_problem(index)) ||
                          (manifest.exists && rewritten_beneath) ||
                          (damaged && is_about_structure(*layer.proof));
   if (!rewritten) return;

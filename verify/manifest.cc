@@ -10,6 +10,7 @@
 #include <nlohmann/json.hpp>
 #include <utility>
 
+#include "extent/cancellation.h"
 #include "extent/error.h"
 #include "qcow2/identity.h"
 
@@ -214,6 +215,7 @@ void ManifestReader::bad(const std::string& what) const {
 // The next bytes, which stay valid until the next call.
 std::span<const std::byte> ManifestReader::take(std::size_t length) {
   if (buffer_.size() - used_ < length) {
+    throw_if_cancelled();
     buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(used_));
     offset_ += std::exchange(used_, 0);
     const std::size_t held = buffer_.size();
@@ -318,8 +320,8 @@ Manifest::Manifest(std::shared_ptr<const File> file) : file_(std::move(file)) {
 
 Manifest::Manifest(const std::string& path) : Manifest(std::make_shared<const File>(File::open_to_read(path))) {}
 
-std::string Manifest::root() const {
-  return summary_.root ? named(header().algorithm, *summary_.root) : std::string();
+std::string ManifestSummary::named_root() const {
+  return root ? named(header.algorithm, *root) : std::string();
 }
 
 }  // namespace qchain

@@ -150,7 +150,11 @@ struct ManifestSummary {
   std::optional<Digest> root;
   Digest own_digest;
   std::optional<ManifestSignature> signature;
+
+  /// The root, which is the digest of the disk, as "ALGORITHM:HEX"; empty: unknown.
+  std::string named_root() const;
 };
+
 /// A manifest that was read to its end, and its file, which stays open.
 class Manifest {
  public:
@@ -162,7 +166,7 @@ class Manifest {
   const ManifestSummary& summary() const noexcept { return summary_; }
   const ManifestHeader& header() const noexcept { return summary_.header; }
   /// The digest of the disk, "ALGORITHM:HEX"; empty: unknown.
-  std::string root() const;
+  std::string root() const { return summary_.named_root(); }
   /// Reads it again, through the same descriptor. The reader throws at the end if it has become another one.
   ManifestReader records() const { return ManifestReader(file_, summary_.own_digest); }
 

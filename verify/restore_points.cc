@@ -15,15 +15,6 @@ namespace {
 
 std::string or_unknown(const std::string& text) { return text.empty() ? "unknown" : text; }
 
-std::string root_of(const ManifestSummary& summary) {
-  return summary.root ? named(summary.header.algorithm, *summary.root) : std::string();
-}
-
-bool has_link_problem(const Chain& chain, std::size_t index) {
-  return std::ranges::any_of(chain.link_problems(),
-                             [&](const Survey::Problem& problem) { return problem.layer == index; });
-}
-
 // The identity of the layer that is below layer `index` today; empty: it has none.
 std::string id_below(const Chain& chain, std::size_t index) {
   if (index + 1 >= chain.layers().size()) return {};
@@ -54,7 +45,7 @@ class ManifestCheck {
   // `below`: the verdict on the manifest of the layer below, which exists.
   void check_parent_root(const ManifestVerdict& below) {
     if (!below.summary) return take(Error(below.outcome, below.problems.front()));
-    const std::string root = root_of(*below.summary);
+    const std::string root = below.summary->named_root();
     if (root == header().parent_root) return;
     add_misplaced(fmt::format("was written on a disk with root {}, and {} says {}", header().parent_root,
                               manifest_of(chain_.layers()[index_ + 1]), or_unknown(root)));
@@ -64,7 +55,7 @@ class ManifestCheck {
     verdict_.root_follows = folded == *verdict_.summary->root;
     if (verdict_.root_follows) return;
     add(Outcome::Mismatch, fmt::format("its root is {}, and the digests of the chain's manifests give {}",
-                                       root_of(*verdict_.summary), named(header().algorithm, folded)));
+                                       verdict_.summary->named_root(), named(header().algorithm, folded)));
   }
 
   // This manifest is none the worse for one below that cannot be read.
@@ -105,7 +96,7 @@ class ManifestCheck {
       if (!header().accepted.empty()) {
         compare("the recorded digest", header().accepted, identity->digest);
       } else if (!identity->digest.empty()) {  // a layer that was sealed afterwards does not know its own
-        compare("the root", root_of(*verdict_.summary), identity->digest);
+        compare("the root", verdict_.summary->named_root(), identity->digest);
       }
       // Where another tool has changed the layer's backing file, that is checked against the chain.
       if (header().is_resealed()) return;
@@ -139,7 +130,7 @@ class ManifestCheck {
         add_misplaced(fmt::format("was sealed on layer {}, and its backing file is layer {}",
                                       or_unknown(header().parent_id), or_unknown(below)));
       }
-    } else if (has_link_problem(chain_, index_)) {
+    } else if (chain_.has_link_problem(index_)) {
       add_misplaced("was written with a layer on another parent than its backing file");
     }
     if (header().length != layer_.true_length() ||

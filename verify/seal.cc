@@ -35,7 +35,8 @@ Algorithm algorithm_for(RestorePoints& points, std::size_t index, const ParentDi
                                 const std::string& now) {
   throw ContentChanged(Outcome::Mismatch,
                        fmt::format("{}: {} was {}, and what is there now gives {}; nothing was sealed", path,
-                                   what, before, now.empty() ? "none" : now));
+                                   what, before, now.empty() ? "none" : now),
+                       Remedy::AcceptChanged);
 }
 
 // A digest that was known must not become another one.

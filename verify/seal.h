@@ -5,17 +5,9 @@
 #include <string>
 
 #include "verify/restore_points.h"
+#include "verify/sealed.h"
 
 namespace qchain {
-
-/// What became of one layer's manifest.
-enum class Sealed {
-  Already,    ///< It had a manifest with a root.
-  Completed,  ///< Its manifest had no root, or no signature, and has it now. Nothing of the layer was read.
-  Written,    ///< It had none: what it holds was read, and the digests are of what is there now.
-  Rewritten,  ///< The same, of a layer that another tool has rewritten: it had one that does not match any
-              ///< more.
-};
 
 struct SealOptions {
   unsigned workers = 1;

@@ -18,6 +18,13 @@
 //     const qchain::RestoreResult restored = qchain::restore(wanted);
 //     if (!restored.is_verified) alarm(to_string(restored.outcome));
 //
+//     pull(), pull_raw()  a live export becomes a layer, or a raw file           below
+//     verify()            is a chain what was backed up?                         verify.h
+//     inspect()           what is a chain made of? Layers, proofs, a map         inspect.h
+//     seal()              writes the manifests that layers lack                  seal.h
+//     restore()           the disk that a chain describes, written out           below
+//     digest()            the content of a disk in one value                     below
+//
 // Compile and link with `pkg-config --cflags --libs qchain`, or in CMake with find_package(qchain) and the
 // target qchain::qchain.
 //
@@ -40,7 +47,9 @@
 #include <string>
 #include <vector>
 
+#include "cli/api/inspect.h"
 #include "cli/api/run.h"
+#include "cli/api/seal.h"
 #include "cli/api/verify.h"
 #include "extent/error.h"
 #include "extent/export.h"

@@ -39,7 +39,7 @@ ManifestStatus status_of(const ManifestVerdict& verdict) {
   const ManifestHeader& header = verdict.summary->header;
   status.algorithm = to_string(header.algorithm);
   status.is_cryptographic = is_cryptographic(header.algorithm);
-  if (verdict.summary->root) status.root = named(header.algorithm, *verdict.summary->root);
+  status.root = verdict.summary->named_root();
   status.root_follows = verdict.root_follows;
   status.own_digest = verdict.summary->own_digest.hex();
   status.accepted = header.accepted;

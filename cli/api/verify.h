@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "cli/api/run.h"
+#include "cli/api/verdict.h"
 #include "extent/error.h"
 #include "extent/export.h"
 #include "qcow2/open_options.h"
@@ -38,13 +39,6 @@ struct VerifyRequest {
   Selection selection;         ///< What was left out makes the outcome Incomplete at best.
   std::optional<std::chrono::seconds> max_duration;  ///< Stop after that time; Incomplete.
   std::vector<std::string> trust_keys;  ///< Paths: every manifest has to be signed by one of these keys.
-};
-
-/// Something that was found.
-struct Verdict {
-  Outcome outcome = Outcome::Done;
-  std::string message;
-  Remedy remedy = Remedy::None;
 };
 
 /// What was found in a layer's metadata.

@@ -1,14 +1,16 @@
 // Backs up a disk with the library: a full image and an increment, each verified, restored, and its digest
-// printed. Two of them at the same time, in two threads.
+// and the number of layers beneath and with it printed. Two of them at the same time, in two threads.
 //
 //     example DIRECTORY URI BITMAP      a full image, and an increment by BITMAP, of two copies of the disk
 //     example cancel DIRECTORY URI      a pull that is cancelled when it has begun
 #include <qchain/qchain.h>
 
 #include <array>
+#include <cstdint>
 #include <cstdio>
 #include <exception>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -57,6 +59,18 @@ void verify(const std::string& image) {
   }
 }
 
+std::size_t layers_of(const std::string& image) {
+  qchain::InspectRequest request;
+  request.image = image;
+  request.map = true;
+  const qchain::InspectResult chain = qchain::inspect(request);
+  if (!chain.is_complete) throw qchain::Error(chain.outcome, chain.problems.front().verdict.message);
+  std::uint64_t mapped = 0;
+  while (const std::optional<qchain::MapPiece> piece = chain.map()) mapped += piece->range.length();
+  if (mapped != chain.layers.front().virtual_size) throw qchain::Error(qchain::Outcome::Mismatch, image);
+  return chain.layers.size();
+}
+
 void back_up(const std::string& directory, const std::string& uri, const std::string& bitmap) {
   const qchain::PullResult full = pull(uri, directory + "/full.qcow2", "", "");
   const qchain::PullResult increment = pull(uri, directory + "/inc.qcow2", full.output, bitmap);
@@ -64,7 +78,8 @@ void back_up(const std::string& directory, const std::string& uri, const std::st
     verify(layer.output);
     const std::string restored = digest_of_restored(layer.output);
     if (restored != layer.digest) throw qchain::Error(qchain::Outcome::Mismatch, layer.output);
-    say(layer.output + " " + layer.digest + " " + std::to_string(layer.data_bytes));
+    say(layer.output + " " + layer.digest + " " + std::to_string(layer.data_bytes) + " " +
+        std::to_string(layers_of(layer.output)));
   }
 }
 

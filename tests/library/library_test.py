@@ -57,11 +57,12 @@ class Library(Case):
                     (folder / part).mkdir(parents=True)
                 said = [line.split() for line in self.run_example(program, folder, server.uri, "b0").splitlines()]
                 self.assertEqual(len(said), 4, said)
-                for path, digest, data in said:
+                for path, digest, data, layers in said:
                     self.run_tool("qemu-img", "check", "-q", path)
                     printed = self.qchain("digest", path).out.split()[0]
                     self.assertEqual(digest, f"sha256:{printed}")
                     self.assertEqual(int(data), 3 * M if "full" in path else 0)
+                    self.assertEqual(int(layers), 1 if "full" in path else 2)
                     self.qchain("verify", path)
                     self.run_tool("qemu-img", "compare", "-q", path, f"{path}.raw")
 
@@ -74,7 +75,8 @@ class Library(Case):
     def test_it_shows_nothing_but_its_interface(self) -> None:
         library = next(self.prefix.rglob("libqchain.so"))
         symbols = subprocess.run(["nm", "-DC", "--defined-only", library], check=True, capture_output=True, text=True).stdout
-        for verb in ("qchain::pull(", "qchain::pull_raw(", "qchain::restore(", "qchain::verify(", "qchain::digest("):
+        for verb in ("qchain::pull(", "qchain::pull_raw(", "qchain::restore(", "qchain::verify(", "qchain::inspect(", "qchain::seal(",
+                     "qchain::digest("):
             self.assertIn(verb, symbols)
         for inner in ("qchain::Chain::", "qchain::NbdExport::", "qchain::LayerBuild::"):
             self.assertNotIn(inner, symbols)

@@ -4,14 +4,14 @@
 #include <optional>
 #include <string>
 
-#include "cli/console.h"
+#include "cli/api/inspect.h"
 
 namespace qchain {
 
-/// Appends the verdict of a report. Throws Error (Io).
-void append_proof(const std::string& image, Outcome outcome, const Json& report);
+/// Throws Error (Io).
+void append_proof(const std::string& image, const LoggedProof& proof);
 
 /// The last line of the log; nullopt: there is none that can be read.
-std::optional<Json> last_proof(const std::string& image);
+std::optional<LoggedProof> last_proof(const std::string& image);
 
 }  // namespace qchain

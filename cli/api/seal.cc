@@ -1,0 +1,36 @@
+#include "cli/api/seal.h"
+
+#include <optional>
+#include <utility>
+
+#include "cli/api/active_run.h"
+#include "cli/api/nbd_access.h"
+#include "cli/api/open_chain.h"
+#include "verify/seal.h"
+
+namespace qchain {
+
+SealResult seal(const SealRequest& request, const Run& how) {
+  const ActiveRun run(how);
+  if (request.image.empty()) throw Error(Outcome::Usage, "missing image");
+  std::optional<SigningKey> key;
+  if (!request.sign_key.empty()) key.emplace(request.sign_key);
+  OpenedChain opened = open_chain(request.image, ImageFormat::Qcow2, request.open, Links::Warn, run);
+  const std::vector<Layer>& layers = opened.chain->layers();
+  SealOptions options;
+  options.workers = worker_count(run.workers(), Work::Read);
+  options.key = key ? &*key : nullptr;
+  options.accept_changed = request.accept_changed;
+  SealResult result;
+  for (std::size_t i = layers.size(); i-- > 0;) {
+    options.progress = run.progress("seal", layers[i].virtual_size());
+    const Sealed sealed = seal_layer(opened.points, i, options);
+    const ManifestSummary& summary = opened.points.manifest(i)->summary();
+    result.layers.push_back({i, layers[i].path(), sealed, summary.named_root(), summary.header.accepted,
+                             summary.signature.has_value()});
+    if (request.sealed) request.sealed(result.layers.back());
+  }
+  return result;
+}
+
+}  // namespace qchain

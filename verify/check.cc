@@ -68,10 +68,10 @@ class Locator {
 // does. What a stream claims is counted in sectors, and qemu-img check -r all counts it as a reference.
 class SharedClusters {
  public:
-  SharedClusters(const Image& image, const Recount& recount, EntryJudge& judge, FindingList& findings)
+  SharedClusters(const Image& image, const Recount& recount, EntryChecker& checker, FindingList& findings)
       : size_(image.geometry().cluster_size()),
         shared_(recount.shared_with_streams()),
-        judge_(judge),
+        checker_(checker),
         findings_(findings) {}
 
   void see(const Reference& reference) {
@@ -79,7 +79,7 @@ class SharedClusters {
     const std::uint64_t begin = reference.host.bytes();
     const auto first = shared_.lower_bound(begin / size_);
     if (first == shared_.end() || first->first * size_ >= begin + reference.length) return;
-    const std::uint64_t end = begin + judge_.stream_bytes(reference.host, reference.length);
+    const std::uint64_t end = begin + checker_.stream_bytes(reference.host, reference.length);
     for (auto at = first; at != shared_.end() && at->first * size_ < end; ++at) {
       const auto& [cluster, references] = *at;
       if (!told_.insert(cluster).second) continue;
@@ -97,7 +97,7 @@ class SharedClusters {
  private:
   const std::uint64_t size_;
   const std::map<std::uint64_t, std::uint32_t>& shared_;
-  EntryJudge& judge_;
+  EntryChecker& checker_;
   FindingList& findings_;
   std::set<std::uint64_t> told_;
 };
@@ -174,24 +174,24 @@ void check_tables(const Image& image, Payloads payloads, LayerCheck& layer) {
   FindingList& findings = layer.findings;
   ReferenceWalk walk(image, take_inventory(image, findings));
   Recount recount(image, findings);
-  EntryJudge judge(image, payloads, findings);
+  EntryChecker checker(image, payloads, findings);
   ReferenceCount count;
   Counter counter(image, count);
   const ReferenceSink sink = [&](const Reference& reference) { counter.see(reference); };
   // Entries are judged once; a file whose counters exceed their budget takes more walks.
   bool first = true;
   do {
-    walk.run(sink, first ? &judge : nullptr, first ? &findings : nullptr);
+    walk.run(sink, first ? &checker : nullptr, first ? &findings : nullptr);
     recount.refer(sink);
     recount.compare(count);
     first = false;
   } while (count.advance());
   if (!recount.shared_with_streams().empty()) {
-    SharedClusters shared(image, recount, judge, findings);
+    SharedClusters shared(image, recount, checker, findings);
     walk.run([&](const Reference& reference) { shared.see(reference); }, nullptr, nullptr);
   }
   layer.used_clusters = recount.used_clusters();
-  layer.decoded_payloads = judge.decoded();
+  layer.decoded_payloads = checker.decoded();
 
   Locator locator(findings);
   if (!locator.empty()) {

@@ -13,7 +13,7 @@
 
 #include "extent/error.h"
 #include "qcow2/chain.h"
-#include "verify/entry_judge.h"
+#include "verify/entry_checker.h"
 #include "verify/finding.h"
 
 namespace qchain {

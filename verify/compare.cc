@@ -10,7 +10,7 @@
 #include "extent/page_buffer.h"
 #include "extent/piece.h"
 #include "extent/zero.h"
-#include "verify/block_judge.h"
+#include "verify/block_checker.h"
 #include "verify/chain_proof.h"
 
 namespace qchain {
@@ -96,7 +96,7 @@ class CompareWorker : public Worker {
         live_reader_(std::move(live)),
         chain_reader_(std::move(chain)),
         hasher_(job.options.algorithm),
-        judge_(job.options.algorithm),
+        checker_(job.options.algorithm),
         live_(limits_for(job.options).data),
         chain_(limits_for(job.options).data) {}
 
@@ -254,7 +254,7 @@ class CompareWorker : public Worker {
     difference.layer = stored.layer;
     difference.live = named(job_.options.algorithm, block.live);
     difference.found = named(job_.options.algorithm, block.chain);
-    difference.expected = judge_.name_of(stored);
+    difference.expected = checker_.name_of(stored);
     return difference;
   }
 
@@ -265,7 +265,7 @@ class CompareWorker : public Worker {
     if (!fits(*stored, chain, block)) {
       // The block was whole when the live side was pulled. If the layer's own bytes of it are as they were,
       // it is the rest, which was said to be clean, that is not.
-      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Beneath : Cause::Rotted;
+      return checker_.own_bytes_match(*stored, chain, job_.chain) ? Cause::Beneath : Cause::Rotted;
     }
     if (!is_zero(filled.subspan(chain.size()))) return Cause::Rotted;
     const bool top_holds_it = stored->layer == 0 && stored->held != Held::None;
@@ -283,7 +283,7 @@ class CompareWorker : public Worker {
     difference.found = named(job_.options.algorithm, block.chain);
     if (stored != nullptr && stored->known) {
       difference.layer = stored->layer;
-      difference.expected = judge_.name_of(*stored);
+      difference.expected = checker_.name_of(*stored);
     }
     for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
@@ -299,14 +299,14 @@ class CompareWorker : public Worker {
     not_zero_.clear();
     for (const StoredBlock& stored : stored_.not_zero) {
       const std::vector<std::byte> zeros(stored.range.length());
-      if (judge_.fits(stored, zeros)) continue;
+      if (checker_.matches(stored, zeros)) continue;
       Discrepancy& lost = not_zero_.emplace_back();
       lost.range = stored.range;
       lost.source = source_at(stored.range);
       lost.cause = Cause::Rotted;
       lost.layer = stored.layer;
-      lost.live = lost.found = judge_.name_of(zeros);
-      lost.expected = judge_.name_of(stored);
+      lost.live = lost.found = checker_.name_of(zeros);
+      lost.expected = checker_.name_of(stored);
     }
   }
 
@@ -319,7 +319,7 @@ class CompareWorker : public Worker {
   std::unique_ptr<Reader> live_reader_;
   std::unique_ptr<Reader> chain_reader_;
   Hasher hasher_;
-  BlockJudge judge_;
+  BlockChecker checker_;
   PageBuffer live_;
   PageBuffer chain_;
   Piece piece_;

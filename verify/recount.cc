@@ -34,7 +34,7 @@ Recount::Recount(const Image& image, FindingList& findings)
       dirty_(image.header().has_incompatible(kIncompatibleDirty)) {
   const std::uint64_t held = read_table();
   for (std::uint64_t i = 0; i < std::min<std::uint64_t>(held, blocks_.size()); ++i) {
-    if (blocks_[i] != 0) judge_entry(i, blocks_[i]);
+    if (blocks_[i] != 0) check_table_entry(i, blocks_[i]);
   }
   set_aside_duplicates();
 }
@@ -59,7 +59,7 @@ HostOffset Recount::entry_at(std::uint64_t index) const {
   return image_.header().refcount_table + index * kWord;
 }
 
-void Recount::judge_entry(std::uint64_t index, std::uint64_t raw) {
+void Recount::check_table_entry(std::uint64_t index, std::uint64_t raw) {
   const auto bad = [&](Flaw flaw, const char* why) {
     findings_.add({flaw,
                    Severity::DataLoss,

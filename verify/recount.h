@@ -38,7 +38,7 @@ class Recount {
 
  private:
   std::uint64_t read_table();
-  void judge_entry(std::uint64_t index, std::uint64_t raw);
+  void check_table_entry(std::uint64_t index, std::uint64_t raw);
   void set_aside_duplicates();
   HostOffset entry_at(std::uint64_t index) const;
   bool has_refcounts(std::uint64_t index) const;

@@ -109,7 +109,7 @@ void ReferenceWalk::for_words(HostOffset table, std::uint64_t words, Visit&& vis
   }
 }
 
-void ReferenceWalk::run(const ReferenceSink& sink, EntryJudge* judge, FindingList* findings) {
+void ReferenceWalk::run(const ReferenceSink& sink, EntryChecker* checker, FindingList* findings) {
   for (const Region& region : regions_) {
     sink({region.structure,
           region.at,
@@ -124,9 +124,9 @@ void ReferenceWalk::run(const ReferenceSink& sink, EntryJudge* judge, FindingLis
   for (HostOffset from(0); from != TableList::kNoEnd;) {
     TableList tables(from);
     for (const Region& region : regions_) {
-      if (region.is_l1()) walk_l1(region, to_tables, judge, tables);
+      if (region.is_l1()) walk_l1(region, to_tables, checker, tables);
     }
-    walk_l2(tables.finish(), sink, judge);
+    walk_l2(tables.finish(), sink, checker);
     from = tables.end();
     // L1 entries are shown once, however many lists it takes.
     to_tables = nullptr;
@@ -161,7 +161,7 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
   });
 }
 
-void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, EntryJudge* judge,
+void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, EntryChecker* checker,
                             TableList& tables) {
   const bool active = region.structure == Structure::L1Table;
   const std::uint64_t coverage = geometry_.l2_coverage();
@@ -171,7 +171,7 @@ void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, Ent
     const std::uint64_t begin = index * coverage;
     const std::uint64_t end = std::max(begin, std::min(begin + coverage, region.visible));
     const GuestRange visible{GuestOffset(begin), GuestOffset(end)};
-    if (sink != nullptr && judge != nullptr) judge->judge(entry, {at, raw, visible, active});
+    if (sink != nullptr && checker != nullptr) checker->check(entry, {at, raw, visible, active});
     const bool countable = entry.table != HostOffset(0) &&
                            geometry_.offset_in_cluster(entry.table.bytes()) == 0 &&
                            entry.table < HostOffset(image_.file_size());
@@ -188,7 +188,7 @@ void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, Ent
 }
 
 void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const ReferenceSink& sink,
-                            EntryJudge* judge) {
+                            EntryChecker* checker) {
   const std::uint64_t cluster_size = geometry_.cluster_size();
   const std::size_t most = std::max<std::size_t>(buffer_.size() / cluster_size, 1);
   for (std::size_t i = 0; i < tables.size();) {
@@ -203,14 +203,14 @@ void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const Reference
     const std::span<const std::byte> bytes = std::span(buffer_).first(held);
     for (std::size_t k = 0; k < count && k * cluster_size < held; ++k) {
       const std::span<const std::byte> rest = bytes.subspan(k * cluster_size);
-      walk_table(tables[i + k], rest.first(std::min<std::size_t>(rest.size(), cluster_size)), sink, judge);
+      walk_table(tables[i + k], rest.first(std::min<std::size_t>(rest.size(), cluster_size)), sink, checker);
     }
     i += count;
   }
 }
 
 void ReferenceWalk::walk_table(const TableUse& use, std::span<const std::byte> bytes,
-                               const ReferenceSink& sink, EntryJudge* judge) {
+                               const ReferenceSink& sink, EntryChecker* checker) {
   const std::size_t step = geometry_.l2_entry_bytes() / kWord;
   const std::size_t words = bytes.size() / geometry_.l2_entry_bytes() * step;
   for (std::size_t i = skip_zero_words(bytes.data(), 0, words); i < words;
@@ -218,19 +218,19 @@ void ReferenceWalk::walk_table(const TableUse& use, std::span<const std::byte> b
     i -= i % step;  // the second word of an entry may be the one that is not 0
     const std::uint64_t raw = word_at(bytes.data() + i * kWord);
     const std::uint64_t bitmap = step == 2 ? word_at(bytes.data() + (i + 1) * kWord) : 0;
-    visit(use, i / step, raw, bitmap, sink, judge);
+    visit(use, i / step, raw, bitmap, sink, checker);
   }
 }
 
 void ReferenceWalk::visit(const TableUse& use, std::uint64_t index, std::uint64_t raw, std::uint64_t bitmap,
-                          const ReferenceSink& sink, EntryJudge* judge) const {
+                          const ReferenceSink& sink, EntryChecker* checker) const {
   const L2Entry entry = decode_l2(raw, bitmap, geometry_, image_.header().version, data_file_);
   const HostOffset at = use.table + index * geometry_.l2_entry_bytes();
   const std::uint64_t begin = use.visible.begin.bytes() + index * geometry_.cluster_size();
   const std::uint64_t end =
       std::max(begin, std::min(begin + geometry_.cluster_size(), use.visible.end.bytes()));
   const GuestRange visible{GuestOffset(begin), GuestOffset(end)};
-  if (judge != nullptr) judge->judge(entry, {at, raw, visible, use.active});
+  if (checker != nullptr) checker->check(entry, {at, raw, visible, use.active});
   if (entry.storage == Storage::None || data_file_ || entry.host >= HostOffset(image_.file_size())) {
     return;
   }

@@ -7,7 +7,7 @@
 #include "extent/range.h"
 #include "qcow2/entry.h"
 #include "qcow2/image.h"
-#include "verify/entry_judge.h"
+#include "verify/entry_checker.h"
 #include "verify/inventory.h"
 #include "verify/reference_count.h"
 
@@ -42,20 +42,20 @@ class ReferenceWalk {
   /// The image has to outlive the walk.
   ReferenceWalk(const Image& image, std::vector<Region> regions);
 
-  /// Calls `sink` with each reference. `judge`, where there is one, is shown each entry of L1 and
+  /// Calls `sink` with each reference. `checker`, where there is one, is shown each entry of L1 and
   /// L2 tables; what is wrong with bitmap tables goes to `findings`. Throws Error (Io).
-  void run(const ReferenceSink& sink, EntryJudge* judge, FindingList* findings);
+  void run(const ReferenceSink& sink, EntryChecker* checker, FindingList* findings);
 
  private:
   class TableList;
 
   void walk_bitmap_table(const Region& region, const ReferenceSink& sink, FindingList* findings);
-  void walk_l1(const Region& region, const ReferenceSink* sink, EntryJudge* judge, TableList& tables);
-  void walk_l2(const std::vector<TableUse>& tables, const ReferenceSink& sink, EntryJudge* judge);
+  void walk_l1(const Region& region, const ReferenceSink* sink, EntryChecker* checker, TableList& tables);
+  void walk_l2(const std::vector<TableUse>& tables, const ReferenceSink& sink, EntryChecker* checker);
   void walk_table(const TableUse& use, std::span<const std::byte> bytes, const ReferenceSink& sink,
-                  EntryJudge* judge);
+                  EntryChecker* checker);
   void visit(const TableUse& use, std::uint64_t index, std::uint64_t raw, std::uint64_t bitmap,
-             const ReferenceSink& sink, EntryJudge* judge) const;
+             const ReferenceSink& sink, EntryChecker* checker) const;
   /// Calls `visit(index, word)` with each word of a table that is not 0.
   template <class Visit>
   void for_words(HostOffset table, std::uint64_t words, Visit&& visit);

@@ -30,12 +30,12 @@ struct EntryPlace {
 
 /// Reports on L1 and L2 entries one by one, without a look at any other: what check_entry() says of them, as
 /// readers have it, and what breaks the format without being in a reader's way.
-class EntryJudge {
+class EntryChecker {
  public:
-  EntryJudge(const Image& image, Payloads payloads, FindingList& findings);
+  EntryChecker(const Image& image, Payloads payloads, FindingList& findings);
 
-  void judge(const L1Entry& entry, const EntryPlace& place);
-  void judge(const L2Entry& entry, const EntryPlace& place);
+  void check(const L1Entry& entry, const EntryPlace& place);
+  void check(const L2Entry& entry, const EntryPlace& place);
 
   /// How many of the bytes that a compressed stream claims it has, by decoding it; all of them where it does
   /// not decode.
@@ -49,7 +49,7 @@ class EntryJudge {
   void find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what,
             const GuestRange& lost, const HostRange& host = {});
   void report(const EntryCheck& verdict, const EntryPlace& place, const char* kind, const HostRange& host);
-  void judge_compressed(const L2Entry& entry, const EntryPlace& place);
+  void check_compressed(const L2Entry& entry, const EntryPlace& place);
   Decoded decode(HostOffset host, std::uint64_t compressed_bytes);
 
   const Image& image_;

@@ -9,17 +9,17 @@
 namespace qchain {
 
 /// Checks blocks against stored digests of one algorithm. One thread at a time.
-class BlockJudge {
+class BlockChecker {
  public:
-  explicit BlockJudge(Algorithm algorithm) : hasher_(algorithm) {}
+  explicit BlockChecker(Algorithm algorithm) : hasher_(algorithm) {}
 
   Algorithm algorithm() const noexcept { return hasher_.algorithm(); }
 
   /// Whether the bytes are what the block was when it was recorded.
-  bool fits(const StoredBlock& block, std::span<const std::byte> bytes);
+  bool matches(const StoredBlock& block, std::span<const std::byte> bytes);
   /// Whether the bytes of the block that the layer holds itself are what was written. Where it holds all of
-  /// the block, that is not told from fits(): false.
-  bool own_bytes_fit(const StoredBlock& block, std::span<const std::byte> bytes, const Chain& chain);
+  /// the block, that is not told from matches(): false.
+  bool own_bytes_match(const StoredBlock& block, std::span<const std::byte> bytes, const Chain& chain);
 
   /// "sha256:HEX" of some bytes.
   std::string name_of(std::span<const std::byte> bytes);

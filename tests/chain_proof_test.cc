@@ -233,7 +233,7 @@ TEST_F(DrillTest, RotIsNamedWhereItIs) {
         EXPECT_EQ(proof.different[0].layer, index);
         EXPECT_EQ(layers[i].outcome(), Outcome::Mismatch);
       } else {
-        for (const Discrepancy& damage : proof.different) EXPECT_EQ(damage.cause, Cause::Beneath);
+        for (const Discrepancy& damage : proof.different) EXPECT_EQ(damage.cause, Cause::Below);
       }
     }
   }
@@ -280,7 +280,7 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
   flip(chain.path(1), mapping.host);
   const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
   ASSERT_EQ(layers[0].proof->different.size(), 1U);
-  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Beneath);
+  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Below);
   EXPECT_EQ(layers[1].proof->different[0].cause, Cause::Rotted);
 }
 

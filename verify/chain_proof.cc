@@ -62,8 +62,8 @@ bool is_about_structure(const Proof& proof) {
 }
 
 // Reads the whole disk at a layer that another tool has rewritten, and forgives its structure where the
-// content is what was recorded. `rewritten_beneath`: a layer that it stands on was rewritten.
-void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath, const ProofOptions& options,
+// content is what was recorded. `rewritten_below`: a layer that it stands on was rewritten.
+void compare_whole(const Chain& chain, std::size_t index, bool rewritten_below, const ProofOptions& options,
                    LayerProof& layer) {
   ManifestVerdict& manifest = layer.manifest;
   const std::optional<Identity> identity = chain.layers()[index].identity();
@@ -74,7 +74,7 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath
   if (layer.proof && layer.proof->unread_bytes != 0) return;
   const bool damaged = layer.proof && layer.proof->different_bytes != 0;
   const bool rewritten = manifest.is_misplaced || (!manifest.exists && has_link_problem(chain, index)) ||
-                         (manifest.exists && rewritten_beneath) ||
+                         (manifest.exists && rewritten_below) ||
                          (damaged && is_about_structure(*layer.proof));
   if (!rewritten) return;
   const Algorithm algorithm = algorithm_named(recorded.substr(0, recorded.find(':')));
@@ -131,7 +131,7 @@ void prove_content(RestorePoints& points, std::size_t index, const ProofOptions&
   if (!layer.proof) return;
   for (Discrepancy& damage : layer.proof->different) {
     if (damage.cause != Cause::Missed) continue;
-    damage.cause = cause_beneath(chain, index, damage.range, [&](std::size_t below) {
+    damage.cause = cause_from_lower_layers(chain, index, damage.range, [&](std::size_t below) {
       return layers[below].proof ? &*layers[below].proof : nullptr;
     });
   }
@@ -139,12 +139,12 @@ void prove_content(RestorePoints& points, std::size_t index, const ProofOptions&
 
 }  // namespace
 
-Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
+Cause cause_from_lower_layers(const Chain& chain, std::size_t index, const GuestRange& range,
                     const std::function<const Proof*(std::size_t)>& proof_of) {
   for (std::size_t beneath = index + 1; beneath < chain.layers().size(); ++beneath) {
     const Proof* const proof = proof_of(beneath);
     if (proof == nullptr) return Cause::Unknown;
-    if (proof->touches(range)) return Cause::Beneath;
+    if (proof->touches(range)) return Cause::Below;
     if (!proof->lists_all() || proof->stopped_at) return Cause::Unknown;
     if (hides(chain, beneath, range)) break;
   }

@@ -16,7 +16,7 @@ namespace qchain {
 /// Why a range is not what the manifest of layer `index` says, although the bytes of it that this layer holds
 /// are right: Beneath, Missed, or Unknown where nobody can tell. `proof_of` gives what was proven of a layer
 /// beneath; nullptr: nothing was. Throws Error where tables cannot be read.
-Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
+Cause cause_from_lower_layers(const Chain& chain, std::size_t index, const GuestRange& range,
                     const std::function<const Proof*(std::size_t)>& proof_of);
 
 /// What was proven of one layer, which is a restore point.

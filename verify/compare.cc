@@ -78,7 +78,7 @@ struct Job {
           last.source.layer == difference.source.layer && last.source.kind == difference.source.kind &&
           last.source.host_offset.has_value() == difference.source.host_offset.has_value() &&
           last.source.is_compressed == difference.source.is_compressed &&
-          (difference.cause != Cause::Beneath || same_block);
+          (difference.cause != Cause::Below || same_block);
       if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause &&
           last.layer == difference.layer) {
         last.range.end = difference.range.end;
@@ -265,7 +265,7 @@ class CompareWorker : public Worker {
     if (!fits(*stored, chain, block)) {
       // The block was whole when the live side was pulled. If the layer's own bytes of it are as they were,
       // it is the rest, which was said to be clean, that is not.
-      return checker_.own_bytes_match(*stored, chain, job_.chain) ? Cause::Beneath : Cause::Rotted;
+      return checker_.own_bytes_match(*stored, chain, job_.chain) ? Cause::Below : Cause::Rotted;
     }
     if (!is_zero(filled.subspan(chain.size()))) return Cause::Rotted;
     const bool top_holds_it = stored->layer == 0 && stored->held != Held::None;
@@ -344,7 +344,7 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
   options.workers = compare_options.workers;
   options.deadline = compare_options.deadline;
   for (const Discrepancy& difference : result.different) {
-    if (difference.cause == Cause::Beneath) options.selection.only.push_back(difference.range);
+    if (difference.cause == Cause::Below) options.selection.only.push_back(difference.range);
   }
   if (options.selection.only.empty()) return;
   std::vector<std::optional<Proof>> proofs(chain.layers().size());
@@ -352,11 +352,11 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
     proofs[layer] = prove_layer(points, layer, options);
   }
   for (Discrepancy& difference : result.different) {
-    if (difference.cause != Cause::Beneath) continue;
+    if (difference.cause != Cause::Below) continue;
     const GuestRange blocks{GuestOffset(align_down(difference.range.begin.bytes(), kDigestBlock)),
                             GuestOffset(align_up(difference.range.end.bytes(), kDigestBlock))};
     result.bytes_of[static_cast<std::size_t>(difference.cause)] -= difference.range.length();
-    difference.cause = cause_beneath(chain, difference.layer, blocks, [&](std::size_t beneath) {
+    difference.cause = cause_from_lower_layers(chain, difference.layer, blocks, [&](std::size_t beneath) {
       return proofs[beneath] ? &*proofs[beneath] : nullptr;
     });
     result.bytes_of[static_cast<std::size_t>(difference.cause)] += difference.range.length();

@@ -18,7 +18,7 @@ namespace qchain {
 enum class Cause : std::uint8_t {
   Rotted,   ///< The layer's own bytes are not what was written.
   Missed,   ///< The layer's own bytes are right, and so are those below: the bitmap missed a change.
-  Beneath,  ///< The layer's own bytes are right, and a layer below is damaged there.
+  Below,    ///< The layer's own bytes are right, and a layer below is damaged there.
   Changed,  ///< The other side holds something else than what was recorded here.
   Unknown,  ///< No manifest tells which side is right.
   Moving,   ///< The live side read differently a second time.

@@ -103,9 +103,9 @@ void ManifestSlot::remove_leftovers() const {
     const bool ours = lstat(file.c_str(), &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 1 &&
                       layer_of(file.string()) == id;
     if (ours && unlink(file.c_str()) == 0) {
-      tell(fmt::format("{}: removed; it was left by an interrupted run", file.string()));
+      warn(fmt::format("{}: removed; it was left by an interrupted run", file.string()));
     } else {
-      tell(fmt::format("{}: looks like the leftover of an interrupted run; remove it if it is not wanted",
+      warn(fmt::format("{}: looks like the leftover of an interrupted run; remove it if it is not wanted",
                        file.string()));
     }
   }
@@ -121,7 +121,7 @@ void ManifestSlot::publish() {
     if (!image_.is_published()) withdraw();
     throw;
   }
-  settle();
+  install_manifest();
 }
 
 void ManifestSlot::prepare() {
@@ -150,7 +150,7 @@ std::string ManifestSlot::stale_manifest() const {
   return id_.empty() ? manifest_path(image_.path()) : std::string();  // else it was renamed over
 }
 
-void ManifestSlot::settle() noexcept try {
+void ManifestSlot::install_manifest() noexcept try {
   const std::string usual = manifest_path(image_.path());
   // Another writer may have replaced the image by now, and its manifest be the one that lies there.
   struct stat status {};
@@ -159,18 +159,18 @@ void ManifestSlot::settle() noexcept try {
   if (!is_ours) return;
   // Nothing stood there at first: what stands there now is somebody's.
   if (!id_.empty() && !rename_to(path(), usual, replaces_)) {
-    return tell(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
+    return warn(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
                             std::strerror(errno)));
   }
   const std::string stale = stale_manifest();
   if (!stale.empty() && unlink(stale.c_str()) != 0 && errno != ENOENT) {
-    tell(fmt::format("{}: cannot be removed ({}); it belongs to the image that was replaced", stale,
+    warn(fmt::format("{}: cannot be removed ({}); it belongs to the image that was replaced", stale,
                      std::strerror(errno)));
   }
 } catch (...) {  // no memory for a name: readers find the manifest by its id
 }
 
-void ManifestSlot::tell(const std::string& message) const noexcept {
+void ManifestSlot::warn(const std::string& message) const noexcept {
   try {
     if (warn_) warn_(message);
   } catch (...) {  // a warning that cannot be given

@@ -33,11 +33,11 @@ class ManifestSlot {
  private:
   void prepare();
   void withdraw() noexcept;
-  void settle() noexcept;
+  void install_manifest() noexcept;
   std::string stale_manifest() const;
   void look_at_manifest(Existing existing);
   void remove_leftovers() const;
-  void tell(const std::string& message) const noexcept;
+  void warn(const std::string& message) const noexcept;
 
   Publication& image_;
   const FileIdentity inode_;  // of what is published

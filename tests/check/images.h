@@ -52,12 +52,12 @@ std::string words_of(const CheckReport& report);
 std::uint64_t count(const CheckReport& report, Flaw flaw);
 
 /// An image file that is damaged and mended.
-class Patient {
+class DamagedImage {
  public:
-  explicit Patient(std::string path) : path_(std::move(path)), whole_(read_file(path_)) {}
+  explicit DamagedImage(std::string path) : path_(std::move(path)), sound_(read_file(path_)) {}
 
   const std::string& path() const { return path_; }
-  std::uint64_t size() const { return whole_.size(); }
+  std::uint64_t size() const { return sound_.size(); }
   /// As it was when it was sound.
   std::uint64_t word(std::uint64_t offset) const { return number(offset, 8); }
   std::uint64_t number(std::uint64_t offset, unsigned bytes) const;
@@ -67,19 +67,19 @@ class Patient {
   void flip(std::uint64_t offset, unsigned bit);
   void truncate(std::uint64_t size);
   /// Undoes all damage.
-  void heal();
+  void restore();
 
  private:
   std::string path_;
-  Bytes whole_;
+  Bytes sound_;
   bool cut_ = false;
-  std::vector<std::pair<std::uint64_t, std::size_t>> wounds_;  // offset, length
+  std::vector<std::pair<std::uint64_t, std::size_t>> damage_;  // offset, length
 };
 
 /// Where the metadata of an image is, as far as a test needs to know: found by a reading of its
 /// own.
-struct Anatomy {
-  explicit Anatomy(const Patient& image);
+struct MetadataMap {
+  explicit MetadataMap(const DamagedImage& image);
 
   struct Entry {
     std::uint64_t at = 0;

@@ -28,7 +28,7 @@ TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     make_random_image(random, shape, path);
     if (verdict_of(check_by_us(path, Payloads::All)) != QemuVerdict::Clean) continue;
-    Patient image(path);
+    DamagedImage image(path);
     const Bytes whole = content(path);
     for (int k = 0; k < 14; ++k) {
       // Near the end as often as anywhere: that is where QEMU is content.
@@ -46,7 +46,7 @@ TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
             << " bytes: QEMU says " << to_string(qemu) << "\n"
             << words_of(report);
       }
-      image.heal();
+      image.restore();
     }
     std::filesystem::remove(path);
   }

@@ -182,11 +182,11 @@ class ChainMaker {
 
   // QEMU floors a size that is no multiple of 512.
   void make_size_odd() {
-    Patient image(path());
+    DamagedImage image(path());
     const std::uint64_t size = image.word(24);
     if (size <= 512) return;
     image.put(24, size - random_.between(1, 511));
-    chain_.story.push_back(fmt::format("its size becomes {}", Patient(path()).word(24)));
+    chain_.story.push_back(fmt::format("its size becomes {}", DamagedImage(path()).word(24)));
   }
 
   Random& random_;

@@ -28,12 +28,12 @@ class StreamTest : public RandomTest {
     must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt::format("compression_type={}", compression),
           path, std::to_string(kCluster)});
     must({"qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", path});
-    Patient image(path);
-    const Anatomy anatomy(image);
-    const std::uint64_t begin = anatomy.host(anatomy.l2.front()) + shift;
+    DamagedImage image(path);
+    const MetadataMap metadata(image);
+    const std::uint64_t begin = metadata.host(metadata.l2.front()) + shift;
     image.put(begin, stream);
     const std::uint64_t more_sectors = (begin + stream.size() - 1) / 512 - begin / 512;
-    image.put(anatomy.l2.front().at, std::uint64_t{1} << 62 | more_sectors << 54 | begin);
+    image.put(metadata.l2.front().at, std::uint64_t{1} << 62 | more_sectors << 54 | begin);
     return path;
   }
 
@@ -151,11 +151,11 @@ TEST_F(StreamTest, ZeroClustersWithAndWithoutPreallocation) {
     must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", extended ? "extended_l2=on" : "extended_l2=off",
           "-b", "base.qcow2", "-F", "qcow2", path, "256k"});
     must({"qemu-io", "-f", "qcow2", "-c", "write -P 5 0 64k", "-c", "write -z 0 128k", path});
-    Patient image(path);
-    const Anatomy anatomy(image);
-    const std::uint64_t host = anatomy.host(anatomy.l2.at(0));
+    DamagedImage image(path);
+    const MetadataMap metadata(image);
+    const std::uint64_t host = metadata.host(metadata.l2.at(0));
     ASSERT_NE(host, 0U) << "preallocated";
-    ASSERT_EQ(anatomy.host(anatomy.l2.at(1)), 0U) << "not preallocated";
+    ASSERT_EQ(metadata.host(metadata.l2.at(1)), 0U) << "not preallocated";
     EXPECT_EQ(image.number(host, 1), 5U) << "the old data is still there";
 
     Bytes expected(256 << 10, std::byte{9});

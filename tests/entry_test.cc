@@ -86,12 +86,12 @@ TEST_F(EntryTest, EveryExtendedL2EntryMeansSomething) {
     const std::uint64_t raw = random.word();
     const std::uint64_t bitmap = random.word() & random.word();
     const L2Entry entry = decode_l2(raw, bitmap, geometry, 3, random.chance(20));
-    const std::string complaint = format_violation(entry, geometry);
+    const std::string violation = format_violation(entry, geometry);
     if ((raw & kCompressedFlag) != 0) {
       ASSERT_EQ(entry.storage, Storage::Compressed);
       // A compressed cluster has no subclusters.
       if (bitmap != 0) {
-        ASSERT_NE(complaint, "");
+        ASSERT_NE(violation, "");
       }
       continue;
     }
@@ -99,7 +99,7 @@ TEST_F(EntryTest, EveryExtendedL2EntryMeansSomething) {
     const bool reserved = (raw & 0x3F000000000001FE) != 0;
     const bool both = (static_cast<std::uint32_t>(bitmap) & bitmap >> 32) != 0;
     if (reserved || both) {
-      ASSERT_NE(complaint, "");
+      ASSERT_NE(violation, "");
     }
     for (unsigned i = 0; i < kSubclustersPerCluster; ++i) {
       const bool zero = (bitmap >> (32 + i) & 1) != 0;

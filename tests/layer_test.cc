@@ -355,10 +355,10 @@ TEST_F(CompressionTest, StreamsSurviveAndAreSmaller) {
       // Cut short: an error, or all that was there but for the stream's own end.
       stream.resize(random.below(length));
       std::ranges::fill(read, std::byte{0});
-      const std::string complaint = decompress(choice.type, stream, read).error;
-      ASSERT_TRUE(complaint != "" || read == cluster);
+      const std::string error = decompress(choice.type, stream, read).error;
+      ASSERT_TRUE(error != "" || read == cluster);
       if (stream.size() + 16 < length) {
-        ASSERT_NE(complaint, "");
+        ASSERT_NE(error, "");
       }
     }
   }

@@ -167,9 +167,9 @@ class Inventory {
     BitmapReader reader(image_);
     while (const std::optional<Bitmap> bitmap = reader.next()) {
       const std::string what = fmt::format("bitmap \"{}\"", bitmap->name);
-      const std::string complaint = format_violation(*bitmap, image_);
-      if (!complaint.empty()) {
-        find(Flaw::BadBitmap, Severity::Harmless, bitmap->at, fmt::format("{}: {}", what, complaint));
+      const std::string violation = format_violation(*bitmap, image_);
+      if (!violation.empty()) {
+        find(Flaw::BadBitmap, Severity::Harmless, bitmap->at, fmt::format("{}: {}", what, violation));
         continue;
       }
       add({Structure::BitmapTable, bitmap->table, bitmap->table_entries * kWord, bitmap->at},

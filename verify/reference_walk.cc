@@ -138,17 +138,17 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
   for_words(region.at, region.length / kWord, [&](std::uint64_t index, std::uint64_t raw) {
     const BitmapTableEntry entry = decode_bitmap_table_entry(raw);
     const HostOffset at = region.at + index * kWord;
-    std::string complaint = format_violation(entry, geometry_);
+    std::string violation = format_violation(entry, geometry_);
     const bool countable = entry.data != HostOffset(0) &&
                            geometry_.offset_in_cluster(entry.data.bytes()) == 0 &&
                            entry.data < HostOffset(image_.file_size());
-    if (complaint.empty() && entry.data != HostOffset(0) &&
+    if (violation.empty() && entry.data != HostOffset(0) &&
         (!countable || geometry_.cluster_size() > image_.file_size() - entry.data.bytes())) {
-      complaint = "its cluster of bits ends past the end of the file";
+      violation = "its cluster of bits ends past the end of the file";
     }
-    if (!complaint.empty() && findings != nullptr) {
+    if (!violation.empty() && findings != nullptr) {
       findings->add(
-          {Flaw::BadBitmap, Severity::Harmless, at, "bitmap table entry: " + complaint, raw, {}, {}});
+          {Flaw::BadBitmap, Severity::Harmless, at, "bitmap table entry: " + violation, raw, {}, {}});
     }
     if (!countable) return;
     sink({Structure::BitmapBits,

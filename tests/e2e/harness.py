@@ -87,7 +87,7 @@ class Case(unittest.TestCase):
 
     def qchain(self, *argv: Argument, expect: int | Sequence[int] = 0, env: Mapping[str, str] | None = None,
                program: Path = QCHAIN, timeout: float = 120) -> Done:
-        """Runs qchain, which has to exit with `expect` (or one of several) and without a complaint of a sanitizer."""
+        """Runs qchain, which has to exit with `expect` (or one of several) and without a sanitizer report."""
         process = self.start(*argv, env=env, program=program)
         return self.finish(process, expect, timeout)
 

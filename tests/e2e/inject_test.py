@@ -68,7 +68,7 @@ class Errors(Injected):
             before = self.prepare(scenario)
             functions = "read,pread,write,pwrite,recv,send,io_submit,aio_result"
             done, _ = self.run_injected(scenario, Injection(functions, 1, SHORT, repeat=True), expect=(0,))
-            self.judge(scenario, before, done)
+            self.check_result(scenario, before, done)
 
     def test_a_chain_that_cannot_be_read(self) -> None:
         """Without the bytes there is no verdict about them."""
@@ -103,7 +103,7 @@ class Syncs(Injected):
                         if effect == "EINVAL" and is_folder:
                             continue  # a file system that does not sync folders
                         done, _ = self.run_injected(scenario, Injection("fsync,fdatasync", number, effect))
-                        self.judge(scenario, before, done)
+                        self.check_result(scenario, before, done)
                         allowed = (0,) if sync.begin > committed.end else (0, 3) if is_folder else (3,)
                         self.assertIn(done.code, allowed, done)
                         self.assertTrue(done.err, done)
@@ -244,7 +244,7 @@ class Signals(Injected):
                     before = self.prepare(scenario)
                     with self.subTest(of=name, call=str(injection)):
                         done, _ = self.run_injected(scenario, injection, expect=(0, 130, 143))
-                        self.judge(scenario, before, done)
+                        self.check_result(scenario, before, done)
 
     def test_commands_that_read(self) -> None:
         for argv in (["verify", "inc.qcow2"], ["check", "inc.qcow2"], ["digest", "inc.qcow2"], ["chaininfo", "inc.qcow2"]):

@@ -22,7 +22,7 @@ for error in jsonschema.Draft7Validator(schema).iter_errors(json.load(sys.stdin)
 """
 
 
-def complaints(report: dict[str, Any]) -> str:
+def schema_errors(report: dict[str, Any]) -> str:
     return subprocess.run(["/usr/bin/python3", "-c", VALIDATE, SCHEMA], input=json.dumps(report), text=True, check=True,
                           stdout=subprocess.PIPE).stdout
 
@@ -35,7 +35,7 @@ class Report(ChainTest):
 
     def report(self, *argv: str, expect: int = 0) -> dict[str, Any]:
         report = self.qchain("verify", *argv, "--json", expect=expect).json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         return report
 
     def rot(self) -> None:
@@ -88,9 +88,9 @@ class Report(ChainTest):
     def test_what_is_no_report(self) -> None:
         report = self.report("check3.qcow2")
         for field in ("verdicts", "layers", "read_bytes", "selection"):
-            self.assertNotEqual(complaints({k: v for k, v in report.items() if k != field}), "", field)
-        self.assertNotEqual(complaints(report | {"version": 2}), "")
-        self.assertNotEqual(complaints(report | {"differences": [{"offset": 0}]}), "")
+            self.assertNotEqual(schema_errors({k: v for k, v in report.items() if k != field}), "", field)
+        self.assertNotEqual(schema_errors(report | {"version": 2}), "")
+        self.assertNotEqual(schema_errors(report | {"differences": [{"offset": 0}]}), "")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import unittest
 import blkhash
 from chain import SIZE, ChainTest
 from harness import K, M, Done, patch
-from report_test import complaints
+from report_test import schema_errors
 
 LINK = "does not match its backing file"
 SAME = "the content is what was recorded"
@@ -34,7 +34,7 @@ class Rewritten(ChainTest):
 
     def assert_provable(self, image: str, raw: str) -> None:
         report = self.qchain("verify", image, "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         for layer in report["layers"]:
             self.assertIsNone(layer["same_content"])
             self.assertTrue(layer["manifest"]["root_follows"], layer)
@@ -56,11 +56,11 @@ class Rewritten(ChainTest):
         done = self.qchain("verify", "check3.qcow2")
         self.assert_says(done, SAME, "--seal")
         report = self.qchain("verify", "check3.qcow2", "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assertEqual(report["layers"][0]["same_content"], "sha256:" + blkhash.of_file(self.path("check3.raw")))
 
         report = self.qchain("verify", "check3.qcow2", "--seal", "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assert_provable("check3.qcow2", "check3.raw")
         self.assertIn("had a manifest", self.qchain("verify", "check3.qcow2", "--seal").out)
 
@@ -111,12 +111,12 @@ class Rewritten(ChainTest):
         self.qchain("digest", "check2.qcow2")
         self.assert_reads("check3.qcow2", "check3.raw")
         report = self.qchain("verify", "check3.qcow2", "--json", expect=1).json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assertEqual({d["layer"] for d in report["differences"]}, {1})
         self.refuses(1, "verify", "check3.qcow2", "--seal", says=["check2.qcow2", "--accept-changed"])
         recorded = "sha256:" + blkhash.of_file(self.path("check2.raw"))
         report = self.qchain("verify", "check3.qcow2", "--seal", "--accept-changed", "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assertEqual([layer["accepted"] for layer in report["sealed"]], [None, recorded, None])
         done = self.qchain("verify", "check3.qcow2")
         self.assert_says(done, "on the operator's word", recorded)

@@ -5,7 +5,7 @@
 
 namespace qchain {
 
-/// qchain selftest: damages copies of a small chain, and expects the drill to tell.
+/// qchain selftest: damages copies of a small chain and checks that each damage is detected.
 struct SelftestOptions {
   CommonOptions common;
 };

@@ -29,7 +29,7 @@ void parse_sample(const std::string& text, Selection& selection) {
 }
 
 // What no combination of other things can make right.
-void judge(const VerifyOptions& o) {
+void validate(const VerifyOptions& o) {
   if (o.image.empty() && o.combine.empty())
     usage("verify: missing IMAGE. Run 'qchain verify --help' for details");
   if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record || o.max_duration ||
@@ -181,7 +181,7 @@ CommandLine command_line_for(VerifyOptions& o) {
   add_nbd_options(line, o.nbd);
   add_owner_options(line, o.owner);
   add_common_options(line, o.common);
-  line.afterwards([&o](const CommandLine&) { judge(o); });
+  line.afterwards([&o](const CommandLine&) { validate(o); });
   return line;
 }
 

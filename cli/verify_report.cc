@@ -17,10 +17,10 @@ namespace {
 
 constexpr std::size_t kMaxPrinted = 20;
 
-bool is_drill(const VerifyOptions& o) { return o.against.empty(); }
+bool verifies_from_manifests(const VerifyOptions& o) { return o.against.empty(); }
 
 std::string mode_of(const VerifyOptions& o) {
-  if (is_drill(o)) return "drill";
+  if (verifies_from_manifests(o)) return "drill";
   return o.manifest_only ? "manifest-only" : "against";
 }
 
@@ -86,7 +86,7 @@ void print_layers(const VerifyOptions& o, const VerifyResult& result, Console& c
     const char* const metadata =
         layer.metadata.outcome == Outcome::Done ? "metadata sound" : "metadata not sound";
     console.print(fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(*layer.manifest),
-                              is_drill(o) ? content_text(layer) : metadata));
+                              verifies_from_manifests(o) ? content_text(layer) : metadata));
     if (layer.content) print_differences(result, layer.content->findings, console);
   }
 }
@@ -94,7 +94,7 @@ void print_layers(const VerifyOptions& o, const VerifyResult& result, Console& c
 std::string conclusion(const VerifyOptions& o, const VerifyResult& result) {
   const std::string name = escaped(o.image);
   if (result.selected != Outcome::Done) return fmt::format("{}: {}\n", name, to_string(result.outcome));
-  std::string what = is_drill(o)
+  std::string what = verifies_from_manifests(o)
                          ? fmt::format("every stored digest of {} layers matches, and so do their roots",
                                        result.layers.size())
                          : fmt::format("equal to {}", escaped(o.against));
@@ -251,7 +251,7 @@ Json to_json(const VerifyOptions& o, const VerifyResult& result, double seconds)
 
 Outcome report_verify(const VerifyOptions& o, const VerifyResult& result, double seconds, Console& console) {
   print_layers(o, result, console);
-  if (!is_drill(o)) print_differences(result, result.findings, console);
+  if (!verifies_from_manifests(o)) print_differences(result, result.findings, console);
   for (const Verdict& note : result.notes) console.note(with_hint(note.message, note.remedy));
   for (const Verdict& verdict : result.verdicts) console.error(with_hint(verdict.message, verdict.remedy));
   console.print(conclusion(o, result));

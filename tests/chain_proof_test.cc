@@ -25,7 +25,7 @@ constexpr std::uint64_t kMiB = 1 << 20;
 constexpr Algorithm kAll[] = {Algorithm::Sha256, Algorithm::Sha512, Algorithm::Blake2b512,
                               Algorithm::Xxh3_128};
 
-class DrillTest : public RandomTest {
+class ChainProofTest : public RandomTest {
  protected:
   Algorithm any_algorithm() { return kAll[random.below(std::size(kAll))]; }
 
@@ -139,7 +139,7 @@ class DrillTest : public RandomTest {
   Folder folder;
 };
 
-TEST_F(DrillTest, ManifestsAreWhatTheContentIs) {
+TEST_F(ChainProofTest, ManifestsAreWhatTheContentIs) {
   for (int round = 0; round < 30; ++round) {
     const ProvenChain chain = any_chain(5, round % 5 == 0 ? 5 * kMiB : kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -156,7 +156,7 @@ TEST_F(DrillTest, ManifestsAreWhatTheContentIs) {
   }
 }
 
-TEST_F(DrillTest, ADiskAgainstTheDigests) {
+TEST_F(ChainProofTest, ADiskAgainstTheDigests) {
   for (int round = 0; round < 20; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -186,7 +186,7 @@ TEST_F(DrillTest, ADiskAgainstTheDigests) {
 }
 
 // All data of a block that turned to zeros, on the live side.
-TEST_F(DrillTest, ADiskThatWasTrimmed) {
+TEST_F(ChainProofTest, ADiskThatWasTrimmed) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -199,7 +199,7 @@ TEST_F(DrillTest, ADiskThatWasTrimmed) {
 }
 
 // A byte of any data cluster of any layer: the layer that holds it is damaged, those above are not to blame.
-TEST_F(DrillTest, RotIsNamedWhereItIs) {
+TEST_F(ChainProofTest, RotIsNamedWhereItIs) {
   for (int round = 0; round < 20; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -241,7 +241,7 @@ TEST_F(DrillTest, RotIsNamedWhereItIs) {
 
 // A change that the bitmap missed, inside a block of which another part is held: seen without a live side,
 // and told from rot beneath.
-TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
+TEST_F(ChainProofTest, AMissedChangeBesideAHeldPart) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -285,7 +285,7 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
 }
 
 // Where a layer beneath has no manifest, nobody knows whether it rotted or the bitmap missed something.
-TEST_F(DrillTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
+TEST_F(ChainProofTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -303,7 +303,7 @@ TEST_F(DrillTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
 }
 
 // Damage that a layer in between hides is nobody's cause.
-TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
+TEST_F(ChainProofTest, HiddenDamageIsNotBlamed) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -325,7 +325,7 @@ TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
 }
 
 // What fills the last sector belongs to what a guest sees, and to what is written to a device.
-TEST_F(DrillTest, TheFillOfTheLastSectorIsLookedAt) {
+TEST_F(ChainProofTest, TheFillOfTheLastSectorIsLookedAt) {
   for (const std::uint64_t size : {100001UL, 65536UL + 511, 1UL}) {
     ProvenChain chain(random, folder);
     Bytes bytes(size);
@@ -354,7 +354,7 @@ TEST_F(DrillTest, TheFillOfTheLastSectorIsLookedAt) {
 // --- sealing
 // ----------------------------------------------------------------------------------------------------------
 
-TEST_F(DrillTest, SealedAgain) {
+TEST_F(ChainProofTest, SealedAgain) {
   for (int round = 0; round < 25; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -377,7 +377,7 @@ TEST_F(DrillTest, SealedAgain) {
 }
 
 // Layers that were written while a manifest was missing: their roots are unknown until somebody seals.
-TEST_F(DrillTest, SealedAfterwards) {
+TEST_F(ChainProofTest, SealedAfterwards) {
   for (int round = 0; round < 25; ++round) {
     ProvenChain chain(random, folder);
     const Algorithm algorithm = Algorithm::Sha256;
@@ -398,7 +398,7 @@ TEST_F(DrillTest, SealedAfterwards) {
 }
 
 // Layers that QEMU made, raw bases, and layers on top of them.
-TEST_F(DrillTest, ForeignLayersAreSealed) {
+TEST_F(ChainProofTest, ForeignLayersAreSealed) {
   for (int round = 0; round < 12; ++round) {
     const auto size_of = [&] { return kSectorSize * random.between(1, 2 * kMiB / kSectorSize); };
     std::string below;
@@ -471,7 +471,7 @@ TEST_F(DrillTest, ForeignLayersAreSealed) {
 }
 
 // A layer that records its digest was not sealed with another algorithm, and not over rot.
-TEST_F(DrillTest, SealingKeepsToWhatTheLayerRecords) {
+TEST_F(ChainProofTest, SealingKeepsToWhatTheLayerRecords) {
   for (const Algorithm algorithm : kAll) {
     ProvenChain chain(random, folder);
     chain.add_any(algorithm, kMiB);
@@ -496,7 +496,7 @@ TEST_F(DrillTest, SealingKeepsToWhatTheLayerRecords) {
 
 // Another manifest, whole in itself, under the base's name: sealing signs nothing that does not follow from
 // it.
-TEST_F(DrillTest, SealingDoesNotSignWhatDoesNotFollow) {
+TEST_F(ChainProofTest, SealingDoesNotSignWhatDoesNotFollow) {
   must({"openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / "key.pem"});
   const SigningKey key(folder / "key.pem");
   const auto build = [&](const std::string& raw, const std::string& top) {
@@ -522,7 +522,7 @@ TEST_F(DrillTest, SealingDoesNotSignWhatDoesNotFollow) {
 // -------------------------------------------------------------------------------------
 
 // Chains whose layers have different algorithms: each layer is proven by its own, and the root is unknown.
-TEST_F(DrillTest, TwoAlgorithmsInOneChain) {
+TEST_F(ChainProofTest, TwoAlgorithmsInOneChain) {
   ProvenChain chain(random, folder);
   chain.add_any(Algorithm::Sha256, kMiB);
   chain.add_any(Algorithm::Sha512, kMiB);
@@ -551,7 +551,7 @@ TEST_F(DrillTest, TwoAlgorithmsInOneChain) {
 }
 
 // A manifest of something else says nothing of this layer's content: no rot is claimed.
-TEST_F(DrillTest, AManifestOfAnotherDisk) {
+TEST_F(ChainProofTest, AManifestOfAnotherDisk) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   for (int i = 0; i < 2; ++i) {
@@ -580,7 +580,7 @@ TEST_F(DrillTest, AManifestOfAnotherDisk) {
 }
 
 // A new layer does not fold its root from digests of another disk.
-TEST_F(DrillTest, NoRootFromAManifestThatDoesNotBelong) {
+TEST_F(ChainProofTest, NoRootFromAManifestThatDoesNotBelong) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -605,7 +605,7 @@ TEST_F(DrillTest, NoRootFromAManifestThatDoesNotBelong) {
       << to_string(outcome);
 }
 
-TEST_F(DrillTest, Signatures) {
+TEST_F(ChainProofTest, Signatures) {
   for (const char* const name : {"key", "other"}) {
     must({"openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / (std::string(name) + ".pem")});
     must({"openssl", "pkey", "-in", folder / (std::string(name) + ".pem"), "-pubout", "-out",
@@ -682,7 +682,7 @@ TEST_F(DrillTest, Signatures) {
 // --- parts
 // ------------------------------------------------------------------------------------------------------------
 
-TEST_F(DrillTest, PartsAreTheWhole) {
+TEST_F(ChainProofTest, PartsAreTheWhole) {
   for (int round = 0; round < 30; ++round) {
     const std::uint64_t length = random.one_of<std::uint64_t>(
         {1, Selection::kStripe, Selection::kStripe + 1, random.below(std::uint64_t{1} << 34) + 1});
@@ -714,7 +714,7 @@ TEST_F(DrillTest, PartsAreTheWhole) {
   }
 }
 
-TEST_F(DrillTest, OnlyWhatIsAskedFor) {
+TEST_F(ChainProofTest, OnlyWhatIsAskedFor) {
   for (int round = 0; round < 30; ++round) {
     const std::uint64_t length = kDigestBlock * 20 - random.below(kDigestBlock);
     Selection selection;
@@ -774,7 +774,7 @@ class Counted : public MemoryDevice {
 
 // Every block of every layer, and of the live side, once over all parts; what is damaged is found by exactly
 // one.
-TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
+TEST_F(ChainProofTest, AllPartsTogetherProveTheWhole) {
   const std::uint64_t size = 5 * Selection::kStripe + 12345;
   ProvenChain chain(random, folder);
   for (int i = 0; i < 2; ++i) {
@@ -870,7 +870,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
   }
 }
 
-TEST_F(DrillTest, ADeadlineThatIsOver) {
+TEST_F(ChainProofTest, ADeadlineThatIsOver) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -883,7 +883,7 @@ TEST_F(DrillTest, ADeadlineThatIsOver) {
 }
 
 // A restore throws for the first block that does not fit, and only for such a one.
-TEST_F(DrillTest, TheGuardOfARestore) {
+TEST_F(ChainProofTest, TheGuardOfARestore) {
   for (int round = 0; round < 12; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());

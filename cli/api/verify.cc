@@ -94,7 +94,7 @@ class Verification {
   }
 
  private:
-  bool is_drill() const { return request_.against.empty(); }
+  bool verifies_from_manifests() const { return request_.against.empty(); }
 
   void add(Outcome outcome, const std::string& message, Remedy remedy = Remedy::None) {
     result_.selected = worse(result_.selected, outcome);
@@ -144,11 +144,11 @@ class Verification {
     options.deadline = deadline_;
     options.progress = run_.progress("verify", chain->size());
     const std::vector<LayerProof> layers =
-        is_drill() ? prove_chain(points, options) : check_manifests(points);
+        verifies_from_manifests() ? prove_chain(points, options) : check_manifests(points);
     for (std::size_t i = 0; i < layers.size(); ++i) add_layer(i, *chain, layers[i]);
     add_links(*chain, layers);
     result_.root = result_.layers.front().manifest->root;
-    if (is_drill()) return;
+    if (verifies_from_manifests()) return;
     attempt([&] { prove_against(*chain, points, std::ranges::all_of(layers, has_usable_manifest)); });
   }
 
@@ -161,12 +161,12 @@ class Verification {
       status.checkpoint = identity->checkpoint;
     }
     // What manifests cannot tell, the live side does.
-    if (is_drill() || layer.manifest.outcome != Outcome::Incomplete) {
+    if (verifies_from_manifests() || layer.manifest.outcome != Outcome::Incomplete) {
       for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
     }
     note_about(layer);
     if (layer.failure.outcome != Outcome::Done) add(layer.failure.outcome, layer.failure.message);
-    if (!is_drill()) return;
+    if (!verifies_from_manifests()) return;
     if (layer.proof) {
       status.content = status_of(*layer.proof, *layer.manifest.summary, request_.selection);
       add_proof(*layer.proof, layer.file);

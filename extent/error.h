@@ -46,9 +46,10 @@ enum class Remedy {
   AllowWritable,  ///< Do not require a read-only export.
   GiveTlsCredentials,
   NameSigningKey,
-  Seal,       ///< Seal the layer: write what its manifest lacks.
-  SealAgain,  ///< Seal the layer, so that it can be proven block by block.
-  Salvage,    ///< Restore what can be read.
+  Seal,           ///< Seal the layer: write what its manifest lacks.
+  SealAgain,      ///< Seal the layer, so that it can be proven block by block.
+  VerifyAndSeal,  ///< Verify the content of the layer; if it is the recorded one, seal the layer.
+  Salvage,        ///< Restore what can be read.
 };
 
 /// Work that cannot go on. what() names the file or URI and, where there are any, offset, value and remedy.

@@ -15,15 +15,15 @@ class BlockChecker {
 
   Algorithm algorithm() const noexcept { return hasher_.algorithm(); }
 
-  /// Whether the bytes are what the block was when it was recorded.
+  /// Whether the bytes match the recorded digest of the block.
   bool matches(const StoredBlock& block, std::span<const std::byte> bytes);
-  /// Whether the bytes of the block that the layer holds itself are what was written. Where it holds all of
-  /// the block, that is not told from matches(): false.
+  /// For a block of which the layer holds only a part: whether that part matches its recorded digest. False
+  /// for other blocks; use matches() for them.
   bool own_bytes_match(const StoredBlock& block, std::span<const std::byte> bytes, const Chain& chain);
 
-  /// "sha256:HEX" of some bytes.
+  /// The digest of `bytes`, "sha256:HEX".
   std::string name_of(std::span<const std::byte> bytes);
-  /// Of a recorded block: the same, or "zeros", or "not held".
+  /// The recorded digest of a block, or "zeros", or "not held".
   std::string name_of(const StoredBlock& block) const;
 
  private:

@@ -46,9 +46,9 @@ void EntryChecker::find(Flaw flaw, const EntryPlace& place, const char* kind, co
   find(flaw, place, kind, what, place.visible);
 }
 
-// What nobody can see harms nobody.
+// Damage outside the visible disk is harmless.
 void EntryChecker::find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what,
-                      const GuestRange& lost, const HostRange& host) {
+                        const GuestRange& lost, const HostRange& host) {
   const bool seen = !lost.empty();
   findings_.add({flaw, seen ? Severity::DataLoss : Severity::Harmless, place.at,
                  fmt::format("{}{}: {}", kind, place.active ? "" : " of a snapshot", what), place.raw, host,
@@ -56,7 +56,7 @@ void EntryChecker::find(Flaw flaw, const EntryPlace& place, const char* kind, co
 }
 
 void EntryChecker::report(const EntryCheck& verdict, const EntryPlace& place, const char* kind,
-                        const HostRange& host) {
+                          const HostRange& host) {
   if (verdict.problem == EntryProblem::None) return;
   const bool about_the_file =
       verdict.problem == EntryProblem::PastEnd || verdict.problem == EntryProblem::Truncated;
@@ -70,7 +70,7 @@ void EntryChecker::check(const L1Entry& entry, const EntryPlace& place) {
   const bool is_cut = verdict.problem == EntryProblem::Truncated;
   report(verdict, place, kL1, is_cut ? HostRange{HostOffset(bounds_.file_bytes), end} : HostRange{});
   if (entry.table == HostOffset(0) && entry.copied) {
-    find(Flaw::BadEntry, place, kL1, "COPIED without an L2 table", {});
+    find(Flaw::BadEntry, place, kL1, "COPIED is set, but there is no L2 table", {});
   }
 }
 
@@ -80,10 +80,10 @@ void EntryChecker::check(const L2Entry& entry, const EntryPlace& place) {
   report(verdict, place, kL2,
          plain ? HostRange{entry.host, entry.host + geometry_.cluster_size()} : HostRange{});
   if (plain && bounds_.data_file && !entry.copied) {
-    find(Flaw::CopiedMissing, place, kL2, "no COPIED, as every cluster in an external data file has", {});
+    find(Flaw::CopiedMissing, place, kL2, "COPIED is not set on a cluster in an external data file", {});
   }
   if (entry.storage != Storage::Compressed) return;
-  if (entry.copied) find(Flaw::CopiedSet, place, kL2, "COPIED on a compressed cluster");
+  if (entry.copied) find(Flaw::CopiedSet, place, kL2, "COPIED is set on a compressed cluster");
   const bool is_there =
       verdict.problem == EntryProblem::None || verdict.problem == EntryProblem::ReservedBits;
   if (is_there && !bounds_.data_file && entry.host < HostOffset(bounds_.file_bytes)) {
@@ -94,10 +94,10 @@ void EntryChecker::check(const L2Entry& entry, const EntryPlace& place) {
 void EntryChecker::check_compressed(const L2Entry& entry, const EntryPlace& place) {
   const std::uint64_t held = bounds_.file_bytes - entry.host.bytes();
   if (entry.compressed_bytes >= held + geometry_.cluster_size()) {
-    find(Flaw::PastEnd, place, kL2, "its compressed stream claims a cluster or more past the end of the file",
-         {});
+    find(Flaw::PastEnd, place, kL2,
+         "its compressed stream extends a cluster or more past the end of the file", {});
   }
-  // The length is rounded up to sectors, and QEMU does not pad the last stream of a file.
+  // The length is rounded up to sectors, but QEMU does not pad the last stream of a file.
   const bool may_be_cut = entry.compressed_bytes > held;
   if (!can_decode_ || (payloads_ == Payloads::Doubtful && !may_be_cut)) return;
   const Decoded decoded = decode(entry.host, entry.compressed_bytes);

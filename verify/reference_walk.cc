@@ -21,7 +21,7 @@ constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 
 std::uint64_t word_at(const std::byte* bytes) { return decode_struct<Be64>(bytes); }
 
-// The first index from `index` on whose word is not 0, or `words`: most tables are mostly zeros.
+// The index of the next nonzero word from `index` on, or `words`. Most tables are mostly zeros.
 std::size_t skip_zero_words(const std::byte* bytes, std::size_t index, std::size_t words) {
   constexpr std::size_t kStep = 8;
   std::array<std::uint64_t, kStep> block;
@@ -37,8 +37,8 @@ std::size_t skip_zero_words(const std::byte* bytes, std::size_t index, std::size
 
 }  // namespace
 
-// The L2 tables that L1 entries point to, sorted and without duplicates, from some offset of the
-// file on: as many as memory is set aside for.
+// The L2 tables that L1 entries point to, from some offset of the file on, sorted and without duplicates; up
+// to kMax of them.
 class ReferenceWalk::TableList {
  public:
   static constexpr std::size_t kMax = std::size_t{1} << 16;  // 3 MiB, twice that while they are collected
@@ -55,14 +55,14 @@ class ReferenceWalk::TableList {
     compact();
     return uses_;
   }
-  // Where the next list has to begin.
+  // The offset at which the next list starts.
   HostOffset end() const { return end_; }
 
   static constexpr HostOffset kNoEnd{std::numeric_limits<std::uint64_t>::max()};
 
  private:
   void compact() {
-    // Stable: the active tables were the first to be added.
+    // Stable, because the active tables were added first.
     std::ranges::stable_sort(uses_, {}, &TableUse::table);
     std::size_t kept = 0;
     for (const TableUse& use : uses_) {
@@ -105,7 +105,7 @@ void ReferenceWalk::for_words(HostOffset table, std::uint64_t words, Visit&& vis
       visit(done + i, word_at(buffer_.data() + i * kWord));
     }
     done += held;
-    if (held < wanted) return;  // the end of the file; whoever points there was told
+    if (held < wanted) return;  // the end of the file; reported for the pointer to it
   }
 }
 
@@ -128,7 +128,7 @@ void ReferenceWalk::run(const ReferenceSink& sink, EntryChecker* checker, Findin
     }
     walk_l2(tables.finish(), sink, checker);
     from = tables.end();
-    // L1 entries are shown once, however many lists it takes.
+    // L1 entries are checked once, even if it takes several lists.
     to_tables = nullptr;
   }
 }
@@ -144,7 +144,7 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
                            entry.data < HostOffset(image_.file_size());
     if (violation.empty() && entry.data != HostOffset(0) &&
         (!countable || geometry_.cluster_size() > image_.file_size() - entry.data.bytes())) {
-      violation = "its cluster of bits ends past the end of the file";
+      violation = "its bitmap data cluster ends past the end of the file";
     }
     if (!violation.empty() && findings != nullptr) {
       findings->add(
@@ -193,7 +193,7 @@ void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const Reference
   const std::size_t most = std::max<std::size_t>(buffer_.size() / cluster_size, 1);
   for (std::size_t i = 0; i < tables.size();) {
     throw_if_cancelled();
-    std::size_t count = 1;  // tables side by side are read at once
+    std::size_t count = 1;  // adjacent tables are read at once
     while (count < most && i + count < tables.size() &&
            tables[i + count].table - tables[i].table == count * cluster_size) {
       ++count;
@@ -215,7 +215,7 @@ void ReferenceWalk::walk_table(const TableUse& use, std::span<const std::byte> b
   const std::size_t words = bytes.size() / geometry_.l2_entry_bytes() * step;
   for (std::size_t i = skip_zero_words(bytes.data(), 0, words); i < words;
        i = skip_zero_words(bytes.data(), i + step, words)) {
-    i -= i % step;  // the second word of an entry may be the one that is not 0
+    i -= i % step;  // the second word of an entry may be the nonzero one
     const std::uint64_t raw = word_at(bytes.data() + i * kWord);
     const std::uint64_t bitmap = step == 2 ? word_at(bytes.data() + (i + 1) * kWord) : 0;
     visit(use, i / step, raw, bitmap, sink, checker);

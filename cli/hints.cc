@@ -18,7 +18,7 @@ const char* hint_for(Remedy remedy) {
     case Remedy::NameBitmap:
       return "; select one with --bitmap NAME";
     case Remedy::NameParentPoint:
-      return "; confirm with --since CHECKPOINT";
+      return " with --since CHECKPOINT";
     case Remedy::LargerClusters:
       return " (--cluster-size SIZE)";
     case Remedy::ParentIsRaw:

@@ -14,9 +14,9 @@ namespace qchain {
 namespace {
 
 constexpr std::size_t kMaxLine = 4096;
-constexpr mode_t kMode = 0666;  // less the umask
+constexpr mode_t kMode = 0666;  // before the umask
 
-// Beside the file itself, also where a link leads to it.
+// Next to the image itself, with symbolic links resolved.
 std::string log_path(const std::string& image) {
   std::error_code error;
   const std::filesystem::path real = std::filesystem::canonical(image, error);
@@ -45,7 +45,7 @@ void append_proof(const std::string& image, Outcome outcome, const Json& report)
       open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, kMode);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
   const File log(descriptor, path);
-  if (!log.is_regular()) throw Error(Outcome::Io, fmt::format("{}: is no regular file", path));
+  if (!log.is_regular()) throw Error(Outcome::Io, fmt::format("{}: not a regular file", path));
   log.append(std::as_bytes(std::span(text)));
   log.sync();
 }

@@ -10,7 +10,7 @@ struct SelftestOptions {
   CommonOptions common;
 };
 
-/// The command line that sets `options`, which has to outlive it.
+/// The command line for `options`, which has to outlive it.
 CommandLine command_line_for(SelftestOptions& options);
 Outcome selftest(const SelftestOptions& options, Console& console);
 

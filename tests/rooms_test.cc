@@ -86,7 +86,7 @@ TEST(RoomsTest, LibrariesPrintNothingAndNeverExit) {
 
 TEST(RoomsTest, LibrariesNameNoOption) {
   static const std::regex kOption(R"("[^"]*--[a-z])");
-  for (const char* const folder : {"extent", "qcow2", "cli/api"}) {
+  for (const char* const folder : {"extent", "qcow2", "verify", "cli/api"}) {
     for_each_line(folder, [](const std::string& file, const std::string& line) {
       EXPECT_FALSE(std::regex_search(line, kOption)) << file << ": " << line;
     });

@@ -180,7 +180,7 @@ class Guard : public PieceWatcher {
                                  : fmt::format("host offset {:#x}", source.host.bytes());
     throw Error(
         Outcome::Mismatch,
-        fmt::format("{}: guest {} is not what its manifest says ({}): stored {}, found {}",
+        fmt::format("{}: guest {} does not match its manifest ({}): stored {}, found {}",
                     chain_.layers()[source.layer].path(), to_string(block.range), host,
                     block.held == Held::None ? "zeros" : checker_.name_of(block), checker_.name_of(bytes)));
   }

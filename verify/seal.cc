@@ -33,7 +33,7 @@ Algorithm algorithm_for(RestorePoints& points, std::size_t index, const ParentDi
 [[noreturn]] void refuse_change(const std::string& path, const std::string& what, const std::string& before,
                                 const std::string& now) {
   throw ContentChanged(Outcome::Mismatch,
-                       fmt::format("{}: {} was {}, and what is there now gives {}; nothing was sealed", path,
+                       fmt::format("{}: {} was {}, but is now {}; nothing was sealed", path,
                                    what, before, now.empty() ? "none" : now));
 }
 
@@ -146,7 +146,8 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
 }
 
 // Likewise; `before` tells what the layer had.
-void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before, const SealOptions& options) {
+void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before,
+           const SealOptions& options) {
   // What was accepted once stays so.
   std::string accepted = before.belongs ? before.summary->header.accepted : std::string();
   try {
@@ -235,7 +236,7 @@ Sealed seal_layer(RestorePoints& points, std::size_t index, const SealOptions& o
   const auto require_key = [&] {
     if (!is_signed || options.key != nullptr) return;
     throw Error(Outcome::Usage,
-                fmt::format("{}: is signed, and would lose its signature: name the key",
+                fmt::format("{}: is signed and would lose its signature; give the key",
                             points.manifest(index)->path()),
                 Remedy::NameSigningKey);
   };

@@ -38,7 +38,7 @@ Algorithm algorithm_of(const std::string& digest) {
   return algorithm_named(digest.substr(0, digest.find(':')));
 }
 
-// Who watches the copy: the stored digests, the list of what is lost, the digest of the whole.
+// Watchers of the copy: stored digests, the list of losses, the digest of the whole disk.
 WatcherFactory watcher_for(RestoreJob& job, std::optional<DiskDigest>& whole) {
   WatcherFactory watcher;
   if (job.is_lenient()) {
@@ -55,12 +55,11 @@ WatcherFactory watcher_for(RestoreJob& job, std::optional<DiskDigest>& whole) {
 
 void require_recorded(RestoreJob& job, DiskDigest& whole) {
   const std::string found = named(algorithm_of(job.proof.recorded), whole.finish());
-  job.recorded_fits = found == job.proof.recorded;
-  if (job.recorded_fits || job.is_lenient()) return;
+  job.recorded_matches = found == job.proof.recorded;
+  if (job.recorded_matches || job.is_lenient()) return;
   throw Error(
       Outcome::Mismatch,
-      fmt::format("{}: the digest of the disk is {}, and its header records {}; qchain verify names what is "
-                  "damaged",
+      fmt::format("{}: the digest of the disk is {}, but its header records {}",
                   job.chain.name(), found, job.proof.recorded),
       Remedy::Salvage);
 }
@@ -134,7 +133,7 @@ class LayerRestore : public RestoreTarget {
     const FlatLayer flat = write_flat_layer(job.chain, source, job.request.destination, options);
     if (job.is_lenient()) job.unknown_bytes = job.losses.unknown_bytes;
     if (job.proof.digests) job.proof.digests->finish();
-    job.recorded_fits = !recorded.empty() && flat.root == recorded;
+    job.recorded_matches = !recorded.empty() && flat.root == recorded;
     job.copied = {flat.written.data_bytes, job.chain.top().true_length() - flat.written.data_bytes};
     job.layer_id = flat.id;
   }
@@ -146,7 +145,7 @@ class StreamRestore : public RestoreTarget {
   explicit StreamRestore(int descriptor)
       : out_(fcntl(descriptor, F_DUPFD_CLOEXEC, 3),
              descriptor == STDOUT_FILENO ? "standard output" : "the stream") {
-    if (out_.descriptor() < 0) throw system_error(out_.path() + ": cannot be written to", errno);
+    if (out_.descriptor() < 0) throw system_error(out_.path() + ": cannot write", errno);
   }
 
   void write(RestoreJob& job) override {
@@ -155,7 +154,7 @@ class StreamRestore : public RestoreTarget {
       copy(job, target, job.chain.top().true_length());
     } catch (const Error& error) {
       if (!target.is_touched()) throw;
-      throw error.with(fmt::format("; what went to {} is not complete", out_.path()));
+      throw error.with(fmt::format("; the data written to {} is not complete", out_.path()));
     }
   }
 
@@ -171,7 +170,7 @@ class PlaceRestore : public RestoreTarget {
   static std::uint64_t written_length(const RestoreJob& job, std::uint64_t size) {
     const std::uint64_t needed = job.chain.top().true_length();
     if (size < needed) {
-      throw Error(Outcome::Usage, fmt::format("{}: has {} bytes and the disk {}; use a larger one",
+      throw Error(Outcome::Usage, fmt::format("{}: has {} bytes, but the disk has {}; use a larger one",
                                               job.request.destination, size, needed));
     }
     return std::min(size, job.chain.size());
@@ -220,7 +219,7 @@ class DeviceRestore : public PlaceRestore {
       for (const File* const file : {&layer.file(), &layer.data()}) {
         if (!stack.overlaps(StorageStack(*file))) continue;
         throw Error(Outcome::Usage,
-                    fmt::format("{}: stands on the same storage as {}, a layer of the chain that is restored",
+                    fmt::format("{}: is on the same storage as {}, a layer of the chain that is restored",
                                 path, file->path()));
       }
     }
@@ -274,11 +273,11 @@ class ExportRestore : public PlaceRestore {
     if (!job.request.read_back) return;
     try {
       NbdExport live = reopen(name_);
-      OpaqueDevice whole(live);  // what the server says of zeros is no proof
+      OpaqueDevice whole(live);  // reads all data: the server's block status proves nothing
       FirstBytes written(whole, length);
       read_again(job, written);
     } catch (const Error& error) {
-      throw error.with("; it was not read back, so that perhaps " + not_complete(job.request.destination));
+      throw error.with("; it was not read back, so possibly " + not_complete(job.request.destination));
     }
   }
 

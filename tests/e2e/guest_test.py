@@ -83,7 +83,7 @@ class BetweenTwoBackups(GuestTest):
         self.qchain(*argv, "none")
         self.qchain("verify", image, "--against", self.uris[disk], expect=1)
         self.qchain(*argv, "all", "--on-missed", "fail", expect=1)
-        self.assert_says(self.qchain(*argv, "all"), "says clean")
+        self.assert_says(self.qchain(*argv, "all"), "as clean that differ")
         self.qchain("verify", image, "--against", self.uris[disk])
 
     def test_nothing(self) -> None:

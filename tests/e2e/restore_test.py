@@ -405,7 +405,7 @@ class ReadBack(RestoreTest):
             done = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", expect=1)
             self.assertIn("guest [0x1", done.out)
             self.assertNotIn("restored from", done.out)
-            self.assert_says(done, live.uri, "not what was written", "not complete")
+            self.assert_says(done, live.uri, "differ from what was written", "not complete")
             document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
         self.assert_found_what_is_wrong(document)
 

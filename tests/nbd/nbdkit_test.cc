@@ -229,7 +229,7 @@ TEST_F(Nbdkit, ARangeOfADiskIsPulled) {
   EXPECT_EQ(pull_raw({"--range", "100:50"}), part(100, 50));
   EXPECT_EQ(pull_raw({"--range", "1000000:48577"}), part(1000000, 48577));
   EXPECT_EQ(pull_raw({"--range", "1048577:0"}), Bytes());
-  EXPECT_THAT([&] { pull_raw({"--range", "1048577:1"}); }, Fails(Outcome::Usage, "past the disk"));
+  EXPECT_THAT([&] { pull_raw({"--range", "1048577:1"}); }, Fails(Outcome::Usage, "past the end of the disk"));
 }
 
 // Time.

@@ -135,7 +135,7 @@ TEST_F(OracleTest, WhatWeWroteIsSound) {
   }
 }
 
-TEST_F(OracleTest, GarbageIsJudgedAndNotTrusted) {
+TEST_F(OracleTest, GarbageIsCheckedAndNotTrusted) {
   for (int i = 0; i < 3; ++i) {
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     SCOPED_TRACE(clean_image(random, path));

@@ -139,7 +139,7 @@ class SizeLimit {
   void (*before_handler_)(int);
 };
 
-// The failure is told by wait(), at the latest, with the first byte that could not be written.
+// The failure is reported by wait() at the latest, with the first byte that could not be written.
 TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
   constexpr std::size_t kLimit = std::size_t{16} << 10;
   for (const bool past_cache : {false, true}) {
@@ -161,7 +161,7 @@ TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
   }
 }
 
-// Each thread waits for its own writes, and what fails is told to the one whose it was.
+// Each thread waits for its own writes, and a failure is reported to the thread of the write.
 TEST_F(BackgroundWritesTest, ShareAQueue) {
   constexpr std::size_t kThreads = 8;
   constexpr std::size_t kWrite = std::size_t{2} << 20;  // more than one of each thread is not under way
@@ -269,7 +269,7 @@ TEST_F(WriteQueueFaults, WithoutAThreadWritesAreSynchronous) {
   expect_all_written();
 }
 
-// The owners of what is under way or waits are told; what comes later is written all the same.
+// Owners of writes in flight or queued get the error; later writes still succeed.
 TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
   const iovec whole = part_of(data);

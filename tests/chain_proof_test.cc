@@ -1,4 +1,4 @@
-// Manifests that are written with layers, the roots that follow, and what a drill finds: against a model that
+// Manifests that are written with layers, their roots, and findings of verify, compared with a model that
 // computes all of it from the whole content.
 #include "verify/chain_proof.h"
 
@@ -42,7 +42,7 @@ class ChainProofTest : public RandomTest {
     return options;
   }
 
-  // The drill finds nothing: every restore point is what it was.
+  // Verify finds nothing: every restore point is unchanged.
   void expect_clean(const Chain& chain) {
     for (const LayerProof& layer : prove(chain, any_options())) expect_clean(layer);
   }
@@ -61,7 +61,7 @@ class ChainProofTest : public RandomTest {
     EXPECT_EQ(layer.outcome(), Outcome::Done);
   }
 
-  // Every block that the law says is held was looked at.
+  // Every block that the layer has to hold was checked.
   static void expect_counts(const LayerProof& layer, const std::vector<BlockLaw>& law) {
     ASSERT_TRUE(layer.proof);
     const auto count = [&](auto&& wanted) {
@@ -74,7 +74,7 @@ class ChainProofTest : public RandomTest {
               count([](const BlockLaw& block) { return block.held == Held::Part; }));
   }
 
-  // The manifest of a layer says what the law says, and has the root of the whole content.
+  // The manifest of a layer has the expected records, and the root of the whole content.
   void expect_law(const ProvenChain& chain, std::size_t index) {
     SCOPED_TRACE(chain.path(index));
     const ProvenLayer& layer = chain.from_top(index);
@@ -102,7 +102,7 @@ class ChainProofTest : public RandomTest {
     EXPECT_EQ(digest_of(*disk, disk->top().true_length(), {layer.algorithm, 2, [](std::uint64_t) {}}), root);
   }
 
-  // A disk with these bytes, which says zeros where they are, or not.
+  // A disk with these bytes, which may report zeros or not.
   MemoryDevice live_disk(const Bytes& bytes) {
     const bool knows_its_zeros = random.chance(50);
     Extents extents;
@@ -199,7 +199,7 @@ TEST_F(ChainProofTest, ADiskThatWasTrimmed) {
 }
 
 // A byte of any data cluster of any layer: the layer that holds it is damaged, those above are not to blame.
-TEST_F(ChainProofTest, RotIsNamedWhereItIs) {
+TEST_F(ChainProofTest, CorruptionIsReportedWhereItIs) {
   for (int round = 0; round < 20; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -239,14 +239,14 @@ TEST_F(ChainProofTest, RotIsNamedWhereItIs) {
   }
 }
 
-// A change that the bitmap missed, inside a block of which another part is held: seen without a live side,
-// and told from rot beneath.
+// A change that the bitmap missed, inside a block of which another part is held: found without a live side,
+// and distinguished from corruption below.
 TEST_F(ChainProofTest, AMissedChangeBesideAHeldPart) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
   chain.add(disk_of(bytes, {{guest_range(0, kMiB), Kind::Data}}), small_clusters(), Algorithm::Sha256);
-  // 8K are said to have changed, and 12K did.
+  // 8K are reported as changed, but 12K did change.
   random.fill(std::span(bytes).subspan(5 * kDigestBlock + 4096, 12288));
   Extents extents;
   const std::uint64_t begin = 5 * kDigestBlock + 4096;
@@ -275,7 +275,7 @@ TEST_F(ChainProofTest, AMissedChangeBesideAHeldPart) {
     ASSERT_EQ(comparison.different.size(), 1U);
     EXPECT_EQ(comparison.different[0].cause, Cause::Missed);
   }
-  // Rot beneath it is something else.
+  // Corruption below it is something else.
   const auto mapping = chain.open(1)->map(guest_range(5 * kDigestBlock + 40960, 1)).front();
   flip(chain.path(1), mapping.host);
   const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
@@ -284,8 +284,8 @@ TEST_F(ChainProofTest, AMissedChangeBesideAHeldPart) {
   EXPECT_EQ(layers[1].proof->different[0].cause, Cause::Rotted);
 }
 
-// Where a layer beneath has no manifest, nobody knows whether it rotted or the bitmap missed something.
-TEST_F(ChainProofTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
+// If a layer below has no manifest, it is unknown whether it was corrupted or the bitmap missed something.
+TEST_F(ChainProofTest, DamageBelowAnUnknownLayerIsNotBlamedOnTheBitmap) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -302,7 +302,7 @@ TEST_F(ChainProofTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
   EXPECT_EQ(layers[0].outcome(), Outcome::Mismatch);
 }
 
-// Damage that a layer in between hides is nobody's cause.
+// Damage that a layer in between hides is not the cause.
 TEST_F(ChainProofTest, HiddenDamageIsNotBlamed) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
@@ -313,7 +313,7 @@ TEST_F(ChainProofTest, HiddenDamageIsNotBlamed) {
   const Extents first_block{{guest_range(0, kDigestBlock), Kind::Data},
                             {guest_range(kDigestBlock, kMiB - kDigestBlock), Kind::Inherit}};
   chain.add(disk_of(bytes, first_block), small_clusters(), Algorithm::Sha256);
-  // 8K changed, and 4K are said to have.
+  // 8K changed, but only 4K are reported as changed.
   random.fill(std::span(bytes).first(8192));
   chain.add(
       disk_of(bytes, {{guest_range(0, 4096), Kind::Data}, {guest_range(4096, kMiB - 4096), Kind::Inherit}}),
@@ -324,8 +324,8 @@ TEST_F(ChainProofTest, HiddenDamageIsNotBlamed) {
   EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Missed);
 }
 
-// What fills the last sector belongs to what a guest sees, and to what is written to a device.
-TEST_F(ChainProofTest, TheFillOfTheLastSectorIsLookedAt) {
+// The padding of the last sector is visible to a guest, and is written to a device.
+TEST_F(ChainProofTest, ThePaddingOfTheLastSectorIsChecked) {
   for (const std::uint64_t size : {100001UL, 65536UL + 511, 1UL}) {
     ProvenChain chain(random, folder);
     Bytes bytes(size);
@@ -376,7 +376,7 @@ TEST_F(ChainProofTest, SealedAgain) {
   }
 }
 
-// Layers that were written while a manifest was missing: their roots are unknown until somebody seals.
+// Layers that were written while a manifest was missing: their roots are unknown until they are sealed.
 TEST_F(ChainProofTest, SealedAfterwards) {
   for (int round = 0; round < 25; ++round) {
     ProvenChain chain(random, folder);
@@ -470,7 +470,7 @@ TEST_F(ChainProofTest, ForeignLayersAreSealed) {
   }
 }
 
-// A layer that records its digest was not sealed with another algorithm, and not over rot.
+// A layer that records its digest is not sealed with another algorithm, or if it is corrupted.
 TEST_F(ChainProofTest, SealingKeepsToWhatTheLayerRecords) {
   for (const Algorithm algorithm : kAll) {
     ProvenChain chain(random, folder);
@@ -494,8 +494,7 @@ TEST_F(ChainProofTest, SealingKeepsToWhatTheLayerRecords) {
   EXPECT_EQ(alone.names(), std::vector<std::string>{"layer0.qcow2"}) << "no manifest of rot";
 }
 
-// Another manifest, whole in itself, under the base's name: sealing signs nothing that does not follow from
-// it.
+// Another valid manifest under the base's name: sealing signs nothing that does not match it.
 TEST_F(ChainProofTest, SealingDoesNotSignWhatDoesNotFollow) {
   must({"openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / "key.pem"});
   const SigningKey key(folder / "key.pem");
@@ -550,7 +549,7 @@ TEST_F(ChainProofTest, TwoAlgorithmsInOneChain) {
   EXPECT_EQ(proof.unknown_bytes, unknown);
 }
 
-// A manifest of something else says nothing of this layer's content: no rot is claimed.
+// A manifest of another layer says nothing about this layer's content: no corruption is reported.
 TEST_F(ChainProofTest, AManifestOfAnotherDisk) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
@@ -570,7 +569,7 @@ TEST_F(ChainProofTest, AManifestOfAnotherDisk) {
   EXPECT_EQ(layers[0].outcome(), Outcome::BadManifest);
   EXPECT_FALSE(layers[0].manifest.problems.empty());
   expect_clean(layers[1]);
-  // Nor is the layer above to blame.
+  // Nor is the layer above reported.
   write_file(chain.manifest(0), good);
   fs::copy(other.manifest(1), chain.manifest(1), fs::copy_options::overwrite_existing);
   layers = prove(*chain.open(), any_options());
@@ -647,7 +646,7 @@ TEST_F(ChainProofTest, Signatures) {
             transplanted.end() - ManifestSignature::kSignatureBytes);
   write_file(chain.manifest(0), transplanted);
   EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest);
-  // Edited by somebody who knows how to make its own digest fit, and signed with a key of his own.
+  // Edited, with a matching digest of its own, and signed with another key.
   const auto rewrite = [&](const SigningKey* with) {
     write_file(chain.manifest(0), good);
     const ManifestSummary summary = Manifest(chain.manifest(0)).summary();
@@ -772,7 +771,7 @@ class Counted : public MemoryDevice {
   std::mutex mutex_;
 };
 
-// Every block of every layer, and of the live side, once over all parts; what is damaged is found by exactly
+// Every block of every layer, and of the live side, is read once over all parts; damage is found by exactly
 // one.
 TEST_F(ChainProofTest, AllPartsTogetherProveTheWhole) {
   const std::uint64_t size = 5 * Selection::kStripe + 12345;
@@ -882,7 +881,7 @@ TEST_F(ChainProofTest, ADeadlineThatIsOver) {
   EXPECT_EQ(layer.proof->stopped_at, 0U);
 }
 
-// A restore throws for the first block that does not fit, and only for such a one.
+// A restore throws for the first block that does not match, and only for such a one.
 TEST_F(ChainProofTest, TheGuardOfARestore) {
   for (int round = 0; round < 12; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);

@@ -157,7 +157,7 @@ TEST_F(DigestTest, EveryByteAndTheLengthCount) {
   }
 }
 
-// The hashes themselves, by what the system has.
+// The hashes themselves, compared with the system's tools.
 TEST_F(DigestTest, HashesAreThoseOfTheSystem) {
   for (int round = 0; round < 4; ++round) {
     Bytes bytes(random.below(100000));

@@ -1,4 +1,4 @@
-// What a layer says of itself, and whether it fits where it stands.
+// Layer identities, and whether a layer matches its backing file.
 #include "qcow2/identity.h"
 
 #include <gtest/gtest.h>
@@ -116,7 +116,7 @@ TEST_F(IdentityTest, UuidsAreUuidsAndNew) {
   }
 }
 
-TEST_F(IdentityTest, ALayerFitsOnItsParentAlone) {
+TEST_F(IdentityTest, ALayerMatchesOnlyItsParent) {
   Identity parent = any_identity();
   parent.checkpoint = "monday";
   Identity child = any_identity();

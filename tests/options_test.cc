@@ -31,7 +31,7 @@ using testing::Not;
 
 using Words = std::vector<std::string>;
 
-// What is wrong with the words; empty: nothing.
+// The error for these words; empty: none.
 template <class Options>
 std::string error_of(const Words& words) {
   try {
@@ -170,7 +170,7 @@ TEST(Bound, RepeatedValuesAndLists) {
   EXPECT_THAT(pull_error({"--force", "--force"}), HasSubstr("--force is given more than once"));
 }
 
-TEST(Bound, WordsBehindTwoDashesAreNoOptions) {
+TEST(Bound, WordsAfterTwoDashesAreNotOptions) {
   const auto o = parsed<RestoreOptions>({"--force", "--", "--json", "-o"});
   EXPECT_EQ(o.request.image, "--json");
   EXPECT_EQ(o.request.destination, "-o");
@@ -180,7 +180,7 @@ TEST(Bound, WordsBehindTwoDashesAreNoOptions) {
 
 // What is refused.
 
-TEST(Refused, NumbersThatAreNoneOrOutOfRange) {
+TEST(Refused, NumbersThatAreInvalidOrOutOfRange) {
   EXPECT_EQ(pull_error({"--connections", "many"}), "--connections: \"many\": invalid number");
   for (const char* const text : {"", "-1", "1x", " 1", "0x1", "++1", "1.5"}) {
     EXPECT_THAT(pull_error({"--requests", text}), HasSubstr("--requests: \"")) << text;
@@ -245,7 +245,7 @@ TEST(Json, IsKnownWhereParsingFails) {
 
 class AnyWords : public RandomTest {};
 
-// Whether the words are right or wrong: --json is found where the parser finds it.
+// Whether the words are valid or not: --json is found where the parser finds it.
 TEST_F(AnyWords, JsonIsFoundWhereTheParserFindsIt) {
   int right = 0;
   int with_json = 0;

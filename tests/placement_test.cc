@@ -1,4 +1,4 @@
-// Placement alone, without a file: an independent recount of everything that the tables refer to.
+// Placement alone, without a file: independent counts of everything that the tables refer to.
 #include "qcow2/placement.h"
 
 #include <gtest/gtest.h>
@@ -34,8 +34,8 @@ class Layout {
     }
   }
 
-  // Counts every reference that begins at the header, and holds the refcounts to it. Returns what
-  // is wrong first; empty where nothing is.
+  // Counts every reference that begins at the header, and holds the refcounts to it. Returns what is wrong
+  // first; empty where nothing is.
   std::string recount(const Header& header, std::uint64_t file_bytes) {
     references_.assign(file_bytes / cluster_size(), 0);
     tables_in_use_ = 0;
@@ -138,7 +138,7 @@ class Layout {
         complain("the refcount of cluster", c);
       }
     }
-    // Nothing is counted behind the end of the file: the rest of the last blocks.
+    // Refcounts past the end of the file are 0: the rest of the last blocks.
     for (std::uint64_t c = references_.size(); c < std::min(covered, references_.size() + cluster_size());
          ++c) {
       if (stored_refcount(c, blocks) != 0) complain("a refcount behind the end for cluster", c);
@@ -165,9 +165,9 @@ std::string recount_if_it_ended_here(const Placement& placement, const Layout& l
 
 class PlacementTest : public RandomTest {};
 
-// The smallest clusters have the most borders: a block counts 256 clusters, 64 entries fill a
-// cluster of the refcount table. After every single cluster the file could end. The L1 table has
-// various lengths, so that each kind of allocation meets each border.
+// The smallest clusters have the most borders: a block counts 256 clusters, 64 entries fill a cluster of the
+// refcount table. After every single cluster the file could end. The L1 table has various lengths, so that
+// each kind of allocation meets each border.
 TEST_F(PlacementTest, EveryNumberOfClustersAroundTheFirstBlocksIsSound) {
   for (const std::uint64_t l1_clusters : {1, 2, 5, 100}) {
     const std::uint64_t coverage = 64 * 512;

@@ -143,7 +143,7 @@ std::vector<BlockLaw> ProvenChain::law(std::size_t from_top_index) const {
       const auto begin = block.begin() + static_cast<std::ptrdiff_t>(common.begin - range.begin);
       held.insert(held.end(), begin, begin + static_cast<std::ptrdiff_t>(common.length()));
     }
-    // The block in which the disk was cut is another one now, whether the layer holds anything of it or not.
+    // The block in which the disk was truncated has changed, whether the layer holds anything of it or not.
     const bool is_cut =
         overlay && layer.parent_length != bytes.size() && cut % kDigestBlock != 0 && cut / kDigestBlock == i;
     Hasher hasher(layer.algorithm);

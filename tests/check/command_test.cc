@@ -50,7 +50,7 @@ TEST_F(CommandTest, ASoundImage) {
   EXPECT_TRUE(json["layers"][0]["findings"].empty());
 }
 
-TEST_F(CommandTest, LeaksFailWhereTheyAreToldTo) {
+TEST_F(CommandTest, LeaksFailWithStrict) {
   DamagedImage damaged(image());
   damaged.put(MetadataMap(damaged).refcount_at(0x50000), 7, 2);
   EXPECT_EQ(run_check({damaged.path()}).outcome, Outcome::Mismatch);  // COPIED with refcount 7
@@ -70,7 +70,7 @@ TEST_F(CommandTest, LeaksFailWhereTheyAreToldTo) {
   EXPECT_TRUE(finding["guest_offset"].is_null());
 }
 
-TEST_F(CommandTest, DamageIsToldWithFileOffsetAndRemedy) {
+TEST_F(CommandTest, DamageIsReportedWithFileOffsetAndRemedy) {
   DamagedImage damaged(image());
   const MetadataMap metadata(damaged);
   damaged.put(metadata.l2.at(3).at, 0x80000000FF000000);

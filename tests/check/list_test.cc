@@ -1,4 +1,4 @@
-// What an image lists: snapshots and bitmaps, as QEMU wrote them and as nobody should.
+// The snapshots and bitmaps of an image, as QEMU writes them, and invalid ones.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>

@@ -1,5 +1,5 @@
-// QEMU is the oracle: what it wrote is clean for us exactly when it is clean for qemu-img check,
-// and what it calls corrupt is corrupt for us.
+// QEMU is the oracle: an image that it wrote is clean for us exactly if it is clean for qemu-img check, and
+// an image that it reports as corrupt is corrupt for us.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@ namespace {
 
 class OracleTest : public RandomTest {
  protected:
-  // Flips a bit, asks both, and mends it.
+  // Flips a bit, checks with both, and restores the image.
   void compare_after_flip(DamagedImage& image, std::uint64_t offset, unsigned bit, const char* what) {
     image.flip(offset, bit);
     const QemuVerdict qemu = check_by_qemu(image.path());
@@ -53,7 +53,7 @@ TEST_F(OracleTest, WhatQemuWroteIsCleanExactlyWhenQemuSaysSo) {
   show_seen();
 }
 
-// A small image with a bit of everything that both call clean.
+// A small image with a bit of everything that is clean for both.
 std::string clean_image(Random& random, const std::string& path) {
   for (;;) {
     Shape shape = random_shape(random);

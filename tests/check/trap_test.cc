@@ -1,5 +1,4 @@
-// Each trap of the format, one at a time: what is found, what it means for the guest, and where
-// qemu-img check is blind.
+// Each kind of damage, one at a time: the finding, its severity, and what qemu-img check misses.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -68,7 +67,7 @@ TEST_F(TrapTest, TheFileEndsInsideTheLastDataCluster) {
   EXPECT_EQ(found.guest, guest_range(2 * kCluster - 4096, 4096));
 }
 
-TEST_F(TrapTest, NobodyMissesWhatIsBehindTheDisksEnd) {
+TEST_F(TrapTest, DamagePastTheDisksEndIsHarmless) {
   DamagedImage image(make({"write -P 1 64k 1k"}, "cluster_size=64k", "66560"));
   image.truncate(image.size() - kCluster + 1024);
   expect_sound(check_by_us(image.path()));
@@ -103,7 +102,7 @@ TEST_F(TrapTest, ACompressedStreamIsCut) {
   for (const char* type : {"zlib", "zstd"}) {
     DamagedImage image(make({"write -c -P 1 0 64k", "write -c -P 2 64k 64k"},
                             fmt::format("cluster_size=64k,compression_type={}", type)));
-    // QEMU leaves the last stream unpadded: that is how it should be.
+    // QEMU does not pad the last stream, which is valid.
     expect_sound(check_by_us(image.path(), Payloads::All));
     const MetadataMap metadata(image);
     const std::uint64_t stream = metadata.l2.at(1).raw & 0x003FFFFFFFFFFFFF;
@@ -190,8 +189,7 @@ TEST_F(TrapTest, ARefcountIsTooLowOnASharedCompressedCluster) {
   EXPECT_EQ(found.guest, guest_range(0, 2 * kCluster));
 }
 
-// A stream may be given more sectors than it needs; but what it is given counts, also past the end of the
-// file.
+// A stream may have more sectors than it needs; they count, also past the end of the file.
 TEST_F(TrapTest, ACompressedStreamClaimsAClusterPastTheEndOfTheFile) {
   DamagedImage image(make({"write -c -P 1 0 64k"}));
   const MetadataMap metadata(image);
@@ -200,7 +198,7 @@ TEST_F(TrapTest, ACompressedStreamClaimsAClusterPastTheEndOfTheFile) {
   EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Corrupt);
   EXPECT_EQ(count(check_by_us(image.path()), Flaw::PastEnd), 1U);
 
-  // Less than a cluster: QEMU minds the refcount alone.
+  // Less than a cluster: QEMU reports only the refcount.
   image.put(metadata.l2.at(0).at, metadata.l2.at(0).raw + 127 * kSectors);
   image.truncate(image.size() + 20000);
   EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Clean) << "all of it is in the cluster";
@@ -214,7 +212,7 @@ TEST_F(TrapTest, ACompressedStreamClaimsAClusterPastTheEndOfTheFile) {
   expect_sound(check_by_us(image.path(), Payloads::All));
 }
 
-TEST_F(TrapTest, StructuresOverlapAndTheRefcountFits) {
+TEST_F(TrapTest, StructuresOverlapAndTheRefcountMatches) {
   DamagedImage image(make({"write -P 1 0 64k"}));
   const MetadataMap metadata(image);
   const std::uint64_t victim = metadata.host(metadata.l1.at(0));
@@ -272,7 +270,7 @@ TEST_F(TrapTest, BitmapsThatAreNotCurrentAreLeaks) {
   EXPECT_FALSE(in_use.layers.at(0).notes.empty());
 }
 
-TEST_F(TrapTest, WhatCannotBeCheckedIsSaid) {
+TEST_F(TrapTest, WhatCannotBeCheckedIsReported) {
   DamagedImage image(make({"write -P 1 0 64k"}));
   image.put(72, std::uint64_t{1} << 40);
   EXPECT_EQ(check_by_us(image.path()).outcome(true), Outcome::Incomplete);
@@ -423,7 +421,7 @@ TEST_F(TrapTest, AStreamMayClaimWhatItDoesNotUse) {
   EXPECT_EQ(check_by_qemu(image.path()), QemuVerdict::Clean);
   expect_sound(check_by_us(image.path()));
   expect_sound(check_by_us(image.path(), Payloads::All));
-  // Where the stream really lies in the plain cluster, one of the two has overwritten the other.
+  // If the stream really extends into the data cluster, one of the two has overwritten the other.
   DamagedImage again(image.path());
   const std::uint64_t plain = MetadataMap(again).host(MetadataMap(again).l2.at(1));
   again.put(plain, Bytes(again.size() > stream ? 4096 : 0));

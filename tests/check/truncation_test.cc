@@ -1,4 +1,4 @@
-// A file that was cut: whatever the guest loses is found, also where qemu-img check is content.
+// A truncated file: any data that is lost is reported, also where qemu-img check reports nothing.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -31,7 +31,7 @@ TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
     DamagedImage image(path);
     const Bytes whole = content(path);
     for (int k = 0; k < 14; ++k) {
-      // Near the end as often as anywhere: that is where QEMU is content.
+      // Often near the end, where QEMU reports nothing.
       const std::uint64_t most =
           random.chance(50) ? std::min<std::uint64_t>(image.size() - 1, 3000) : image.size() - 1;
       image.truncate(image.size() - random.between(1, most));

@@ -86,10 +86,10 @@ class ChainMaker {
     if (data_file) {
       chain_.data_files.push_back(path() + ".data");
       options += fmt::format(",data_file={}", chain_.data_files.back());
-      // The data file alone is then the disk, so that nothing can be beneath it.
+      // The data file alone is then the disk, so that it has no backing file.
       if (below.empty() && random_.chance(50)) options += ",data_file_raw=on";
     }
-    // Beneath preallocated clusters a backing file shows only through subclusters.
+    // Preallocated clusters inherit from a backing file only with subclusters.
     if ((below.empty() || shape.extended_l2) && random_.chance(25)) {
       options += ",preallocation=" + random_.one_of<std::string>({"metadata", "metadata", "falloc", "full"});
     }

@@ -61,7 +61,7 @@ class DifferentialTest : public testing::Test {
   std::map<std::string, int> seen_;
 };
 
-// What the check says of one layer alone, whatever is beneath it.
+// The result of the check for one layer alone, whatever is below it.
 CheckReport check_of_layer(const RandomChain& chain, std::size_t layer) {
   CheckReport report =
       check_chain(survey(chain.layers[layer], ImageFormat::Qcow2, chain.options()), Payloads::All);
@@ -103,8 +103,8 @@ class SoundChainTest : public DifferentialTest {
     EXPECT_EQ(digest_of(chain, length, options), digest_of(flat, length, options));
   }
 
-  // Both maps are cut where either changes, and compared piece by piece: data or zeros, and the place of the
-  // data. What a zero cluster may have behind it, and how its zeros came about, is QEMU's own affair.
+  // Splits both maps where either changes, and compares the pieces: data or zeros, and the offset of the
+  // data. Ignores whether a zero cluster has a host cluster, and how its zeros were made.
   static void compare_maps(const RandomChain& files, const std::vector<Mapping>& map, std::uint64_t size) {
     const auto json = nlohmann::json::parse(
         must({"qemu-img", "map", "--output=json", "-f", files.format_name(), files.top()}));
@@ -195,7 +195,7 @@ class SoundChainTest : public DifferentialTest {
     }
   }
 
-  // So that what a run says to have tested can be seen.
+  // Prints what a run has tested.
   void see_features(const Chain& chain, const std::vector<Mapping>& map) {
     see(fmt::format("chains of {} layers", chain.layers().size()));
     for (const Layer& layer : chain.layers()) {
@@ -238,7 +238,7 @@ TEST_F(SoundChainTest, AreReadMappedAndCheckedAsByQemu) {
 
 class DamagedChainTest : public DifferentialTest {
  protected:
-  // Does one thing to a layer, or to its data file, and says what.
+  // Damages a layer or its data file, and returns a description.
   std::string damage(Random& random, DamagedImage& image, const MetadataMap& metadata) {
     if (random.chance(25)) {
       const std::uint64_t most =
@@ -255,7 +255,7 @@ class DamagedChainTest : public DifferentialTest {
     }
     const auto [what, word] = place(random, image, metadata);
     unsigned bit = random.bits(0, 63);
-    // A disk of petabytes is a matter of its own.
+    // Not a disk of petabytes.
     if (word == 24) bit %= 22;
     image.flip(word, bit);
     return fmt::format("bit {} of the word at {:#x} flipped: {}", bit, word, what);
@@ -331,7 +331,7 @@ class DamagedChainTest : public DifferentialTest {
     }
   }
 
-  // Where both give bytes, they are the same; where QEMU gives none, we do not call the layer sound.
+  // If both return data, it is equal; if QEMU returns none, our check reports the layer.
   void compare_bytes(const RandomChain& files, const Folder& folder, std::size_t layer,
                      const std::string& what) {
     const std::optional<Bytes> ours = read_by_us(files);

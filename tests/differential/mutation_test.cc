@@ -1,6 +1,5 @@
-// Every bit of the metadata of a chain that we wrote, flipped one at a time: each flip is refused, reported,
-// or changes no byte of the disk. What only a manifest can tell is listed here, and nothing else gets
-// through.
+// Flips every bit of the metadata of a chain that we wrote, one at a time: each flip is refused, reported, or
+// changes no byte of the disk. Flips that only a manifest can detect are listed here.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -101,7 +100,7 @@ class MutationTest : public RandomTest {
     Bytes bytes;               // whole sectors
   };
 
-  // A chain of three layers, with all combinations of what they can hold of a place.
+  // A chain of three layers, with all combinations of what they can hold of a cluster.
   void write_chain(const std::vector<LayerOptions>& layers) {
     const std::vector<std::uint64_t> grains = [] {
       std::vector<std::uint64_t> all(36, 1024);
@@ -137,7 +136,7 @@ class MutationTest : public RandomTest {
   std::string path(std::size_t layer) const { return folder_ / fmt::format("layer{}", layer); }
   std::string top() const { return path(2); }
 
-  // All that points to something, as a reading of its own finds it.
+  // All pointers, found independently of the code under test.
   static std::vector<Field> fields_of(const DamagedImage& image, bool extensions) {
     std::vector<Field> fields = header_fields();
     if (extensions) add_extensions(image, fields);

@@ -93,7 +93,7 @@ TEST_F(StreamTest, DeflateMayLookBack32KiB) {
   }
 }
 
-TEST_F(StreamTest, DeflateInAWrapperIsNone) {
+TEST_F(StreamTest, DeflateInAWrapperIsRefused) {
   expect_refused(image_of("zlib", deflated(thin_cluster(), 15)));
 }
 
@@ -137,12 +137,13 @@ TEST_F(StreamTest, AStreamThatIsTooShortOrTooLong) {
     Bytes stream;
     add_frame(content, stream);
     expect_refused(image_of("zstd", stream));
-    // QEMU takes a deflate stream that has more to say.
+    // QEMU accepts a deflate stream with more output.
     if (size < kCluster) expect_refused(image_of("zlib", deflated(content, -12)));
   }
 }
 
-// Whether a zero cluster has a host cluster is told by its entry alone; what is in there never shows.
+// Only the entry shows whether a zero cluster has a host cluster; the content of that cluster is never
+// visible.
 TEST_F(StreamTest, ZeroClustersWithAndWithoutPreallocation) {
   for (const bool extended : {false, true}) {
     must({"qemu-img", "create", "-q", "-f", "qcow2", folder_ / "base.qcow2", "256k"});

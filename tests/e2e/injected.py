@@ -1,4 +1,4 @@
-"""Scenarios for tests that let system calls fail, and the verdicts about what they leave."""
+"""Scenarios for tests with failing system calls, and checks of what they leave."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Scenario:
 class Injected(Case):
     """Runs scenarios under injections, and checks what they leave."""
 
-    always: Mapping[str, str] = {}  # what the file system does not have
+    always: Mapping[str, str] = {}  # functions that the file system does not support
     _shared: ClassVar[Shared | None] = None
 
     def setUp(self) -> None:
@@ -87,7 +87,7 @@ class Injected(Case):
         super().setUp()
         self.work = self.path("work")
         self.log = self.path("calls.log")
-        self.now: dict[str, str] | None = None  # what lies in `work`
+        self.now: dict[str, str] | None = None  # the content of `work`
         if Injected._shared is None:
             Injected._shared = self.make_shared()
         self.shared = Injected._shared

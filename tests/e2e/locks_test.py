@@ -1,4 +1,4 @@
-"""QEMU's image locks: what a running QEMU writes to is refused, and read all the same where that is asked for."""
+"""QEMU's image locks: an image that a running QEMU writes to is refused, unless reading it is requested."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Locks(Case):
             self.refuses(3, "pull", server.uri, "-o", "next.qcow2", "--parent", self.live, "--shallow", says=["in use"])
 
     def test_it_is_read_where_that_is_asked_for(self) -> None:
-        """And it is said what that is worth."""
+        """With a warning about consistency."""
         for argv in self.commands(self.live):
             with self.subTest(command=argv):
                 expect = 4 if argv[0] == "verify" else 0  # there is no manifest

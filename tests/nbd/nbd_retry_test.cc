@@ -27,7 +27,7 @@ class NbdRetry : public ::testing::Test {
       wire.error(request, EIO, Last::Yes);
     };
   }
-  // What reading everything says is unreadable.
+  // The error of reading everything.
   static std::string error_of_reading_all(NbdExport& live) {
     try {
       read_all(live);

@@ -140,7 +140,7 @@ TEST_F(NbdWriterTest, KeepsToTheBlockSizesOfTheServer) {
 }
 
 // What shares a block with the disk's last bytes stays as it is.
-TEST_F(NbdWriterTest, KeepsWhatIsBehindTheDisksEnd) {
+TEST_F(NbdWriterTest, KeepsWhatIsPastTheDisksEnd) {
   serve(kMiB, {"--filter=blocksize-policy"},
         {"blocksize-error-policy=error", "blocksize-minimum=4096", "blocksize-preferred=4096"});
   NbdWriter writer(target());

@@ -201,7 +201,7 @@ TEST_F(BackgroundWritesTest, ShareAQueue) {
   succeeds.start({{HostOffset(0), {part_of(data[1])}}});
   EXPECT_NO_THROW(succeeds.wait());
   EXPECT_THROW(fails.wait(), Error);
-  EXPECT_NO_THROW(fails.wait()) << "is told once";
+  EXPECT_NO_THROW(fails.wait()) << "is reported once";
 }
 
 // What the system can refuse.
@@ -287,7 +287,7 @@ TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   };
   try {
     write();
-    FAIL() << "nobody knows whether it is written";
+    FAIL() << "it is unknown whether it is written";
   } catch (const Error& error) {
     EXPECT_EQ(error.outcome(), Outcome::Io);
     EXPECT_THAT(error.what(), HasSubstr("cannot learn whether a write is complete"));
@@ -297,7 +297,7 @@ TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   EXPECT_EQ(first_difference(read_file(file.path()), Bytes(data.begin(), data.end())), "");
 }
 
-// As where there is no memory for a message.
+// As when there is no memory for a message.
 TEST_F(WriteQueueFaults, AnExceptionInTheCompletionThreadIsThrownByWait) {
   const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
   const iovec whole = part_of(data);

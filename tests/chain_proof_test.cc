@@ -675,7 +675,7 @@ TEST_F(ChainProofTest, Signatures) {
     EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest);
   }
   fs::remove(chain.manifest(0));
-  EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest) << "no manifest is no signature";
+  EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest) << "no manifest means no signature";
 }
 
 // --- parts

@@ -227,7 +227,7 @@ TEST_F(PolicyTest, WhatIsNotThereIsAnIoError) {
   EXPECT_EQ(on("absent.qcow2"), Outcome::Io);
   EXPECT_EQ(on("deeper"), Outcome::Io) << "a folder";
   ASSERT_EQ(mkfifo((folder / "tree/pipe").c_str(), 0600), 0);
-  EXPECT_EQ(on("pipe"), Outcome::Io) << "and nobody waits for a writer";
+  EXPECT_EQ(on("pipe"), Outcome::Io) << "and does not wait for a writer";
   EXPECT_EQ(on("base.qcow2", "qcow2", {folder / "absent"}), Outcome::Io);
 }
 
@@ -516,7 +516,7 @@ TEST_F(QemuChainTest, HolesOfAFileAreZeros) {
   EXPECT_GE(data, 128U << 10);
   EXPECT_LE(data, kMiB);
   EXPECT_EQ(first_difference(content_of(*chain), content_by_qemu(path)), "");
-  // The file ends where QEMU ends it, and what is past its end is no hole.
+  // The file ends where QEMU ends it, and what is past its end is not a hole.
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 2 * kMiB);
   const auto cut = Chain::open(path, ImageFormat::Qcow2, {});
   EXPECT_EQ(outcome_of([&] { digest_of(*cut, cut->size(), {}); }), Outcome::Mismatch);

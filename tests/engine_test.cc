@@ -188,7 +188,7 @@ TEST_P(EngineTest, TheFactorysExceptionArrives) {
   }
 }
 
-// What a further worker lacks is no reason to fail: the others do all the work.
+// If a further worker cannot be created, the others do all the work.
 TEST_P(EngineTest, AFurtherWorkerThatCannotBeMadeIsLeftOut) {
   const std::vector<std::function<void()>> failures{
       [] { throw Error(Outcome::Io, "no connection"); }, [] { throw std::bad_alloc(); },

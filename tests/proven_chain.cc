@@ -50,12 +50,12 @@ Disk ProvenChain::next_disk(std::uint64_t size, std::uint64_t grain) {
   const Position position = layers_.empty() ? Position::Bottom : Position::Overlay;
   Disk disk = random_disk(random_, size, grain, position);
   if (position == Position::Bottom) return disk;
-  const Bytes& beneath = layers_.back().content();
+  const Bytes& below = layers_.back().content();
   for (const Extent& extent : disk.extents) {
-    const bool data_as_beneath = extent.kind == Kind::Data && random_.chance(10);
-    if (extent.kind != Kind::Inherit && !data_as_beneath) continue;
+    const bool data_as_below = extent.kind == Kind::Data && random_.chance(10);
+    if (extent.kind != Kind::Inherit && !data_as_below) continue;
     for (std::uint64_t at = extent.range.begin.bytes(); at < extent.range.end.bytes(); ++at) {
-      disk.bytes[at] = at < beneath.size() ? beneath[at] : std::byte{0};
+      disk.bytes[at] = at < below.size() ? below[at] : std::byte{0};
     }
   }
   return disk;

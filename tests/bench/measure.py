@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a row says: a value, the bar it is held against, and whether it is met; without a bar, just the value."""
+    """The result of a row: a value, its target, and whether that is met; without a target, just the value."""
 
     text: str
     bar: str = ""

@@ -50,11 +50,11 @@ class ChainMaker {
     return fmt::format("{} {}", begin, std::min(length, size - begin));
   }
 
-  void tell(const std::vector<std::string>& command) {
+  void log(const std::vector<std::string>& command) {
     chain_.story.push_back(fmt::format("{}", fmt::join(command, " ")));
   }
   bool has_run(const std::vector<std::string>& command) {
-    tell(command);
+    log(command);
     return run(command).status == 0;
   }
 
@@ -99,7 +99,7 @@ class ChainMaker {
       create.insert(create.end(), {"-b", name, "-F", below.ends_with(".raw") ? "raw" : "qcow2"});
     }
     create.insert(create.end(), {path(), std::to_string(shape.size)});
-    tell(create);
+    log(create);
     must(create);
     live(shape, data_file);
     if (random_.chance(5)) make_size_odd();
@@ -180,7 +180,7 @@ class ChainMaker {
     return "-s " + pattern;
   }
 
-  // QEMU floors a size that is no multiple of 512.
+  // QEMU rounds down a size that is not a multiple of 512.
   void make_size_odd() {
     DamagedImage image(path());
     const std::uint64_t size = image.word(24);

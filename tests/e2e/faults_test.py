@@ -141,7 +141,7 @@ class Faults(Case):
             return
         self.assertEqual(done.returncode, 3, done)
         self.assertIn("No space left", done.stderr)
-        self.assertIn("free on its file system", done.stderr, "nobody was warned before")
+        self.assertIn("free on its file system", done.stderr, "no warning before the pull")
         self.assertEqual(done.stdout.split(), ["plain.qcow2", sha256(self.path("plain.qcow2"))], done)
 
     def test_a_limit_of_the_length_of_files(self) -> None:

@@ -117,7 +117,7 @@ class Case(unittest.TestCase):
             self.fail(f"still running after {timeout:.0f} s: {Done(list(process.args), -9, out or b'', err or b'')}")
         done = Done(list(process.args), process.returncode, out or b"", err or b"")
         expected = (expect,) if isinstance(expect, int) else tuple(expect)
-        self.assertFalse(any(word in done.raw_err for word in _SANITIZER_WORDS), f"a sanitizer complains: {done}")
+        self.assertFalse(any(word in done.raw_err for word in _SANITIZER_WORDS), f"sanitizer report: {done}")
         self.assertIn(done.code, expected, done)
         return done
 

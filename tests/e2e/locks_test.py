@@ -13,7 +13,7 @@ SIZE = 4 * M
 
 
 class Locks(Case):
-    """A live disk, which a daemon of QEMU holds open to write, with an overlay of ours on it that nobody holds."""
+    """A live disk that a QEMU daemon has open for writing, with an overlay of ours that is not open."""
 
     def setUp(self) -> None:
         super().setUp()

@@ -365,7 +365,7 @@ class Bitmaps(Case):
         self.assertIn("0x40000", done.err)
         self.assertFalse(self.path("out.raw").exists())
         # Corruption is something else: in the layer itself, and below the part that it holds.
-        with self.subTest("rot beneath"):
+        with self.subTest("corruption below"):
             rot(self, image, 300 * K)
             document = self.qchain("verify", image, "--json", expect=1).json
             self.assertEqual({(d["manifest_of_layer"], d["cause"]) for d in document["differences"]},

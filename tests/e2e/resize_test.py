@@ -110,7 +110,7 @@ class Resize(Case):
                 self.pull("check2", "check1")
 
     def test_cut_and_written_near_while_the_job_runs(self) -> None:
-        """The scratch file takes the old zeros as data, along with what lies beside them in its cluster."""
+        """The scratch file takes the old zeros as data, along with the rest of the cluster."""
         for small, large in ((1 * M + 24 * K, 4 * M), (4 * M - 8 * K, 8 * M)):
             with self.subTest(small=small, large=large):
                 self.setUp()

@@ -143,7 +143,7 @@ class MissedChanges(Trust):
             self.refused(1, server.uri, "--on-missed", "fail")
 
     def test_the_wrong_bitmap(self) -> None:
-        """A later one, under the checkpoint's name as far as anyone can tell."""
+        """A later one, under the name of the checkpoint."""
         self.write("write -P 9 33M 64k", "write -P 9 2M 4k")
         self.add_bitmap("later")
         self.write("write -P 9 10M 64k")
@@ -216,7 +216,7 @@ class OtherDisks(Trust):
 
 
 class LiveExports(Trust):
-    """W7: an export that can be written to is no point in time."""
+    """W7: a writable export is not a point in time."""
 
     def pulls(self, uri: str) -> list[list[Argument]]:
         return [["pull", uri, "-o", "out"], ["pull", uri, "-o", "out", "--format", "raw"],

@@ -56,7 +56,7 @@ TEST_F(NbdStatus, CutsTheContextsAtEachOthersBorders) {
                           piece(4596, 5096, false, true)));
 }
 
-// As servers of files that end anywhere do: the answer is no longer than what is known already.
+// As with servers of files that end inside a sector: the reply does not go past what is known already.
 TEST_F(NbdStatus, GoesOnWhereAnAnswerEndsInsideASector) {
   server.on_status = [](Wire& wire, const Request& request) {
     const bool first = request.offset < 1000;
@@ -254,7 +254,7 @@ TEST_F(NbdStatus, TreatsEverythingAsDataWhereTheServerHasNoContexts) {
 }
 
 // A pull job that is served without filters can say ZERO for a block whose old data is just being saved: the
-// guest has zeroed the live disk between two looks of the server. A second question tells.
+// guest has zeroed the live disk between two steps of the server. A second query shows the data.
 class NbdZeroRace : public NbdStatus {
  protected:
   // The first query is answered with `base` and `bitmap`, later ones correctly: data, clean.

@@ -44,7 +44,7 @@ class NbdWriterTest : public RandomTest {
     words.push_back(folder / "disk");
     server.emplace(ServerProcess::on_unix(folder / "s", words));
   }
-  // A server of shell scripts, which does with a flush what it is told. It keeps them in a folder of its own,
+  // A server of shell scripts, which handles a flush as the test wants. It keeps them in a folder of its own,
   // which has to be removed for it where it is killed.
   void serve_with_flush(std::uint64_t size, const std::string& flush) {
     expected = disk_bytes(size);

@@ -268,7 +268,7 @@ TEST_F(Nbdkit, ASlowServerIsNotASilentOne) {
   EXPECT_EQ(read(*reader, 0, 2 * kMiB), content);
 }
 
-// The pause filter stops all requests until it is told to resume.
+// The pause filter stops all requests until it is resumed.
 class NbdkitPause : public Nbdkit {
  protected:
   NbdkitPause() {

@@ -23,7 +23,7 @@ void require_valid(const RestoreRequest& r) {
 }
 
 // Checks all manifests before anything is written.
-void require_good_manifests(const RestoreRequest& r, const std::vector<LayerProof>& layers) {
+void require_good_manifests(const std::vector<LayerProof>& layers) {
   for (const LayerProof& layer : layers) {
     if (layer.failure.outcome != Outcome::Done) throw Error(layer.failure.outcome, layer.failure.message);
     const ManifestVerdict& verdict = layer.manifest;
@@ -49,7 +49,7 @@ RestoreProof prepare_proof(const RestoreRequest& r, OpenedChain& from, const Act
   RestoreProof proof;
   if (r.no_verify) return proof;
   const std::vector<LayerProof> layers = check_manifests(from.points);
-  if (!r.salvage) require_good_manifests(r, layers);
+  if (!r.salvage) require_good_manifests(layers);
   if (r.salvage && !are_good(layers, run)) return proof;
   proof.digests = from.points.digests(0);
   const ManifestVerdict& top = layers.front().manifest;

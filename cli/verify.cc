@@ -159,9 +159,8 @@ void add_scope_options(CommandLine& line, VerifyOptions& o) {
 void add_seal_options(CommandLine& line, VerifyOptions& o) {
   line.group("Missing manifests");
   line.flag("seal", o.seal, "write the missing manifests, from the current content of the layers");
-  line.flag(
-      "accept-changed", o.accept_changed,
-      "with --seal: accept content that differs from the recorded digest; manifest and reports show this");
+  line.flag("accept-changed", o.accept_changed,
+            "with --seal: accept content that differs from the recorded digest; manifest and reports say so");
   line.value("sign-key", "FILE", o.sign_key,
              "with --seal: sign the manifests with this Ed25519 private key (PEM)");
 }

@@ -258,7 +258,7 @@ class CompareWorker : public Worker {
     return difference;
   }
 
-  // Whose fault it is that the two sides differ. Beneath is to be looked into.
+  // Why the two sides differ. Cause::Below is preliminary; look_below() checks it.
   Cause cause_of(const StoredBlock* stored, std::span<const std::byte> filled, const Block& block) {
     const std::span<const std::byte> chain = filled.first(block.chain_length);
     if (stored == nullptr || !stored->known || chain.empty()) return Cause::Unknown;

@@ -146,8 +146,7 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
 }
 
 // Likewise; `before` tells what the layer had.
-void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before,
-           const SealOptions& options) {
+void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before, const SealOptions& options) {
   // What was accepted once stays so.
   std::string accepted = before.belongs ? before.summary->header.accepted : std::string();
   try {

@@ -20,8 +20,7 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPoll{20};
-constexpr std::chrono::milliseconds kGrace{
-    400};  // between SIGTERM and SIGKILL: we have to exit within a second of a signal
+constexpr std::chrono::milliseconds kGrace{400};  // from SIGTERM to SIGKILL
 
 // Attributes and file actions for posix_spawn.
 class SpawnSettings {

@@ -24,12 +24,11 @@
 // All functions:
 // - They block until the work is done, and print nothing. They are thread-safe, and share no state.
 // - They throw Error (error.h) if the work cannot go on: outcome() is the kind of failure, and what() names
-// file,
-//   offset and value. On failure no output file is created, and an existing file is left unchanged: a file
-//   gets its name only when it is complete and durable. Findings, such as damage, are results and not thrown.
+//   file, offset and value. On failure no output file is created, and an existing file is left unchanged: a
+//   file gets its name only when it is complete and durable. Findings, such as damage, are results and not
+//   thrown.
 // - Sizes and offsets are in bytes of the guest's disk, unless stated otherwise. Digests are "ALGORITHM:HEX",
-// in
-//   the blkhash construction over blocks of 64 KiB; an empty string: unknown. Paths and names are used as
+//   in the blkhash construction over blocks of 64 KiB; an empty string: unknown. Paths and names are used as
 //   given.
 //
 // The program has to ignore SIGPIPE if an output may be a pipe or a socket. Chains of hundreds of layers need
@@ -78,10 +77,9 @@ struct PullRequest {
   bool replace = false;       ///< Replace an existing regular file.
   std::string parent;         ///< Path of the parent (backing) image; empty: a full image.
   bool parent_is_raw = false;
-  OpenOptions open;    ///< For the parent's chain.
-  std::string bitmap;  ///< Dirty bitmap to use; empty: the only one that the export offers.
-  bool shallow =
-      false;  ///< Copy what is allocated in the active layer (qemu:allocation-depth), not a bitmap.
+  OpenOptions open;                ///< For the parent's chain.
+  std::string bitmap;              ///< Dirty bitmap to use; empty: the only one that the export offers.
+  bool shallow = false;            ///< Copy what the active layer allocates (qemu:allocation-depth).
   std::string checkpoint;          ///< Checkpoint (point in time) to record for this layer.
   std::string since;               ///< Checkpoint at which the bitmap starts; has to be the parent's.
   std::string layer_id;            ///< UUID; empty: random.
@@ -186,9 +184,8 @@ struct RestoreResult {
   std::uint64_t virtual_size = 0;  ///< The same, rounded up to whole sectors.
   std::uint64_t data_bytes = 0;
   std::uint64_t zero_bytes = 0;
-  std::uint64_t rest_bytes = 0;  ///< Of a device or an export, after the end of the disk: unchanged.
-  bool is_in_place =
-      false;  ///< The destination is a device, an export or a stream, which is written in place.
+  std::uint64_t rest_bytes = 0;      ///< Of a device or an export, after the end of the disk: unchanged.
+  bool is_in_place = false;          ///< The destination is a device, an export or a stream.
   bool has_manifest = false;         ///< Blocks were compared with digests.
   bool is_verified = false;          ///< Every block and the digest of the disk match.
   bool has_recorded_digest = false;  ///< The digest of the disk matches the one in the image's header.

@@ -20,9 +20,8 @@ namespace qchain {
 /// What the copy is verified with; without digests, nothing.
 struct RestoreProof {
   std::unique_ptr<ChainDigests> digests;
-  std::string root;  ///< From the top layer's manifest, "ALGORITHM:HEX"; empty: unknown.
-  bool root_follows =
-      false;  ///< The root matches the digests of all layers: nothing else binds lower layers to the top.
+  std::string root;           ///< From the top layer's manifest, "ALGORITHM:HEX"; empty: unknown.
+  bool root_follows = false;  ///< The root matches the digests of all layers.
   /// The digest of the whole disk from the image's header. If the manifests are incomplete, the written data
   /// is hashed and compared with it. Empty: unknown, or not needed.
   std::string recorded;

@@ -206,7 +206,7 @@ TEST(Refused, OtherValuesWithTheOptionsName) {
   EXPECT_THAT(pull_error({"--digest", "md5"}), HasSubstr("--digest: unknown digest algorithm"));
   EXPECT_THAT(pull_error({"--compress", "lz4"}), HasSubstr("--compress: unknown compression type \"lz4\""));
   EXPECT_THAT(pull_error({"--libvirt", ""}), HasSubstr("--libvirt: must not be empty"));
-  EXPECT_THAT(pull_error({"--parent-format", "qcow2"}), HasSubstr("--parent-format is the format"));
+  EXPECT_THAT(pull_error({"--parent-format", "qcow2"}), HasSubstr("--parent-format requires --parent"));
 }
 
 TEST(Refused, WordsThatAreMissingOrTooMany) {

@@ -129,7 +129,7 @@ class ForeignImages(ChainTest):
                     done = self.qchain("restore", "image.qcow2", "rescued.raw", "--no-verify", "--force", expect=(1, 4))
                     self.assertEqual(self.path("rescued.raw").exists(), done.code == 4)
                     if done.code == 4:
-                        self.assertIn("not readable", done.out)
+                        self.assertIn("unreadable", done.out)
                         self.path("rescued.raw").unlink()
                 with self.subTest(command="verify"):
                     self.refuses((1, 3), "verify", "image.qcow2", says=["image.qcow2"])

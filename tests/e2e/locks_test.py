@@ -42,7 +42,7 @@ class Locks(Case):
             with self.subTest(command=argv):
                 expect = 4 if argv[0] == "verify" else 0  # there is no manifest
                 done = self.qchain(*argv, "--force-share", expect=expect)
-                self.assert_says(done, "--force-share", "no point in time")
+                self.assert_says(done, "--force-share", "not a consistent point in time")
         self.assert_same_bytes("out.raw", "disk.raw")
         done = self.qchain("digest", self.live, "--force-share", "--json")
         self.assertEqual(done.json["digest"].rpartition(":")[2], blkhash.of_file(self.path("disk.raw")))

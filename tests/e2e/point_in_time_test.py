@@ -168,7 +168,7 @@ class LibvirtOwner(OwnerTest):
         process = self.pull_that_asks(*self.libvirt)
         self.cancel_in_qemu()
         self.resume_libvirtd()
-        self.assert_refused(process, "backup job", "vda", "nothing is published")
+        self.assert_refused(process, "backup job", "vda", "nothing was published")
 
     def test_a_job_restarted_under_the_same_name(self) -> None:
         """QEMU's block job, its export and its socket have the same names again. The export was confirmed before."""
@@ -181,7 +181,7 @@ class LibvirtOwner(OwnerTest):
         self.guest.io("vda", "write -P 2 0 1M")
         self.begin("check1")
         process.send_signal(signal.SIGCONT)
-        self.assert_refused(process, "another one", "nothing is published")
+        self.assert_refused(process, "not the one that was running at the start", "nothing was published")
 
     def test_a_guest_that_was_restarted(self) -> None:
         self.begin()
@@ -191,12 +191,12 @@ class LibvirtOwner(OwnerTest):
         self.guest.virsh("destroy")
         self.guest.virsh("start", "--paused")
         process.send_signal(signal.SIGCONT)
-        self.assert_refused(process, self.guest.domain, "nothing is published")
+        self.assert_refused(process, self.guest.domain, "nothing was published")
 
     def test_libvirt_that_does_not_answer(self) -> None:
         self.begin()
         process = self.pull_that_asks(*self.libvirt, "--owner-timeout", "1")
-        self.assert_refused(process, "no answer within 1 s", "nothing is published")
+        self.assert_refused(process, "no answer within 1 s", "nothing was published")
         self.resume_libvirtd()
 
     def test_libvirt_that_is_gone(self) -> None:
@@ -207,7 +207,7 @@ class LibvirtOwner(OwnerTest):
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not alive(pid), "libvirtd does not die")
         process.send_signal(signal.SIGCONT)
-        self.assert_refused(process, self.guest.connect_uri, "nothing is published")
+        self.assert_refused(process, self.guest.connect_uri, "nothing was published")
 
     def test_libvirt_that_is_restarted(self) -> None:
         """The job runs on, and so does the proof."""

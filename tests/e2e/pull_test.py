@@ -198,7 +198,7 @@ class Overlays(PullTest):
         document = self.pull("full.qcow2")
         self.assertIn("backup-vda", " ".join(document["notes"]))
         self.assertEqual(document["kind"], "full")
-        self.assert_says(self.qchain("pull", self.uri, "-o", "again.qcow2"), "backup-vda", "ignored")
+        self.assert_says(self.qchain("pull", self.uri, "-o", "again.qcow2"), "backup-vda", "ignoring")
         self.assert_right("full.qcow2")
 
     def test_one_of_several_bitmaps(self) -> None:

@@ -119,7 +119,7 @@ class Rewritten(ChainTest):
         self.assertEqual(schema_errors(report), "")
         self.assertEqual([layer["accepted"] for layer in report["sealed"]], [None, recorded, None])
         done = self.qchain("verify", "check3.qcow2")
-        self.assert_says(done, "on the operator's word", recorded)
+        self.assert_says(done, "at the operator's request", recorded)
         self.assertEqual(self.qchain("verify", "check3.qcow2", "--json").json["layers"][1]["manifest"]["accepted"], recorded)
         self.assert_provable("check3.qcow2", "check3.raw")
         self.assert_provable("check2.qcow2", "check3.raw")

@@ -14,7 +14,7 @@ namespace qchain {
 
 namespace {
 
-constexpr std::size_t kMaxPrinted = 20;  // findings of one layer; --json lists more
+constexpr std::size_t kMaxPrinted = 20;  // findings per layer; --json lists more
 
 std::string summary_of(const LayerCheck& layer) {
   const FindingList& findings = layer.findings;

@@ -7,7 +7,7 @@
 
 namespace qchain {
 
-/// qchain check: metadata consistency of every layer of a chain.
+/// qchain check: checks the metadata of every layer of a chain.
 struct CheckOptions {
   CommonOptions common;
   std::string image;
@@ -15,7 +15,7 @@ struct CheckOptions {
   bool decode = false;
 };
 
-/// The command line that sets `options`, which has to outlive it.
+/// The command line for `options`, which has to outlive it.
 CommandLine command_line_for(CheckOptions& options);
 Outcome check(const CheckOptions& options, Console& console);
 

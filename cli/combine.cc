@@ -22,17 +22,17 @@ constexpr std::uint64_t kMaxReport = std::uint64_t{16} << 20;
 
 Json read_report(const std::string& path) {
   const File file = File::open_to_read(path);
-  if (file.size() > kMaxReport) usage(fmt::format("{}: too large for a report", path));
+  if (file.size() > kMaxReport) usage(fmt::format("{}: too large to be a report", path));
   std::string text(file.size(), '\0');
   file.read(HostOffset(0), std::as_writable_bytes(std::span(text)));
   const auto nesting = [](int depth, Json::parse_event_t, Json&) {
-    if (depth > kMaxDepth) usage("a report that is nested too deeply");
+    if (depth > kMaxDepth) usage("the report is nested too deeply");
     return true;
   };
   Json report = Json::parse(text, nesting, false);
   if (!report.is_object() || report.value("schema", Json()) != "qchain.verify" ||
       report.value("version", Json()) != 1) {
-    usage(fmt::format("{}: is no report of qchain verify --json", path));
+    usage(fmt::format("{}: not a report of qchain verify --json", path));
   }
   return report;
 }
@@ -42,10 +42,10 @@ Outcome outcome_named(const std::string& name) {
                                 Outcome::BadManifest, Outcome::Inconclusive}) {
     if (name == to_string(outcome)) return outcome;
   }
-  usage(fmt::format("\"{}\" is no outcome of a report", escaped(name)));
+  usage(fmt::format("\"{}\": unknown outcome in a report", escaped(name)));
 }
 
-// What two reports have to have in common to be about the same bytes.
+// The fields that have to be equal in reports about the same chain.
 Json subject_of(const Json& report) {
   Json subject;
   for (const char* const field : {"image", "mode", "against", "root", "live_bytes", "chain_bytes"}) {
@@ -76,20 +76,20 @@ void add(Sum& sum, const std::string& path) {
   if (sum.subject.is_null()) sum.subject = subject;
   if (sum.subject != subject) {
     usage(
-        fmt::format("{}: is not about the same chain, in the same state and proven the same way, as the "
-                    "reports before it",
+        fmt::format("{}: is not about the same chain in the same state, verified in the same way, as the "
+                    "previous reports",
                     path));
   }
   const Json& selection = report.at("selection");
   if (selection.at("only_earlier_findings").get<bool>()) {
-    usage(fmt::format("{}: looked only at earlier findings; that is no part of a whole", path));
+    usage(fmt::format("{}: covers only the findings of an earlier report, and cannot be combined", path));
   }
   const auto part = selection.at("part").get<unsigned>();
   const auto parts = selection.at("parts").get<unsigned>();
   if (part < 1 || part > parts || parts > Selection::kMaxParts)
-    usage(fmt::format("{}: part {} of {}", path, part, parts));
+    usage(fmt::format("{}: invalid part {} of {}", path, part, parts));
   if (!sum.parts.insert(part).second) {
-    usage(fmt::format("{}: is part {} a second time", path, selection.at("part").get<unsigned>()));
+    usage(fmt::format("{}: part {} was given twice", path, selection.at("part").get<unsigned>()));
   }
   sum.outcome = worse(sum.outcome, outcome_named(report.at("selected_outcome").get<std::string>()));
   for (std::size_t i = 0; i < kBytes.size(); ++i) sum.bytes[i] += report.at(kBytes[i]).get<std::uint64_t>();
@@ -99,7 +99,7 @@ void add(Sum& sum, const std::string& path) {
   }
   if (report.at("different_bytes") != 0) sum.outcome = worse(sum.outcome, Outcome::Mismatch);
   if (report.at("unread_bytes") != 0) sum.outcome = worse(sum.outcome, Outcome::Io);
-  // Without a manifest, nothing tells whether the parts were of the same bytes.
+  // Without a manifest, it cannot be checked that all reports are about the same content.
   for (const Json& layer : report.at("layers")) {
     if (layer.at("manifest").at("own_digest").is_null())
       sum.outcome = worse(sum.outcome, Outcome::Incomplete);
@@ -115,7 +115,7 @@ Outcome combine(const VerifyOptions& o, Console& console) {
     try {
       add(sum, path);
     } catch (const Json::exception& error) {
-      usage(fmt::format("{}: is no complete report: {}", path, error.what()));
+      usage(fmt::format("{}: incomplete report: {}", path, error.what()));
     }
   }
   const auto parts = sum.subject.at("parts").get<unsigned>();
@@ -129,7 +129,7 @@ Outcome combine(const VerifyOptions& o, Console& console) {
   for (const Json& verdict : sum.verdicts) console.error(verdict.at("message").get<std::string>());
   console.print(fmt::format("{}: {} of {} parts{}: {}; {} read, {} known to be zeros\n", name,
                             sum.parts.size(), parts,
-                            missing.empty() ? "" : fmt::format(" (not: {})", fmt::join(missing, ", ")),
+                            missing.empty() ? "" : fmt::format(" (missing: {})", fmt::join(missing, ", ")),
                             to_string(sum.outcome), human_size(sum.bytes[0]), human_size(sum.bytes[1])));
   Json fields;
   fields["combined"] = true;
@@ -153,15 +153,15 @@ std::vector<GuestRange> findings_of(const std::string& path) {
         const auto begin = item.at("offset").get<std::uint64_t>();
         const auto length = item.at("length").get<std::uint64_t>();
         if (length > ~std::uint64_t{0} / 2 - std::min(begin, ~std::uint64_t{0} / 2)) {
-          usage(fmt::format("{}: a range of {} bytes at {}", path, length, begin));
+          usage(fmt::format("{}: invalid range of {} bytes at {}", path, length, begin));
         }
         ranges.push_back(guest_range(begin, length));
       }
     }
   } catch (const Json::exception& error) {
-    usage(fmt::format("{}: is no complete report: {}", path, error.what()));
+    usage(fmt::format("{}: incomplete report: {}", path, error.what()));
   }
-  if (ranges.empty()) usage(fmt::format("{}: found nothing that could be looked at again", path));
+  if (ranges.empty()) usage(fmt::format("{}: lists no findings to verify again", path));
   std::ranges::sort(ranges, {}, &GuestRange::begin);
   return ranges;
 }

@@ -5,11 +5,11 @@
 
 namespace qchain {
 
-/// qchain verify --combine: adds up the reports of the parts of one proof. Throws Error (Usage) where they
-/// are not of one chain, or no reports at all.
+/// qchain verify --combine: combines the reports of all parts of a chain. Throws Error (Usage) if they are
+/// not reports, or not of the same chain.
 Outcome combine(const VerifyOptions& options, Console& console);
 
-/// What an earlier report found: the ranges that differed or could not be read. Throws Error (Usage).
+/// The ranges that differed or could not be read according to an earlier report. Throws Error (Usage).
 std::vector<GuestRange> findings_of(const std::string& report);
 
 }  // namespace qchain

@@ -20,10 +20,9 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 constexpr std::chrono::milliseconds kPoll{20};
-constexpr std::chrono::milliseconds kGrace{
-    400};  // between SIGTERM and SIGKILL: a signal ends us within a second
+constexpr std::chrono::milliseconds kGrace{400};  // from SIGTERM to SIGKILL
 
-// What posix_spawn is given.
+// Attributes and file actions for posix_spawn.
 class SpawnSettings {
  public:
   SpawnSettings() {
@@ -34,7 +33,7 @@ class SpawnSettings {
 
     posix_spawnattr_init(&attributes_);
     posix_spawnattr_setpgroup(&attributes_, 0);
-    // What this process ignores would be ignored by the command too.
+    // Ignored signals would be inherited.
     sigset_t signals;
     sigemptyset(&signals);
     posix_spawnattr_setsigmask(&attributes_, &signals);
@@ -63,7 +62,7 @@ class SpawnSettings {
               system_error(fmt::format("--still-running: cannot {}", what), error_number).what());
 }
 
-// A shell command and its process group; both are gone after the destructor, unless it ended by itself.
+// A shell command and its process group; the destructor kills both, unless the command has ended.
 class ShellCommand {
  public:
   explicit ShellCommand(const std::string& command) {
@@ -79,7 +78,7 @@ class ShellCommand {
   ShellCommand(const ShellCommand&) = delete;
   ShellCommand& operator=(const ShellCommand&) = delete;
 
-  // Whether the shell has ended. It is not reaped: its number still names the group.
+  // Whether the shell has ended. Does not reap it, so that its process id still identifies the group.
   bool ended() const {
     siginfo_t info{};
     while (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0) {
@@ -88,7 +87,7 @@ class ShellCommand {
     return info.si_pid != 0;
   }
 
-  // The status of a shell that has ended, as waitpid() gives it.
+  // The waitpid() status of a shell that has ended.
   int reap() noexcept {
     int status = -1;
     while (waitpid(pid_, &status, 0) < 0 && errno == EINTR) {
@@ -107,7 +106,7 @@ class ShellCommand {
       if (waitid(P_PID, static_cast<id_t>(pid_), &info, WEXITED | WNOHANG | WNOWAIT) != 0 && errno != EINTR)
         break;
     }
-    kill(-pid_, SIGKILL);  // whoever of the group did not listen
+    kill(-pid_, SIGKILL);  // processes of the group that ignored SIGTERM
     reap();
   }
 
@@ -132,15 +131,16 @@ class CommandOwner : public JobOwner {
     while (!command.ended()) {
       throw_if_cancelled();
       if (Clock::now() >= deadline) {
-        fail(fmt::format(
-            "did not end within {} s, so whether the job is running is not known; see --owner-timeout",
-            timeout_.count()));
+        fail(
+            fmt::format("did not finish within {} s, so it is not known whether the job is still running; "
+                        "see --owner-timeout",
+                        timeout_.count()));
       }
       std::this_thread::sleep_for(kPoll);
     }
     const int status = command.reap();
     throw_if_cancelled();
-    if (status != 0) fail(how_it_ended(status) + ", so the job is not known to be running");
+    if (status != 0) fail(how_it_ended(status) + ", so the job may no longer be running");
   }
 
   std::string description() const override { return "command"; }
@@ -157,7 +157,7 @@ class CommandOwner : public JobOwner {
 }  // namespace
 
 std::unique_ptr<JobOwner> open_command_owner(const std::string& command, std::chrono::seconds timeout) {
-  // Whoever started this process may have left it ignored: then nobody can learn how a child ended.
+  // If SIGCHLD was inherited as ignored, the exit status of a child would be lost.
   std::signal(SIGCHLD, SIG_DFL);
   auto owner = std::make_unique<CommandOwner>(command, timeout);
   owner->require_running();

@@ -8,13 +8,13 @@
 
 namespace qchain {
 
-/// The owner of a job that is asked by a command: `/bin/sh -c COMMAND` exits with 0 where the job is running.
-/// It is run here once, so that a command that cannot work is found before anything is read, and by each
+/// A job owner that runs a command: `/bin/sh -c COMMAND` exits with 0 if the job is running. It is run once
+/// here, so that a command that does not work is detected before anything is read, and by each
 /// require_running().
 ///
-/// The command runs in a process group of its own, reads nothing, has its output on our standard error, and
-/// inherits no other descriptor. A command that takes longer than `timeout`, and on a signal any command, is
-/// ended with its group. Throws Error (Inconclusive) as require_running() does.
+/// The command runs in its own process group with /dev/null as standard input and its output on our standard
+/// error; it inherits no other descriptors. It is killed with its group after `timeout`, or when we receive a
+/// signal. Throws Error (Inconclusive) like require_running().
 std::unique_ptr<JobOwner> open_command_owner(const std::string& command, std::chrono::seconds timeout);
 
 }  // namespace qchain

@@ -44,7 +44,7 @@ std::vector<po::option> parsed(const std::vector<std::string>& words, const po::
   return po::command_line_parser(words).options(known).style(kStyle).run().options;
 }
 
-// What is wrong, in words like those of our other messages.
+// Rewords Boost's message in the style of our other messages.
 std::string what_of(const po::invalid_command_line_syntax& error) {
   const std::string name = error.get_option_name();
   switch (error.kind()) {
@@ -150,7 +150,7 @@ bool CommandLine::has(const std::string& name) const {
   return std::ranges::any_of(options_, [&](const Option& o) { return o.shown.name == name && o.times != 0; });
 }
 
-// Goes by what the parser does with words that it understands, and over those that it does not.
+// Follows the parser as far as it understands the words, and skips the others.
 void CommandLine::set_early_flags(const std::vector<std::string>& words) {
   for (std::size_t i = 0; i < words.size() && words[i] != "--"; ++i) {
     const auto is_this = [&](const Option& o) {
@@ -160,11 +160,11 @@ void CommandLine::set_early_flags(const std::vector<std::string>& words) {
     const auto found = std::ranges::find_if(options_, is_this);
     if (found == options_.end()) continue;
     if (found->early) found->take({});
-    if (!found->shown.argument.empty()) ++i;  // over its value, whatever that looks like
+    if (!found->shown.argument.empty()) ++i;  // skips its value, whatever that looks like
   }
 }
 
-// Sorts the words into values of options and others.
+// Separates option values from positional arguments.
 void CommandLine::take_in(const std::vector<std::string>& words) {
   try {
     for (const po::option& word : parsed(words, described(options()))) {

@@ -1,12 +1,12 @@
-// The command line of one command: a table in which each option is declared, bound to its variable and
-// explained in one statement. Parser and help are made of it.
+// The command line of one command: a table in which one statement declares an option, binds it to a variable
+// and describes it. Parser and help use the table.
 //
 //   CommandLine line("check", "IMAGE [options]", "Checks the metadata of every layer of a chain.");
 //   line.positional("IMAGE", o.image);
 //   line.flag("strict", o.strict, "treat leaks as a failure");
 //   line.value("output,o", "FILE", o.output, "file to write");
 //   line.value("connections", "N", o.connections, number(1, 16), "NBD connections");
-//   if (!line.parse(words)) return;  // --help: it was printed
+//   if (!line.parse(words)) return;  // --help was printed
 #pragma once
 
 #include <functional>
@@ -19,41 +19,41 @@
 
 namespace qchain {
 
-/// One option as its user sees it: for help, manual pages and shell completion.
+/// An option as the user sees it: for help, manual pages and shell completion.
 struct OptionDescription {
   enum class Occurs {
     Once,
     Repeatedly,
-    AsList,  ///< Repeatedly, and each time with one or more values.
+    AsList,  ///< Repeatedly, each time with one or more values.
   };
   std::string name;      ///< "output", for --output.
   char short_name = 0;   ///< 'o', for -o; 0: none.
-  std::string argument;  ///< What its value is called, such as "FILE"; empty: it is a flag.
+  std::string argument;  ///< The placeholder of its value, such as "FILE"; empty: it is a flag.
   std::string help;
-  std::string group;  ///< The heading in the help that it stands under.
+  std::string group;  ///< The heading in the help.
   Occurs occurs = Occurs::Once;
 };
 
-/// Variables that options are bound to have to outlive the command line.
+/// The variables that options are bound to have to outlive it.
 class CommandLine {
  public:
   using Take = std::function<void(const std::string& value)>;
 
-  /// `usage` is what follows "qchain COMMAND". `summary` is text of paragraphs, without line breaks in them.
+  /// `usage` follows "qchain COMMAND". `summary`: paragraphs, each without line breaks.
   CommandLine(std::string command, std::string usage, std::string summary);
 
-  /// A word without a name that has to be there, and one that may be. In the order of their declaration.
+  /// Required and optional positional arguments, in the order of their declaration.
   void positional(const char* name, std::string& target);
   void optional_positional(const char* name, std::string& target);
 
   /// Options declared from here on are listed under this heading.
   void group(std::string heading) { group_ = std::move(heading); }
 
-  /// Options. `names` is "output", or "output,o" where there is a short name too. What is not given leaves
-  /// its variable as it was. A reader (`take`, `read`) throws Error for a value that it does not understand;
-  /// the option's name is put before the message.
+  /// Declares options. `names` is "output", or "output,o" with a short name. An option that is not given
+  /// leaves its variable unchanged. A reader (`take`, `read`) throws Error for an invalid value; the option's
+  /// name is prepended to the message.
   void flag(const char* names, bool& target, std::string help);
-  /// A flag that parse() sets even where it throws: it says how to report errors.
+  /// A flag that parse() sets even if it throws, because it selects how errors are reported.
   void early_flag(const char* names, bool& target, std::string help);
   void value(const char* names, std::string argument, std::string& target, std::string help);
   void value(const char* names, std::string argument, Take take, std::string help);
@@ -65,17 +65,16 @@ class CommandLine {
   }
   void values(const char* names, std::string argument, std::vector<std::string>& target, std::string help);
   void list(const char* names, std::string argument, std::vector<std::string>& target, std::string help);
-  /// --help, which makes parse() print help().
+  /// --help makes parse() print help().
   void help_flag();
 
-  /// What to check of the options together, once all variables are set.
+  /// A check of all options together, after all variables are set.
   void afterwards(std::function<void(const CommandLine&)> check) { check_ = std::move(check); }
 
-  /// Sets the variables, in the order of their declaration. False where --help was asked for: it was printed,
-  /// and no variable is set but early flags. Throws Error, which is of Usage unless a reader throws another
-  /// one.
+  /// Sets the variables, in the order of their declaration. Returns false if --help was given: then the help
+  /// was printed, and only early flags are set. Throws Error (Usage), or what a reader throws.
   bool parse(const std::vector<std::string>& words);
-  /// Whether an option was among the words.
+  /// Whether an option was given.
   bool has(const std::string& name) const;
 
   std::vector<OptionDescription> options() const;
@@ -86,7 +85,7 @@ class CommandLine {
     OptionDescription shown;
     Take take;
     bool early = false;
-    unsigned times = 0;                // that it was given
+    unsigned times = 0;                // how often it was given
     std::vector<std::string> given{};  // its values
   };
   struct Positional {
@@ -109,11 +108,11 @@ class CommandLine {
   std::string group_ = "Options";
   std::vector<Option> options_;
   std::vector<Positional> positionals_;
-  std::vector<std::string> words_;  // those that are of no option
+  std::vector<std::string> words_;  // positional arguments
   std::function<void(const CommandLine&)> check_;
 };
 
-/// Reads a number from `least` to `most`.
+/// A reader of numbers from `least` to `most`.
 inline auto number(unsigned least, unsigned most) {
   return [least, most](const std::string& text) { return parse_number(text, least, most); };
 }

@@ -33,15 +33,16 @@ void Console::fail_to_write(int error_number) {
   if (!std::exchange(cannot_write_, true)) warn(failure.what());
 }
 
-void Console::tell(const char* severity, const std::string& message, std::vector<std::string>& list) {
+void Console::print_message(const char* severity, const std::string& message,
+                            std::vector<std::string>& list) {
   const std::string safe = escaped(message);
   list.push_back(safe);
   std::fputs(fmt::format("qchain: {}{}\n", severity, safe).c_str(), stderr);
 }
 
-void Console::note(const std::string& message) { tell("note: ", message, notes_); }
-void Console::warn(const std::string& message) { tell("warning: ", message, warnings_); }
-void Console::error(const std::string& message) { tell("", message, errors_); }
+void Console::note(const std::string& message) { print_message("note: ", message, notes_); }
+void Console::warn(const std::string& message) { print_message("warning: ", message, warnings_); }
+void Console::error(const std::string& message) { print_message("", message, errors_); }
 
 void Console::print(const std::string& text) {
   if (json_) return;
@@ -74,7 +75,7 @@ void Console::document(Outcome outcome, const Json& fields, const char* name,
                        const std::function<Json()>& next) {
   if (!json_) return;
   std::string open = with_frame(outcome, fields).dump(2);
-  open.resize(open.rfind("\n}"));  // the frame is never empty
+  open.resize(open.rfind("\n}"));  // `open` always has fields
   write_out(fmt::format("{},\n  \"{}\": [", open, name));
   const char* separator = "\n    ";
   for (Json element = next(); !element.is_null(); element = next()) {

@@ -12,8 +12,8 @@ namespace qchain {
 
 using Json = nlohmann::ordered_json;
 
-/// Where a command's words go: results to standard output, as text or as one JSON document; notes,
-/// warnings, errors and progress to standard error. Notes and warnings are in the document too.
+/// The output of a command: results go to standard output, as text or as one JSON document; notes, warnings,
+/// errors and progress go to standard error. Notes and warnings are in the document too.
 class Console {
  public:
   /// `command` names the schema of the document: "qchain.COMMAND".
@@ -23,30 +23,30 @@ class Console {
   bool json() const noexcept { return json_; }
   ProgressStyle progress_style() const noexcept { return style_; }
 
-  /// Worth knowing.
+  /// Information for the user.
   void note(const std::string& message);
-  /// Something is not as it should be, and the work goes on.
+  /// A problem that does not stop the work.
   void warn(const std::string& message);
   void error(const std::string& message);
 
-  /// What was asked for is done, and stands: from now on, words that cannot be written are a warning.
+  /// The work is done and cannot be undone: from now on, failures to write output are only warnings.
   void result_stands() noexcept { result_stands_ = true; }
-  /// Standard output is taken by a disk: text goes to standard error.
+  /// Standard output is used for a disk image: text goes to standard error.
   void use_standard_error() noexcept { to_standard_error_ = true; }
-  /// Hands on what was printed. Throws Error (Io).
+  /// Flushes standard output. Throws Error (Io).
   void flush();
 
-  /// Text for people; dropped where a document is printed.
+  /// Prints text; ignored in JSON mode.
   void print(const std::string& text);
-  /// The one document: schema, version, outcome and what `fields` holds. Dropped where text is printed.
+  /// Prints the JSON document: schema, version, outcome and `fields`. Ignored in text mode.
   void document(Outcome outcome, const Json& fields);
-  /// The same with a last field `name`, an array that can be too long to be held in memory: `next` gives
-  /// its elements, null at the end.
+  /// The same with a last field `name`, an array that may not fit in memory: `next` returns its elements,
+  /// then null.
   void document(Outcome outcome, const Json& fields, const char* name, const std::function<Json()>& next);
 
  private:
   Json with_frame(Outcome outcome, const Json& fields) const;
-  void tell(const char* severity, const std::string& message, std::vector<std::string>& list);
+  void print_message(const char* severity, const std::string& message, std::vector<std::string>& list);
 
   std::string command_;
   bool json_;

@@ -10,7 +10,7 @@
 
 namespace qchain {
 
-/// A Run that speaks through a console, as long as it lives: its progress bar goes with it.
+/// A Run that reports to a console. Removes its progress bar when destroyed.
 class ConsoleRun {
  public:
   explicit ConsoleRun(Console& console) : console_(console) {

@@ -21,8 +21,8 @@ std::string known_algorithm(const std::string& text) { return to_string(algorith
 CommandLine command_line_for(DigestCommandOptions& o) {
   CommandLine line(
       "digest", "IMAGE|FILE|URI [options]",
-      "Prints the content digest (blkhash construction, blocks of 64 KiB) of the disk in a qcow2 "
-      "image, of a raw file or of an NBD export.");
+      "Prints the content digest (blkhash construction, blocks of 64 KiB) of the disk in a qcow2 image, "
+      "of a raw file or of an NBD export.");
   line.positional("IMAGE|FILE|URI", o.request.source);
   line.value(
       "format", "FORMAT",
@@ -35,8 +35,8 @@ CommandLine command_line_for(DigestCommandOptions& o) {
   add_common_options(line, o.common);
   line.afterwards([&o](const CommandLine&) {
     o.request.open = o.common.open;
-    if (!o.owner.names_nobody() && !is_nbd_uri(o.request.source)) {
-      throw Error(Outcome::Usage, "--libvirt, --connect and --still-running are for NBD exports");
+    if (!o.owner.is_empty() && !is_nbd_uri(o.request.source)) {
+      throw Error(Outcome::Usage, "--libvirt, --connect and --still-running require an NBD export");
     }
   });
   return line;

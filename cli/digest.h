@@ -13,7 +13,7 @@ struct DigestCommandOptions {
   DigestRequest request;
 };
 
-/// The command line that sets `options`, which has to outlive it.
+/// The command line for `options`, which has to outlive it.
 CommandLine command_line_for(DigestCommandOptions& options);
 Outcome digest(const DigestCommandOptions& options, Console& console);
 

@@ -4,7 +4,7 @@
 
 namespace qchain {
 
-/// The exit code of a command that ends so.
+/// The exit code for an outcome.
 constexpr int exit_code(Outcome outcome) noexcept {
   switch (outcome) {
     case Outcome::Done:

@@ -16,18 +16,18 @@ std::unique_ptr<JobOwner> open_owner(const OwnerOptions& options,
                                      [[maybe_unused]] const std::string& export_name,
                                      [[maybe_unused]] const std::string& nbd_uri) {
   if (!options.connect_uri.empty() && options.libvirt_domain.empty()) {
-    usage("--connect is the libvirt connection for --libvirt: name the domain with --libvirt DOMAIN");
+    usage("--connect requires --libvirt DOMAIN");
   }
   if (!options.libvirt_domain.empty() && !options.still_running.empty()) {
-    usage("--libvirt and --still-running exclude each other: a job has one owner");
+    usage("--libvirt and --still-running are mutually exclusive");
   }
   if (!options.libvirt_domain.empty()) {
 #ifdef QCHAIN_HAVE_LIBVIRT
     return open_libvirt_owner(options, export_name, nbd_uri);
 #else
     usage(
-        "--libvirt: this build has no libvirt; build qchain with libvirt-dev and libpugixml-dev, or use "
-        "--still-running");
+        "--libvirt: this build does not support libvirt; build qchain with libvirt-dev and "
+        "libpugixml-dev, or use --still-running");
 #endif
   }
   if (!options.still_running.empty()) return open_command_owner(options.still_running, options.timeout);

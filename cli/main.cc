@@ -1,4 +1,4 @@
-// qchain: one table of commands, one place where errors end.
+// qchain: the table of commands, and the handling of errors.
 
 #include <fcntl.h>
 #include <fmt/format.h>
@@ -39,12 +39,12 @@ namespace {
 
 using Words = std::vector<std::string>;
 
-// Runs one command: its options decide how it speaks, also of its failure.
+// Runs one command. Its options select how results and errors are reported.
 template <class Options>
 Outcome run(const char* name, const Words& words, Outcome (*command)(const Options&, Console&)) {
   Options options;
   std::optional<Console> made;
-  // Once the words are parsed, well or not, it is known whether a document is expected.
+  // After parsing, successful or not, it is known whether --json was given.
   const auto console = [&]() -> Console& {
     if (!made) made.emplace(name, options.common.json, options.common.progress);
     return *made;
@@ -61,12 +61,13 @@ Outcome run(const char* name, const Words& words, Outcome (*command)(const Optio
   };
   try {
     if (!command_line_for(options).parse(words)) {
-      console().flush();  // of the help
+      console().flush();  // the help
       return Outcome::Done;
     }
     if (options.common.open.force_share) {
       console().warn(
-          "--force-share: an image that changes while it is read can give bytes of no point in time");
+          "--force-share: if an image changes while it is read, the result is not a consistent point in "
+          "time");
     }
     const Outcome outcome = command(options, console());
     console().flush();
@@ -154,8 +155,8 @@ Outcome dispatch(const Words& words) {
   return found->run(found->name, Words(words.begin() + 1, words.end()));
 }
 
-// A file that is opened as descriptor 0, 1 or 2 would be taken for a standard stream: messages would be
-// written into it. What is closed is opened so that nobody can read or write there by mistake.
+// If descriptor 0, 1 or 2 is closed, a file opened later would get it, and messages would be written into
+// that file. Opens /dev/null in their place, in a mode in which accidental reads or writes fail.
 void fill_standard_descriptors() {
   for (const int descriptor : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO}) {
     if (fcntl(descriptor, F_GETFD) >= 0) continue;
@@ -170,7 +171,7 @@ void request_stop(int signal_number) {
   by_signal.request(signal_number == SIGINT ? Outcome::Interrupted : Outcome::Terminated);
 }
 
-// Who started us may have asked that a signal be ignored, as nohup does.
+// Signals may be ignored on purpose, as with nohup.
 void handle(int signal_number) {
   struct sigaction action {};
   if (sigaction(signal_number, nullptr, &action) == 0 && action.sa_handler == SIG_IGN) return;
@@ -182,9 +183,9 @@ void handle(int signal_number) {
 void set_up_process() {
   fill_standard_descriptors();
   for (const int signal_number : {SIGINT, SIGTERM, SIGHUP}) handle(signal_number);
-  // Tables come and go, and what glibc keeps of them for later would be half of our memory.
+  // Without this, glibc keeps freed tables, which would be half of our memory.
   mallopt(M_MMAP_THRESHOLD, 60 << 10);
-  // A broken pipe, and a file that may not grow any more, are errors like any other.
+  // Broken pipes and file size limits are reported as errors.
   std::signal(SIGPIPE, SIG_IGN);
   std::signal(SIGXFSZ, SIG_IGN);
   // A chain can have more layers than the soft limit has descriptors.
@@ -209,7 +210,7 @@ int main(int argc, char** argv) {
     if (called == "chaininfo" && !version) words.insert(words.begin(), called);
     return exit_code(dispatch(words));
   } catch (const std::exception& error) {
-    std::fprintf(stderr, "qchain: %s\n", error.what());  // without memory of its own
+    std::fprintf(stderr, "qchain: %s\n", error.what());  // needs no memory
   }
   return exit_code(Outcome::Io);
 }

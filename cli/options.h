@@ -11,9 +11,9 @@ namespace qchain {
 
 class CommandLine;
 
-/// What every command takes.
+/// Options of all commands.
 struct CommonOptions {
-  bool json = false;  ///< Set even where the words cannot be parsed.
+  bool json = false;  ///< Set even if parsing fails.
   ProgressStyle progress = ProgressStyle::Auto;
   OpenOptions open;
 };
@@ -21,8 +21,8 @@ struct CommonOptions {
 /// qcow2 or raw. Throws Error (Usage) for another name.
 ImageFormat image_format_named(const std::string& name);
 
-/// Adds the options that set `options`, under a heading of their own. The common ones, with --help, come
-/// last; the report options are those of them that a command without images takes too.
+/// Add options for `options` under their own heading. The common options, with --help, come last; the report
+/// options are those that also apply to commands without images.
 void add_nbd_options(CommandLine& line, NbdOptions& options);
 void add_owner_options(CommandLine& line, OwnerOptions& options);
 void add_report_options(CommandLine& line, CommonOptions& options);

@@ -9,24 +9,23 @@ namespace qchain {
 
 enum class ProgressStyle { Auto, Bar, Json, None };
 
-/// Throws Error (Usage) for another name than auto, bar, json and none.
+/// auto, bar, json or none. Throws Error (Usage) for other names.
 ProgressStyle progress_style_named(const std::string& name);
 
-/// How far a command is, on standard error: a bar for people, or a JSON object a line for programs:
+/// Progress on standard error: a bar for people, or one JSON object per line for programs:
 /// {"event":"progress","phase":"pull","done":BYTES,"total":BYTES,"elapsed":SECONDS}.
 class Progress {
  public:
-  /// Auto is a bar where standard error is a terminal, else nothing.
+  /// Auto: a bar if standard error is a terminal, else nothing.
   Progress(ProgressStyle style, std::string phase, std::uint64_t total);
-  /// Takes the bar away.
+  /// Removes the bar.
   ~Progress();
   Progress(const Progress&) = delete;
   Progress& operator=(const Progress&) = delete;
 
-  /// `done` of `total` bytes. Cheap: shows something a few times a second only. The bar goes when all is
-  /// done.
+  /// `done` of `total` bytes. Cheap: prints only a few times per second. Removes the bar when all is done.
   void update(std::uint64_t done);
-  /// update() as a function. This has to outlive it.
+  /// update() as a function, which this has to outlive.
   std::function<void(std::uint64_t)> updater() {
     return [this](std::uint64_t done) { update(done); };
   }

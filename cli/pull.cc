@@ -23,8 +23,7 @@ ByteRange parse_range(const std::string& text) {
   if (colon == std::string::npos) usage(fmt::format("\"{}\" is not OFFSET:LENGTH", escaped(text)));
   const std::uint64_t begin = parse_size(text.substr(0, colon));
   const std::uint64_t length = parse_size(text.substr(colon + 1));
-  if (length > ~std::uint64_t{0} - begin)
-    usage(fmt::format("{}: the end does not fit 64 bits", escaped(text)));
+  if (length > ~std::uint64_t{0} - begin) usage(fmt::format("{}: the end exceeds 64 bits", escaped(text)));
   return {begin, length};
 }
 
@@ -34,7 +33,7 @@ std::uint64_t parse_cluster_size(const std::string& text) {
   return size;
 }
 
-// Readers that only refuse what the pull would refuse, with the option's name.
+// Readers that only validate, so that the message names the option.
 std::string known_compression(const std::string& text) {
   parse_compression(text);
   return text;
@@ -67,23 +66,23 @@ OnMissed parse_on_missed(const std::string& text) {
   usage(fmt::format("\"{}\": invalid; choose compare or fail", escaped(text)));
 }
 
-// A raw file has no parent, no clusters and no manifest.
+// Raw output has no parent, clusters or manifest.
 void refuse_layer_options(const CommandLine& line) {
   for (const char* const option :
        {"parent", "checkpoint", "cluster-size", "layer-id", "extended-l2", "compress", "digest", "sign-key",
         "bitmap", "shallow", "since", "check-clean", "on-missed", "allow-other-export"}) {
-    if (line.has(option)) usage(fmt::format("--{} has no meaning for a raw output", option));
+    if (line.has(option)) usage(fmt::format("--{} cannot be used with raw output", option));
   }
 }
 
 void require_valid(const PullOptions& o) {
   const bool raw = o.format == ImageFormat::Raw;
   if (o.request.output.empty()) usage("missing output file: use -o FILE");
-  if (!raw && o.range) usage("--range is for a raw output: add --format raw");
+  if (!raw && o.range) usage("--range requires --format raw");
   if (!raw && o.request.output == "-")
-    usage("only a raw image can be written to standard output: add --format raw");
+    usage("only a raw image can be written to standard output: use --format raw");
   if (o.request.output == "-" && o.common.json)
-    usage("-o - and --json both write to standard output: choose one");
+    usage("-o - and --json are mutually exclusive: both write to standard output");
 }
 
 Json or_null(const std::string& text) { return text.empty() ? Json(nullptr) : Json(escaped(text)); }
@@ -92,7 +91,8 @@ std::string point_in_words(const JobOwner* owner) {
   if (owner != nullptr) {
     return "the job was still running after the last read (" + escaped(owner->description()) + ")";
   }
-  return "the end of the job was not excluded (--libvirt or --still-running does)";
+  return "not checked whether the job was still running after the last read (use --libvirt or "
+         "--still-running)";
 }
 
 std::string text_of(const PullResult& layer, const JobOwner* owner) {
@@ -140,20 +140,19 @@ Json json_of(const PullRequest& request, const PullResult& layer) {
   return fields;
 }
 
-// The owner's refusal, as the operator reads it.
+// Runs a pull; adds to an Inconclusive error that nothing was published.
 template <class Pull>
-auto or_say_that_nothing_is_published(const Pull& pull) {
+auto with_note_on_publication(const Pull& pull) {
   try {
     return pull();
   } catch (const Error& error) {
     if (error.outcome() != Outcome::Inconclusive) throw;
-    throw error.with("; nothing is published");
+    throw error.with("; nothing was published");
   }
 }
 
 Outcome pull_layer(PullRequest request, Console& console) {
-  const PullResult layer =
-      or_say_that_nothing_is_published([&] { return pull(request, ConsoleRun(console)); });
+  const PullResult layer = with_note_on_publication([&] { return pull(request, ConsoleRun(console)); });
   console.result_stands();
   console.print(text_of(layer, request.owner));
   console.document(Outcome::Done, json_of(request, layer));
@@ -184,8 +183,7 @@ Outcome pull_disk(const PullOptions& o, JobOwner* owner, Console& console) {
   request.range = o.range;
   request.require_read_only = o.request.require_read_only;
   request.no_extents = o.request.no_extents;
-  const RawPullResult copy =
-      or_say_that_nothing_is_published([&] { return pull_raw(request, ConsoleRun(console)); });
+  const RawPullResult copy = with_note_on_publication([&] { return pull_raw(request, ConsoleRun(console)); });
   if (request.descriptor >= 0) return Outcome::Done;
   console.result_stands();
   console.print(fmt::format("{}: raw, {}, {} of data\n", escaped(request.output),
@@ -229,11 +227,11 @@ void add_source_options(CommandLine& line, PullOptions& o) {
             "copy what is allocated in the active layer (qemu:allocation-depth), and use no dirty bitmap");
   line.value("since", "NAME", o.request.since, "checkpoint at which the dirty bitmap starts");
   line.value("check-clean", "HOW", o.request.check_clean, parse_check_clean,
-             "how much of what the bitmap marks as clean to compare with the parent: a fraction from 0 to 1, "
-             "all or none (default: a sample)");
+             "how much of what the bitmap marks as clean to compare with the parent: a fraction from 0 "
+             "to 1, all or none (default: a sample)");
   line.value("on-missed", "WHAT", o.request.on_missed, parse_on_missed,
-             "if the bitmap missed a change: compare (default: start over and compare everything) or fail "
-             "(exit code 1)");
+             "if the bitmap missed a change: compare (default: start over and compare everything) or "
+             "fail (exit code 1)");
   line.flag("allow-other-export", o.request.allow_other_export,
             "accept a parent that was pulled from another export, libvirt domain or disk");
   line.group("Export");
@@ -246,8 +244,8 @@ void add_source_options(CommandLine& line, PullOptions& o) {
 
 CommandLine command_line_for(PullOptions& o) {
   CommandLine line("pull", "URI -o OUT [options]",
-                   "Copies a live NBD export into the next layer of a backup chain: a full image, or, with "
-                   "--parent, an overlay that holds what has changed since.");
+                   "Copies a live NBD export into the next layer of a backup chain: a full image, or, "
+                   "with --parent, an overlay that holds what has changed since.");
   line.positional("URI", o.request.uri);
   add_image_options(line, o);
   add_manifest_options(line, o);
@@ -257,7 +255,7 @@ CommandLine command_line_for(PullOptions& o) {
   add_common_options(line, o.common);
   line.afterwards([&o](const CommandLine& given) {
     if (given.has("parent-format") && o.request.parent.empty()) {
-      usage("--parent-format is the format of the parent: name that with --parent");
+      usage("--parent-format requires --parent");
     }
     o.request.open = o.common.open;
     if (o.format == ImageFormat::Raw) refuse_layer_options(given);

@@ -10,16 +10,16 @@
 
 namespace qchain {
 
-/// qchain pull: copies a live export into the next layer of a chain, or into a raw file.
+/// qchain pull: copies a live export into a new layer of a chain, or into a raw file.
 struct PullOptions {
   CommonOptions common;
   OwnerOptions owner;
-  PullRequest request;  ///< Of a raw file, what it has a meaning for; "-" as output: standard output.
+  PullRequest request;  ///< For raw output, only the fields that apply; output "-": standard output.
   ImageFormat format = ImageFormat::Qcow2;
   std::optional<ByteRange> range;  ///< Raw only.
 };
 
-/// The command line that sets `options`, which has to outlive it.
+/// The command line for `options`, which has to outlive it.
 CommandLine command_line_for(PullOptions& options);
 /// Throws Error.
 Outcome pull(const PullOptions& options, Console& console);

@@ -12,9 +12,9 @@ namespace qchain {
 CommandLine command_line_for(RestoreOptions& o) {
   CommandLine line(
       "restore", "IMAGE DEST [options]",
-      "Writes the disk that a chain describes, at the point in time of IMAGE: to a sparse raw file, "
-      "to standard output (-), or over a block device or an NBD export; or, with --format qcow2, to "
-      "one full image. Every block is verified against its stored digest before it is written.\n"
+      "Writes the disk that a chain describes, at the point in time of IMAGE: to a sparse raw file, to "
+      "standard output (-), or over a block device or an NBD export; or, with --format qcow2, to one "
+      "full image. Every block is verified against its stored digest before it is written.\n"
       "On a device or an export, everything from the start to the size of the disk is overwritten.");
   line.positional("IMAGE", o.request.image);
   line.positional("DEST", o.request.destination);
@@ -32,7 +32,7 @@ CommandLine command_line_for(RestoreOptions& o) {
   line.flag("read-back", o.request.read_back,
             "read back what was written, bypassing the page cache, and compare (exit code 1 if it differs)");
   line.flag("zero-rest", o.request.zero_rest,
-            "zero what a device or an export has after the end of the disk");
+            "write zeros to the rest of a device or an export after the end of the disk");
   line.flag("preallocate", o.request.preallocate, "allocate space for zeros too");
   line.flag("force", o.request.replace, "replace an existing file");
   add_nbd_options(line, o.request.nbd);
@@ -41,7 +41,8 @@ CommandLine command_line_for(RestoreOptions& o) {
     o.request.open = o.common.open;
     if (o.request.destination != "-") return;
     o.request.descriptor = STDOUT_FILENO;
-    if (o.common.json) throw Error(Outcome::Usage, "- and --json both write to standard output: choose one");
+    if (o.common.json)
+      throw Error(Outcome::Usage, "- and --json are mutually exclusive: both write to standard output");
   });
   return line;
 }

@@ -6,14 +6,14 @@
 
 namespace qchain {
 
-/// qchain restore: writes out the disk that a chain describes, to a raw file, standard output, a block device
-/// or an NBD export, or as one full layer.
+/// qchain restore: writes the disk that a chain describes to a raw file, standard output, a block device or
+/// an NBD export, or to a full image.
 struct RestoreOptions {
   CommonOptions common;
-  RestoreRequest request;  ///< "-" as destination: standard output.
+  RestoreRequest request;  ///< destination "-": standard output.
 };
 
-/// The command line that sets `options`, which has to outlive it.
+/// The command line for `options`, which has to outlive it.
 CommandLine command_line_for(RestoreOptions& options);
 Outcome restore(const RestoreOptions& options, Console& console);
 

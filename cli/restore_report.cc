@@ -20,25 +20,24 @@ std::string range_text(const GuestRange& range) {
 
 std::string proof_in_words(const RestoreRequest& request, const RestoreResult& result) {
   if (!result.losses.is_clean()) {
-    return fmt::format("{} of it not what was backed up: see above",
+    return fmt::format("{} could not be read or differ from what was backed up: see above",
                        human_size(result.losses.different_bytes + result.losses.unread_bytes));
   }
-  if (request.no_verify) return "not verified, as asked";
+  if (request.no_verify) return "not verified (--no-verify)";
   if (result.is_verified) return "every block verified; digest " + result.root;
   if (result.has_recorded_digest) {
     return fmt::format(
-        "not verified block by block, but the whole of it has the digest that its header records: {}; qchain "
-        "verify --seal writes what is missing",
+        "not verified block by block, but the digest of the whole disk matches the one in the header: {}; "
+        "run 'qchain verify --seal' to write what is missing",
         result.has_manifest ? "a manifest of the chain is missing" : "the image has no manifest");
   }
   if (!result.has_manifest)
-    return "not verified: the chain has no manifest; qchain verify --seal writes the missing ones";
+    return "not verified: the chain has no manifest; run 'qchain verify --seal' to write the missing ones";
   if (result.unknown_bytes == 0) {
-    return "every block held against a digest, but the digest of the whole disk is unknown; qchain verify "
-           "--seal finds it out";
+    return "every block verified, but the digest of the whole disk is unknown; run 'qchain verify --seal' to "
+           "compute it";
   }
-  return fmt::format("{} of it not verified: no manifest tells what it should be",
-                     human_size(result.unknown_bytes));
+  return fmt::format("{} not verified: no manifest covers them", human_size(result.unknown_bytes));
 }
 
 template <class Item, class Describe>
@@ -51,7 +50,7 @@ void list(const std::vector<Item>& items, Console& console, const Describe& desc
   }
 }
 
-// Names what was read back and is not what was written.
+// Lists what differs from what was written.
 void list_read_back(const RestoreRequest& request, const RestoreResult& result, Console& console) {
   const Findings& found = *result.read_back;
   list(found.different, console, [](const Discrepancy& difference) {
@@ -62,20 +61,20 @@ void list_read_back(const RestoreRequest& request, const RestoreResult& result, 
         fmt::format("{}: {}: not read back: {}", request.destination, range_text(part.range), part.message));
   }
   if (found.different_bytes != 0) {
-    console.error(fmt::format("{}: {} of it are not what was written, the first at {}", request.destination,
+    console.error(fmt::format("{}: {} differ from what was written, first at {}", request.destination,
                               human_size(found.different_bytes), range_text(found.different.front().range)));
   }
   console.error(result.is_in_place ? fmt::format("the content of {} is not complete", request.destination)
-                                   : fmt::format("{}: was not made", request.destination));
+                                   : fmt::format("{}: not created", request.destination));
 }
 
-// Names what a lenient restore could not read, or found changed.
+// Lists what could not be read or has changed (--salvage, --no-verify).
 void list_losses(const Findings& losses, Console& console) {
   list(losses.unread, console,
-       [](const UnreadRange& part) { return "not readable, written as zeros: " + escaped(part.message); });
+       [](const UnreadRange& part) { return "unreadable, written as zeros: " + escaped(part.message); });
   list(losses.different, console, [](const Discrepancy& damage) {
-    return fmt::format("not what was backed up, written as it is: stored {}, found {}", damage.expected,
-                       damage.found);
+    return fmt::format("differs from what was backed up, written anyway: stored {}, found {}",
+                       damage.expected, damage.found);
   });
 }
 
@@ -142,7 +141,7 @@ Json json_of(const RestoreRequest& request, const RestoreResult& result) {
 }
 
 std::string what_else(const RestoreResult& result) {
-  if (result.read_back) return "; read back, and equal";
+  if (result.read_back) return "; read back, equal";
   return result.layer_id.empty() ? "" : "; layer " + result.layer_id;
 }
 
@@ -159,9 +158,9 @@ void report_restore(const RestoreRequest& request, const RestoreResult& result, 
                               what_else(result)));
   }
   if (result.rest_bytes != 0) {
-    console.warn(
-        fmt::format("{}: its last {} bytes, behind the disk, were left as they were; --zero-rest zeroes them",
-                    request.destination, result.rest_bytes));
+    console.warn(fmt::format(
+        "{}: the last {} bytes, after the end of the disk, were not changed; use --zero-rest to zero them",
+        request.destination, result.rest_bytes));
   }
   console.document(result.outcome, json_of(request, result));
 }

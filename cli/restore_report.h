@@ -5,7 +5,7 @@
 
 namespace qchain {
 
-/// Prints what came of a restore.
+/// Prints the result of a restore.
 void report_restore(const RestoreRequest& request, const RestoreResult& result, Console& console);
 
 }  // namespace qchain

@@ -28,7 +28,7 @@ namespace {
 constexpr std::uint64_t kCluster = std::uint64_t{64} << 10;
 constexpr std::uint64_t kDisk = 16 * kCluster;
 
-// A folder that goes when its work is done.
+// A temporary directory, removed by the destructor.
 class Folder {
  public:
   Folder() : path_((fs::temp_directory_path() / "qchain-selftest-XXXXXX").string()) {
@@ -48,7 +48,7 @@ class Folder {
   std::string path_;
 };
 
-// A disk whose cluster i is filled with `marks[i]`; Inherit for 0.
+// A disk whose cluster i is filled with `marks[i]`; 0: inherited.
 MemoryDevice disk_of(const std::string& marks) {
   std::vector<std::byte> bytes(kDisk);
   Extents extents;
@@ -81,8 +81,8 @@ void write_chain(const Folder& folder) {
   write_sample(folder / "next.qcow2", "..gg....hh......", &points);
 }
 
-// All that `qchain verify` looks at.
-Outcome drilled(const std::string& image) {
+// What `qchain verify` checks.
+Outcome verify_chain(const std::string& image) {
   Survey surveyed = survey(image, ImageFormat::Qcow2, {});
   Outcome outcome = check_chain(surveyed, Payloads::All).outcome(false);
   if (!surveyed.problems.empty()) return outcome;
@@ -102,13 +102,13 @@ void flip(const std::string& path, std::uint64_t offset, std::byte bits) {
   file.write(HostOffset(offset), std::span(&byte, 1));
 }
 
-// Where cluster `index` of the disk is in the file of the layer that supplies it.
+// The host offset of cluster `index` of the disk, in the layer that holds it.
 HostOffset host_of(const Folder& folder, const char* image, std::uint64_t index) {
   const auto chain = Chain::open(folder / image, ImageFormat::Qcow2, {});
   return chain->map(guest_range(index * kCluster, kCluster)).front().host;
 }
 
-// Where the entry of cluster `index` is: there is one L2 table.
+// The offset of the L2 entry of cluster `index`; there is one L2 table.
 std::uint64_t l2_entry(const Folder& folder, const char* image, std::uint64_t index) {
   const auto chain = Chain::open(folder / image, ImageFormat::Qcow2, {});
   const Image& top = *chain->top().image();
@@ -117,17 +117,17 @@ std::uint64_t l2_entry(const Folder& folder, const char* image, std::uint64_t in
   return decode_l1(decode_struct<Be64>(raw.data())).table.bytes() + index * sizeof(std::uint64_t);
 }
 
-struct Harm {
+struct Damage {
   const char* what;
-  std::function<void(const Folder&)> inflict;
+  std::function<void(const Folder&)> apply;
 };
 
-const std::vector<Harm>& harms() {
+const std::vector<Damage>& damages() {
   constexpr std::byte kBit{1};
-  static const std::vector<Harm> all{
+  static const std::vector<Damage> all{
       {"a byte of data in the newest layer",
        [](const Folder& f) { flip(f / "next.qcow2", host_of(f, "next.qcow2", 2).bytes() + 7, kBit); }},
-      {"a byte of data in the full image, which the newest layer hides",
+      {"a byte of data in the full image, hidden by the newest layer",
        [](const Folder& f) { flip(f / "full.qcow2", host_of(f, "full.qcow2", 2).bytes(), kBit); }},
       {"a cluster that turned into zeros",
        [](const Folder& f) { flip(f / "next.qcow2", l2_entry(f, "next.qcow2", 2) + 7, kBit); }},
@@ -137,18 +137,17 @@ const std::vector<Harm>& harms() {
        [](const Folder& f) {
          flip(f / "next.qcow2", offsetof(HeaderV2, virtual_size) + 6, std::byte{0x40});
        }},
-      {"a file that is cut short",
-       [](const Folder& f) { fs::resize_file(f / "full.qcow2", 3 * kCluster + 5); }},
+      {"a truncated file", [](const Folder& f) { fs::resize_file(f / "full.qcow2", 3 * kCluster + 5); }},
       {"a byte of a manifest", [](const Folder& f) { flip(f / "next.qcow2.manifest", 300, kBit); }},
       {"another layer's manifest",
        [](const Folder& f) {
          fs::copy_file(f / "full.qcow2.manifest", f / "next.qcow2.manifest",
                        fs::copy_options::overwrite_existing);
        }},
-      {"another full image in the place of the parent",
+      {"another full image in place of the parent",
        [](const Folder& f) { write_sample(f / "full.qcow2", "aabbccdd....eeff", nullptr); }},
-      {"a manifest that is gone", [](const Folder& f) { fs::remove(f / "full.qcow2.manifest"); }},
-      {"a layer that is gone", [](const Folder& f) { fs::remove(f / "full.qcow2"); }},
+      {"a missing manifest", [](const Folder& f) { fs::remove(f / "full.qcow2.manifest"); }},
+      {"a missing layer", [](const Folder& f) { fs::remove(f / "full.qcow2"); }},
   };
   return all;
 }
@@ -156,10 +155,9 @@ const std::vector<Harm>& harms() {
 }  // namespace
 
 CommandLine command_line_for(SelftestOptions& o) {
-  CommandLine line(
-      "selftest", "[options]",
-      "Writes a small chain into a temporary directory, damages copies of it, each in another way, and "
-      "checks that the restore drill detects each damage. Exits 1 if it does not.");
+  CommandLine line("selftest", "[options]",
+                   "Writes a small chain into a temporary directory, damages copies of it in different ways, "
+                   "and checks that each damage is detected. Exits 1 if one is not.");
   add_report_options(line, o.common);
   return line;
 }
@@ -167,18 +165,19 @@ CommandLine command_line_for(SelftestOptions& o) {
 Outcome selftest(const SelftestOptions&, Console& console) {
   const Folder sample;
   write_chain(sample);
-  Outcome verdict = drilled(sample / "next.qcow2") == Outcome::Done ? Outcome::Done : Outcome::Mismatch;
-  console.print(fmt::format("{:64} {}\n", "an untouched chain", verdict == Outcome::Done ? "good" : "BAD"));
+  Outcome verdict = verify_chain(sample / "next.qcow2") == Outcome::Done ? Outcome::Done : Outcome::Mismatch;
+  console.print(fmt::format("{:64} {}\n", "an undamaged chain", verdict == Outcome::Done ? "good" : "BAD"));
   Json cases = Json::array();
-  for (const Harm& damage : harms()) {
+  for (const Damage& damage : damages()) {
     const Folder copy;
     fs::copy(sample.path(), copy.path(), fs::copy_options::recursive);
-    damage.inflict(copy);
-    const Outcome told = drilled(copy / "next.qcow2");
-    if (told == Outcome::Done) verdict = Outcome::Mismatch;
+    damage.apply(copy);
+    const Outcome found = verify_chain(copy / "next.qcow2");
+    if (found == Outcome::Done) verdict = Outcome::Mismatch;
     console.print(
-        fmt::format("{:64} {}\n", damage.what, told == Outcome::Done ? "NOT TOLD" : to_string(told)));
-    cases.push_back({{"damage", damage.what}, {"told", told != Outcome::Done}, {"outcome", to_string(told)}});
+        fmt::format("{:64} {}\n", damage.what, found == Outcome::Done ? "NOT DETECTED" : to_string(found)));
+    cases.push_back(
+        {{"damage", damage.what}, {"told", found != Outcome::Done}, {"outcome", to_string(found)}});
   }
   Json fields;
   fields["cases"] = cases;

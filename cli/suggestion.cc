@@ -14,14 +14,14 @@ constexpr std::size_t kMinPrefix = 3;
 using Names = std::vector<std::string>;
 
 std::string nearest(std::string_view word, const Names& names) {
-  // A distance as long as the word would mean that nothing of it is kept.
+  // At a distance as long as the word, nothing of it would be left.
   std::size_t least = std::min(kMaxDistance + 1, word.size());
   std::string found;
   for (const std::string& name : names) {
     if (std::max(name.size(), word.size()) - std::min(name.size(), word.size()) > kMaxDistance) continue;
     const std::size_t distance = edit_distance(word, name);
     if (distance > least) continue;
-    // A tie, also with the limit, leaves nothing found.
+    // In case of a tie there is no suggestion.
     found = distance < least ? name : std::string();
     least = distance;
   }
@@ -40,7 +40,7 @@ Names beginning_with(std::string_view prefix, const Names& names) {
 }  // namespace
 
 std::size_t edit_distance(std::string_view a, std::string_view b) {
-  // Three rows of the matrix: distances of the prefixes of `b` to a[0, i-2), a[0, i-1) and a[0, i).
+  // Three rows of the matrix: distances from prefixes of `b` to a[0, i-2), a[0, i-1) and a[0, i).
   std::vector<std::size_t> before(b.size() + 1);
   std::vector<std::size_t> last(b.size() + 1);
   std::vector<std::size_t> row(b.size() + 1);

@@ -25,19 +25,19 @@ void parse_sample(const std::string& text, Selection& selection) {
   selection.part = parse_number(std::string_view(text).substr(0, slash), 1, selection.parts);
 }
 
-// What no combination of other things can make right.
-void judge(const VerifyOptions& o) {
+// Rejects invalid combinations of options.
+void validate(const VerifyOptions& o) {
   if (o.image.empty() && o.combine.empty())
     usage("verify: missing IMAGE. Run 'qchain verify --help' for details");
   if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record || o.max_duration ||
                              !o.selection.is_everything() || !o.trust_keys.empty())) {
-    usage("--combine only adds up reports: IMAGE, parts and keys are those of the reports");
+    usage("--combine only combines reports: it cannot be used with IMAGE and other options of verify");
   }
   if (o.against.empty() && (o.manifest_only || o.no_extents)) {
-    usage("--manifest-only and --no-extents are for the live export: name it with --against");
+    usage("--manifest-only and --no-extents require --against");
   }
-  if (o.against.empty() && !o.owner.names_nobody()) {
-    usage("--libvirt, --connect and --still-running are for the live export: name it with --against");
+  if (o.against.empty() && !o.owner.is_empty()) {
+    usage("--libvirt, --connect and --still-running require --against");
   }
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
                  !o.trust_keys.empty())) {
@@ -45,8 +45,8 @@ void judge(const VerifyOptions& o) {
         "--seal only writes missing manifests: verify the chain, also with --trust-key, in a second run "
         "without --seal");
   }
-  if (!o.seal && !o.sign_key.empty()) usage("--sign-key signs the manifests that --seal writes: add --seal");
-  if (!o.seal && o.accept_changed) usage("--accept-changed applies to --seal: add --seal");
+  if (!o.seal && !o.sign_key.empty()) usage("--sign-key requires --seal");
+  if (!o.seal && o.accept_changed) usage("--accept-changed requires --seal");
 }
 
 Outcome prove(const VerifyOptions& o, Console& console) {
@@ -75,13 +75,13 @@ Outcome prove(const VerifyOptions& o, Console& console) {
 const char* to_string(Sealed sealed) {
   switch (sealed) {
     case Sealed::Already:
-      return "had a manifest";
+      return "already had a manifest";
     case Sealed::Completed:
-      return "its manifest was completed";
+      return "manifest completed";
     case Sealed::Written:
-      return "a manifest was written, of what is there now";
+      return "manifest written from the current content";
     case Sealed::Rewritten:
-      return "its manifest was written again, of what is there now";
+      return "manifest rewritten from the current content";
   }
   return "?";
 }
@@ -139,7 +139,7 @@ void add_scope_options(CommandLine& line, VerifyOptions& o) {
              "verify only the ranges that an earlier report (--json) lists as bad (exit code 4 at best)");
   line.value("max-duration", "SECONDS", o.max_duration, number(0, std::numeric_limits<unsigned>::max()),
              "stop after this time (exit code 4)");
-  line.list("combine", "REPORT...", o.combine, "add up the reports (--json) of all parts");
+  line.list("combine", "REPORT...", o.combine, "combine the reports (--json) of all parts");
   line.values("trust-key", "FILE", o.trust_keys,
               "require every manifest to be signed by this Ed25519 public key (PEM; repeatable)");
   line.flag("record", o.record, "append the verdict to IMAGE.proofs");
@@ -170,7 +170,7 @@ CommandLine command_line_for(VerifyOptions& o) {
   add_nbd_options(line, o.nbd);
   add_owner_options(line, o.owner);
   add_common_options(line, o.common);
-  line.afterwards([&o](const CommandLine&) { judge(o); });
+  line.afterwards([&o](const CommandLine&) { validate(o); });
   return line;
 }
 

@@ -11,13 +11,13 @@
 
 namespace qchain {
 
-/// qchain verify: proves a chain, from its manifests or against the live export.
+/// qchain verify: verifies a chain, from its manifests or against the live export.
 struct VerifyOptions {
   CommonOptions common;
   NbdOptions nbd;
   std::string image;
-  std::string against;  ///< URI; empty: nothing live to compare with.
-  OwnerOptions owner;   ///< With `against`: of the job behind it.
+  std::string against;  ///< URI of a live export to compare with; empty: none.
+  OwnerOptions owner;   ///< With `against`: the owner of its backup job.
   bool manifest_only = false;
   bool no_extents = false;
   Selection selection;                        ///< --sample, --only.
@@ -27,10 +27,10 @@ struct VerifyOptions {
   bool seal = false;
   bool accept_changed = false;       ///< With --seal.
   std::string sign_key;              ///< Path, for --seal.
-  std::vector<std::string> combine;  ///< Paths of reports: nothing else is done.
+  std::vector<std::string> combine;  ///< Paths of reports to combine; then nothing is verified.
 };
 
-/// The command line that sets `options`, which has to outlive it.
+/// The command line for `options`, which has to outlive it.
 CommandLine command_line_for(VerifyOptions& options);
 Outcome verify(const VerifyOptions& options, Console& console);
 

@@ -17,10 +17,10 @@ namespace {
 
 constexpr std::size_t kMaxPrinted = 20;
 
-bool is_drill(const VerifyOptions& o) { return o.against.empty(); }
+bool verifies_from_manifests(const VerifyOptions& o) { return o.against.empty(); }
 
 std::string mode_of(const VerifyOptions& o) {
-  if (is_drill(o)) return "drill";
+  if (verifies_from_manifests(o)) return "drill";
   return o.manifest_only ? "manifest-only" : "against";
 }
 
@@ -33,7 +33,7 @@ std::string source_text(const VerifyResult& result, const BlockSource& source) {
     return fmt::format("{}, {}host offset {:#x}", layer, source.is_compressed ? "compressed at " : "",
                        *source.host_offset);
   }
-  return layer + (source.kind == Kind::Inherit ? ", held by no layer: zeros" : ", stored as zeros");
+  return layer + (source.kind == Kind::Inherit ? ", unallocated: zeros" : ", stored as zeros");
 }
 
 std::string digests_text(const Discrepancy& found) {
@@ -61,7 +61,7 @@ std::string manifest_text(const ManifestStatus& manifest) {
   if (manifest.outcome != Outcome::Done && followed) return "its manifest does not match";
   std::string text = manifest.root.empty() ? "root unknown" : "root " + manifest.root;
   if (!manifest.is_cryptographic) text += " (not cryptographic)";
-  if (!followed) text += " (not followed to the bottom)";
+  if (!followed) text += " (not checked against the layers below)";
   if (!manifest.accepted.empty()) text += ", " + accepted_text(manifest.accepted);
   if (!manifest.trusted_key.empty()) text += ", signed by " + escaped(manifest.trusted_key);
   return text;
@@ -84,9 +84,9 @@ void print_layers(const VerifyOptions& o, const VerifyResult& result, Console& c
   for (std::size_t i = 0; i < result.layers.size(); ++i) {
     const LayerStatus& layer = result.layers[i];
     const char* const metadata =
-        layer.metadata.outcome == Outcome::Done ? "metadata sound" : "metadata not sound";
+        layer.metadata.outcome == Outcome::Done ? "metadata sound" : "metadata damaged";
     console.print(fmt::format("{:3} {}: {}; {}\n", i, escaped(layer.file), manifest_text(*layer.manifest),
-                              is_drill(o) ? content_text(layer) : metadata));
+                              verifies_from_manifests(o) ? content_text(layer) : metadata));
     if (layer.content) print_differences(result, layer.content->findings, console);
   }
 }
@@ -94,19 +94,18 @@ void print_layers(const VerifyOptions& o, const VerifyResult& result, Console& c
 std::string conclusion(const VerifyOptions& o, const VerifyResult& result) {
   const std::string name = escaped(o.image);
   if (result.selected != Outcome::Done) return fmt::format("{}: {}\n", name, to_string(result.outcome));
-  std::string what = is_drill(o)
-                         ? fmt::format("every stored digest of {} layers matches, and so do their roots",
-                                       result.layers.size())
-                         : fmt::format("equal to {}", escaped(o.against));
+  std::string what =
+      verifies_from_manifests(o)
+          ? fmt::format("all stored digests and roots of {} layers match", result.layers.size())
+          : fmt::format("equal to {}", escaped(o.against));
   what += fmt::format("; {} read, {} known to be zeros", human_size(result.findings.read_bytes),
                       human_size(result.asserted_bytes));
   if (!result.root.empty()) what += "; digest " + result.root;
   if (o.selection.parts > 1) {
-    return fmt::format("{}: part {} of {}, not all of it: {}\n", name, o.selection.part, o.selection.parts,
-                       what);
+    return fmt::format("{}: part {} of {} only: {}\n", name, o.selection.part, o.selection.parts, what);
   }
   if (!o.selection.only.empty()) {
-    return fmt::format("{}: only the ranges that an earlier report found: {}\n", name, what);
+    return fmt::format("{}: findings of an earlier report only: {}\n", name, what);
   }
   return fmt::format("{}: {}\n", name, what);
 }
@@ -274,7 +273,7 @@ LoggedProof to_log(const VerifyOptions& o, const VerifyResult& result, const std
 
 Outcome report_verify(const VerifyOptions& o, const VerifyResult& result, double seconds, Console& console) {
   print_layers(o, result, console);
-  if (!is_drill(o)) print_differences(result, result.findings, console);
+  if (!verifies_from_manifests(o)) print_differences(result, result.findings, console);
   for (const Verdict& note : result.notes) console.note(with_hint(note.message, note.remedy));
   for (const Verdict& verdict : result.verdicts) console.error(with_hint(verdict.message, verdict.remedy));
   console.print(conclusion(o, result));

@@ -1,4 +1,4 @@
-// What came of `qchain verify`, as text and as the JSON document of verify_report.schema.json.
+// The report of `qchain verify`, as text and as JSON (verify_report.schema.json).
 #pragma once
 
 #include "cli/api/verify.h"
@@ -6,8 +6,8 @@
 
 namespace qchain {
 
-/// Prints it, and appends it to the image's log where --record asks for that. `seconds`: how long it took.
-/// Returns the outcome.
+/// Prints the report, and with --record appends it to the log of the image. `seconds`: the duration. Returns
+/// the outcome.
 Outcome report_verify(const VerifyOptions& options, const VerifyResult& result, double seconds,
                       Console& console);
 

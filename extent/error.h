@@ -48,6 +48,7 @@ enum class Remedy {
   NameSigningKey,
   Seal,           ///< Seal the layer: write what its manifest lacks.
   SealAgain,      ///< Seal the layer, so that it can be proven block by block.
+  VerifyAndSeal,  ///< Verify the content of the layer; if it is the recorded one, seal the layer.
   AcceptChanged,  ///< Seal content that is not the recorded one, if it was changed on purpose.
   Salvage,        ///< Restore what can be read.
 };

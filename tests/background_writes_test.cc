@@ -139,7 +139,7 @@ class SizeLimit {
   void (*before_handler_)(int);
 };
 
-// The failure is told by wait(), at the latest, with the first byte that could not be written.
+// The failure is reported by wait() at the latest, with the first byte that could not be written.
 TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
   constexpr std::size_t kLimit = std::size_t{16} << 10;
   for (const bool past_cache : {false, true}) {
@@ -161,7 +161,7 @@ TEST_F(BackgroundWritesTest, WhatFailsIsNamed) {
   }
 }
 
-// Each thread waits for its own writes, and what fails is told to the one whose it was.
+// Each thread waits for its own writes, and a failure is reported to the thread of the write.
 TEST_F(BackgroundWritesTest, ShareAQueue) {
   constexpr std::size_t kThreads = 8;
   constexpr std::size_t kWrite = std::size_t{2} << 20;  // more than one of each thread is not under way
@@ -201,7 +201,7 @@ TEST_F(BackgroundWritesTest, ShareAQueue) {
   succeeds.start({{HostOffset(0), {part_of(data[1])}}});
   EXPECT_NO_THROW(succeeds.wait());
   EXPECT_THROW(fails.wait(), Error);
-  EXPECT_NO_THROW(fails.wait()) << "is told once";
+  EXPECT_NO_THROW(fails.wait()) << "is reported once";
 }
 
 // What the system can refuse.
@@ -269,7 +269,7 @@ TEST_F(WriteQueueFaults, WithoutAThreadWritesAreSynchronous) {
   expect_all_written();
 }
 
-// The owners of what is under way or waits are told; what comes later is written all the same.
+// Owners of writes in flight or queued get the error; later writes still succeed.
 TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
   const iovec whole = part_of(data);
@@ -287,7 +287,7 @@ TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   };
   try {
     write();
-    FAIL() << "nobody knows whether it is written";
+    FAIL() << "it is unknown whether it is written";
   } catch (const Error& error) {
     EXPECT_EQ(error.outcome(), Outcome::Io);
     EXPECT_THAT(error.what(), HasSubstr("cannot learn whether a write is complete"));
@@ -297,7 +297,7 @@ TEST_F(WriteQueueFaults, AContextThatFailsIsAnErrorAndNotTheEnd) {
   EXPECT_EQ(first_difference(read_file(file.path()), Bytes(data.begin(), data.end())), "");
 }
 
-// As where there is no memory for a message.
+// As when there is no memory for a message.
 TEST_F(WriteQueueFaults, AnExceptionInTheCompletionThreadIsThrownByWait) {
   const std::span<std::byte> data = bytes(std::size_t{1} << 20, true);
   const iovec whole = part_of(data);

@@ -1,4 +1,4 @@
-// Manifests that are written with layers, the roots that follow, and what a drill finds: against a model that
+// Manifests that are written with layers, their roots, and findings of verify, compared with a model that
 // computes all of it from the whole content.
 #include "verify/chain_proof.h"
 
@@ -25,7 +25,7 @@ constexpr std::uint64_t kMiB = 1 << 20;
 constexpr Algorithm kAll[] = {Algorithm::Sha256, Algorithm::Sha512, Algorithm::Blake2b512,
                               Algorithm::Xxh3_128};
 
-class DrillTest : public RandomTest {
+class ChainProofTest : public RandomTest {
  protected:
   Algorithm any_algorithm() { return kAll[random.below(std::size(kAll))]; }
 
@@ -42,7 +42,7 @@ class DrillTest : public RandomTest {
     return options;
   }
 
-  // The drill finds nothing: every restore point is what it was.
+  // Verify finds nothing: every restore point is unchanged.
   void expect_clean(const Chain& chain) {
     for (const LayerProof& layer : prove(chain, any_options())) expect_clean(layer);
   }
@@ -61,7 +61,7 @@ class DrillTest : public RandomTest {
     EXPECT_EQ(layer.outcome(), Outcome::Done);
   }
 
-  // Every block that the law says is held was looked at.
+  // Every block that the layer has to hold was checked.
   static void expect_counts(const LayerProof& layer, const std::vector<BlockLaw>& law) {
     ASSERT_TRUE(layer.proof);
     const auto count = [&](auto&& wanted) {
@@ -74,7 +74,7 @@ class DrillTest : public RandomTest {
               count([](const BlockLaw& block) { return block.held == Held::Part; }));
   }
 
-  // The manifest of a layer says what the law says, and has the root of the whole content.
+  // The manifest of a layer has the expected records, and the root of the whole content.
   void expect_law(const ProvenChain& chain, std::size_t index) {
     SCOPED_TRACE(chain.path(index));
     const ProvenLayer& layer = chain.from_top(index);
@@ -102,7 +102,7 @@ class DrillTest : public RandomTest {
     EXPECT_EQ(digest_of(*disk, disk->top().true_length(), {layer.algorithm, 2, [](std::uint64_t) {}}), root);
   }
 
-  // A disk with these bytes, which says zeros where they are, or not.
+  // A disk with these bytes, which may report zeros or not.
   MemoryDevice live_disk(const Bytes& bytes) {
     const bool knows_its_zeros = random.chance(50);
     Extents extents;
@@ -139,7 +139,7 @@ class DrillTest : public RandomTest {
   Folder folder;
 };
 
-TEST_F(DrillTest, ManifestsAreWhatTheContentIs) {
+TEST_F(ChainProofTest, ManifestsAreWhatTheContentIs) {
   for (int round = 0; round < 30; ++round) {
     const ProvenChain chain = any_chain(5, round % 5 == 0 ? 5 * kMiB : kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -156,7 +156,7 @@ TEST_F(DrillTest, ManifestsAreWhatTheContentIs) {
   }
 }
 
-TEST_F(DrillTest, ADiskAgainstTheDigests) {
+TEST_F(ChainProofTest, ADiskAgainstTheDigests) {
   for (int round = 0; round < 20; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -186,7 +186,7 @@ TEST_F(DrillTest, ADiskAgainstTheDigests) {
 }
 
 // All data of a block that turned to zeros, on the live side.
-TEST_F(DrillTest, ADiskThatWasTrimmed) {
+TEST_F(ChainProofTest, ADiskThatWasTrimmed) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -199,7 +199,7 @@ TEST_F(DrillTest, ADiskThatWasTrimmed) {
 }
 
 // A byte of any data cluster of any layer: the layer that holds it is damaged, those above are not to blame.
-TEST_F(DrillTest, RotIsNamedWhereItIs) {
+TEST_F(ChainProofTest, CorruptionIsReportedWhereItIs) {
   for (int round = 0; round < 20; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -233,20 +233,20 @@ TEST_F(DrillTest, RotIsNamedWhereItIs) {
         EXPECT_EQ(proof.different[0].layer, index);
         EXPECT_EQ(layers[i].outcome(), Outcome::Mismatch);
       } else {
-        for (const Discrepancy& damage : proof.different) EXPECT_EQ(damage.cause, Cause::Beneath);
+        for (const Discrepancy& damage : proof.different) EXPECT_EQ(damage.cause, Cause::Below);
       }
     }
   }
 }
 
-// A change that the bitmap missed, inside a block of which another part is held: seen without a live side,
-// and told from rot beneath.
-TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
+// A change that the bitmap missed, inside a block of which another part is held: found without a live side,
+// and distinguished from corruption below.
+TEST_F(ChainProofTest, AMissedChangeBesideAHeldPart) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
   chain.add(disk_of(bytes, {{guest_range(0, kMiB), Kind::Data}}), small_clusters(), Algorithm::Sha256);
-  // 8K are said to have changed, and 12K did.
+  // 8K are reported as changed, but 12K did change.
   random.fill(std::span(bytes).subspan(5 * kDigestBlock + 4096, 12288));
   Extents extents;
   const std::uint64_t begin = 5 * kDigestBlock + 4096;
@@ -275,17 +275,17 @@ TEST_F(DrillTest, AMissedChangeBesideAHeldPart) {
     ASSERT_EQ(comparison.different.size(), 1U);
     EXPECT_EQ(comparison.different[0].cause, Cause::Missed);
   }
-  // Rot beneath it is something else.
+  // Corruption below it is something else.
   const auto mapping = chain.open(1)->map(guest_range(5 * kDigestBlock + 40960, 1)).front();
   flip(chain.path(1), mapping.host);
   const std::vector<LayerProof> layers = prove(*chain.open(), any_options());
   ASSERT_EQ(layers[0].proof->different.size(), 1U);
-  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Beneath);
+  EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Below);
   EXPECT_EQ(layers[1].proof->different[0].cause, Cause::Rotted);
 }
 
-// Where a layer beneath has no manifest, nobody knows whether it rotted or the bitmap missed something.
-TEST_F(DrillTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
+// If a layer below has no manifest, it is unknown whether it was corrupted or the bitmap missed something.
+TEST_F(ChainProofTest, DamageBelowAnUnknownLayerIsNotBlamedOnTheBitmap) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -302,8 +302,8 @@ TEST_F(DrillTest, WhatIsBeneathAnUnknownLayerIsNotBlamedOnTheBitmap) {
   EXPECT_EQ(layers[0].outcome(), Outcome::Mismatch);
 }
 
-// Damage that a layer in between hides is nobody's cause.
-TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
+// Damage that a layer in between hides is not the cause.
+TEST_F(ChainProofTest, HiddenDamageIsNotBlamed) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -313,7 +313,7 @@ TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
   const Extents first_block{{guest_range(0, kDigestBlock), Kind::Data},
                             {guest_range(kDigestBlock, kMiB - kDigestBlock), Kind::Inherit}};
   chain.add(disk_of(bytes, first_block), small_clusters(), Algorithm::Sha256);
-  // 8K changed, and 4K are said to have.
+  // 8K changed, but only 4K are reported as changed.
   random.fill(std::span(bytes).first(8192));
   chain.add(
       disk_of(bytes, {{guest_range(0, 4096), Kind::Data}, {guest_range(4096, kMiB - 4096), Kind::Inherit}}),
@@ -324,8 +324,8 @@ TEST_F(DrillTest, HiddenDamageIsNotBlamed) {
   EXPECT_EQ(layers[0].proof->different[0].cause, Cause::Missed);
 }
 
-// What fills the last sector belongs to what a guest sees, and to what is written to a device.
-TEST_F(DrillTest, TheFillOfTheLastSectorIsLookedAt) {
+// The padding of the last sector is visible to a guest, and is written to a device.
+TEST_F(ChainProofTest, ThePaddingOfTheLastSectorIsChecked) {
   for (const std::uint64_t size : {100001UL, 65536UL + 511, 1UL}) {
     ProvenChain chain(random, folder);
     Bytes bytes(size);
@@ -354,7 +354,7 @@ TEST_F(DrillTest, TheFillOfTheLastSectorIsLookedAt) {
 // --- sealing
 // ----------------------------------------------------------------------------------------------------------
 
-TEST_F(DrillTest, SealedAgain) {
+TEST_F(ChainProofTest, SealedAgain) {
   for (int round = 0; round < 25; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
@@ -376,8 +376,8 @@ TEST_F(DrillTest, SealedAgain) {
   }
 }
 
-// Layers that were written while a manifest was missing: their roots are unknown until somebody seals.
-TEST_F(DrillTest, SealedAfterwards) {
+// Layers that were written while a manifest was missing: their roots are unknown until they are sealed.
+TEST_F(ChainProofTest, SealedAfterwards) {
   for (int round = 0; round < 25; ++round) {
     ProvenChain chain(random, folder);
     const Algorithm algorithm = Algorithm::Sha256;
@@ -398,7 +398,7 @@ TEST_F(DrillTest, SealedAfterwards) {
 }
 
 // Layers that QEMU made, raw bases, and layers on top of them.
-TEST_F(DrillTest, ForeignLayersAreSealed) {
+TEST_F(ChainProofTest, ForeignLayersAreSealed) {
   for (int round = 0; round < 12; ++round) {
     const auto size_of = [&] { return kSectorSize * random.between(1, 2 * kMiB / kSectorSize); };
     std::string below;
@@ -470,8 +470,8 @@ TEST_F(DrillTest, ForeignLayersAreSealed) {
   }
 }
 
-// A layer that records its digest was not sealed with another algorithm, and not over rot.
-TEST_F(DrillTest, SealingKeepsToWhatTheLayerRecords) {
+// A layer that records its digest is not sealed with another algorithm, or if it is corrupted.
+TEST_F(ChainProofTest, SealingKeepsToWhatTheLayerRecords) {
   for (const Algorithm algorithm : kAll) {
     ProvenChain chain(random, folder);
     chain.add_any(algorithm, kMiB);
@@ -494,9 +494,8 @@ TEST_F(DrillTest, SealingKeepsToWhatTheLayerRecords) {
   EXPECT_EQ(alone.names(), std::vector<std::string>{"layer0.qcow2"}) << "no manifest of rot";
 }
 
-// Another manifest, whole in itself, under the base's name: sealing signs nothing that does not follow from
-// it.
-TEST_F(DrillTest, SealingDoesNotSignWhatDoesNotFollow) {
+// Another valid manifest under the base's name: sealing signs nothing that does not match it.
+TEST_F(ChainProofTest, SealingDoesNotSignWhatDoesNotFollow) {
   must({"openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / "key.pem"});
   const SigningKey key(folder / "key.pem");
   const auto build = [&](const std::string& raw, const std::string& top) {
@@ -522,7 +521,7 @@ TEST_F(DrillTest, SealingDoesNotSignWhatDoesNotFollow) {
 // -------------------------------------------------------------------------------------
 
 // Chains whose layers have different algorithms: each layer is proven by its own, and the root is unknown.
-TEST_F(DrillTest, TwoAlgorithmsInOneChain) {
+TEST_F(ChainProofTest, TwoAlgorithmsInOneChain) {
   ProvenChain chain(random, folder);
   chain.add_any(Algorithm::Sha256, kMiB);
   chain.add_any(Algorithm::Sha512, kMiB);
@@ -550,8 +549,8 @@ TEST_F(DrillTest, TwoAlgorithmsInOneChain) {
   EXPECT_EQ(proof.unknown_bytes, unknown);
 }
 
-// A manifest of something else says nothing of this layer's content: no rot is claimed.
-TEST_F(DrillTest, AManifestOfAnotherDisk) {
+// A manifest of another layer says nothing about this layer's content: no corruption is reported.
+TEST_F(ChainProofTest, AManifestOfAnotherDisk) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   for (int i = 0; i < 2; ++i) {
@@ -570,7 +569,7 @@ TEST_F(DrillTest, AManifestOfAnotherDisk) {
   EXPECT_EQ(layers[0].outcome(), Outcome::BadManifest);
   EXPECT_FALSE(layers[0].manifest.problems.empty());
   expect_clean(layers[1]);
-  // Nor is the layer above to blame.
+  // Nor is the layer above reported.
   write_file(chain.manifest(0), good);
   fs::copy(other.manifest(1), chain.manifest(1), fs::copy_options::overwrite_existing);
   layers = prove(*chain.open(), any_options());
@@ -580,7 +579,7 @@ TEST_F(DrillTest, AManifestOfAnotherDisk) {
 }
 
 // A new layer does not fold its root from digests of another disk.
-TEST_F(DrillTest, NoRootFromAManifestThatDoesNotBelong) {
+TEST_F(ChainProofTest, NoRootFromAManifestThatDoesNotBelong) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -605,7 +604,7 @@ TEST_F(DrillTest, NoRootFromAManifestThatDoesNotBelong) {
       << to_string(outcome);
 }
 
-TEST_F(DrillTest, Signatures) {
+TEST_F(ChainProofTest, Signatures) {
   for (const char* const name : {"key", "other"}) {
     must({"openssl", "genpkey", "-algorithm", "ed25519", "-out", folder / (std::string(name) + ".pem")});
     must({"openssl", "pkey", "-in", folder / (std::string(name) + ".pem"), "-pubout", "-out",
@@ -647,7 +646,7 @@ TEST_F(DrillTest, Signatures) {
             transplanted.end() - ManifestSignature::kSignatureBytes);
   write_file(chain.manifest(0), transplanted);
   EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest);
-  // Edited by somebody who knows how to make its own digest fit, and signed with a key of his own.
+  // Edited, with a matching digest of its own, and signed with another key.
   const auto rewrite = [&](const SigningKey* with) {
     write_file(chain.manifest(0), good);
     const ManifestSummary summary = Manifest(chain.manifest(0)).summary();
@@ -676,13 +675,13 @@ TEST_F(DrillTest, Signatures) {
     EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest);
   }
   fs::remove(chain.manifest(0));
-  EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest) << "no manifest is no signature";
+  EXPECT_EQ(outcome_with({"key.pub"}), Outcome::BadManifest) << "no manifest means no signature";
 }
 
 // --- parts
 // ------------------------------------------------------------------------------------------------------------
 
-TEST_F(DrillTest, PartsAreTheWhole) {
+TEST_F(ChainProofTest, PartsAreTheWhole) {
   for (int round = 0; round < 30; ++round) {
     const std::uint64_t length = random.one_of<std::uint64_t>(
         {1, Selection::kStripe, Selection::kStripe + 1, random.below(std::uint64_t{1} << 34) + 1});
@@ -714,7 +713,7 @@ TEST_F(DrillTest, PartsAreTheWhole) {
   }
 }
 
-TEST_F(DrillTest, OnlyWhatIsAskedFor) {
+TEST_F(ChainProofTest, OnlyWhatIsAskedFor) {
   for (int round = 0; round < 30; ++round) {
     const std::uint64_t length = kDigestBlock * 20 - random.below(kDigestBlock);
     Selection selection;
@@ -772,9 +771,9 @@ class Counted : public MemoryDevice {
   std::mutex mutex_;
 };
 
-// Every block of every layer, and of the live side, once over all parts; what is damaged is found by exactly
+// Every block of every layer, and of the live side, is read once over all parts; damage is found by exactly
 // one.
-TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
+TEST_F(ChainProofTest, AllPartsTogetherProveTheWhole) {
   const std::uint64_t size = 5 * Selection::kStripe + 12345;
   ProvenChain chain(random, folder);
   for (int i = 0; i < 2; ++i) {
@@ -870,7 +869,7 @@ TEST_F(DrillTest, AllPartsTogetherProveTheWhole) {
   }
 }
 
-TEST_F(DrillTest, ADeadlineThatIsOver) {
+TEST_F(ChainProofTest, ADeadlineThatIsOver) {
   ProvenChain chain(random, folder);
   Bytes bytes(kMiB);
   random.fill(bytes);
@@ -882,8 +881,8 @@ TEST_F(DrillTest, ADeadlineThatIsOver) {
   EXPECT_EQ(layer.proof->stopped_at, 0U);
 }
 
-// A restore throws for the first block that does not fit, and only for such a one.
-TEST_F(DrillTest, TheGuardOfARestore) {
+// A restore throws for the first block that does not match, and only for such a one.
+TEST_F(ChainProofTest, TheGuardOfARestore) {
   for (int round = 0; round < 12; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());

@@ -1,4 +1,4 @@
-// Chains that QEMU made, read as QEMU reads them; and those that must not be opened.
+// Chains that QEMU made, read as QEMU reads them; and chains that must not be opened.
 #include "qcow2/chain.h"
 
 #include <fcntl.h>
@@ -30,8 +30,8 @@ class QemuChainTest : public RandomTest {
   Folder folder;
 };
 
-// An answer has a bounded number of pieces, whatever the layers look like: 32768 subclusters, every
-// third of which is in the top layer and every second in the middle one.
+// An answer has a bounded number of pieces, whatever the layers look like: 32768 subclusters, every third of
+// which is in the top layer and every second in the middle one.
 TEST_F(QemuChainTest, AFragmentedChainIsMappedInBoundedAnswers) {
   constexpr std::uint64_t kUnit = 512;
   constexpr std::uint64_t kSize = 32768 * kUnit;
@@ -68,8 +68,7 @@ TEST_F(QemuChainTest, AFragmentedChainIsMappedInBoundedAnswers) {
   EXPECT_EQ(first_difference(content_of(*chain), bytes), "");
 }
 
-// A change or two in each of 300 layers: every one of them has to be asked, and that takes no longer than it
-// must.
+// A change or two in each of 300 layers: all of them have to be searched, in reasonable time.
 TEST_F(QemuChainTest, ChainsHundredsDeep) {
   constexpr std::size_t kDepth = 300;
   constexpr std::uint64_t kUnit = 4096;
@@ -163,7 +162,7 @@ class PolicyTest : public RandomTest {
   Folder folder;
 };
 
-TEST_F(PolicyTest, FollowsNamesBeneathTheTopImagesFolder) {
+TEST_F(PolicyTest, FollowsNamesBelowTheTopImagesDirectory) {
   EXPECT_EQ(on("base.qcow2"), Outcome::Done);
   EXPECT_EQ(on("./base.qcow2"), Outcome::Done);
   EXPECT_EQ(on("deeper/base.qcow2"), Outcome::Done);
@@ -200,7 +199,7 @@ TEST_F(PolicyTest, RefusesWhatIsOutside) {
   EXPECT_EQ(on("link.qcow2", "qcow2", {folder / "other"}), Outcome::Done);
 }
 
-TEST_F(PolicyTest, RefusesWhatIsNoPlainPath) {
+TEST_F(PolicyTest, RefusesWhatIsNotAPlainPath) {
   for (const char* const name :
        {"nbd://127.0.0.1:1/x", "nbd+unix:///x?socket=s", "json:{}", "json:{\"driver\":\"null-co\"}",
         "file:base.qcow2", "ssh:x", "a:b.qcow2", ":", "fat:rw:.", "https://x/y"}) {
@@ -215,7 +214,7 @@ TEST_F(PolicyTest, NeverGuessesAFormat) {
   EXPECT_EQ(on("base.qcow2", std::nullopt), Outcome::Incomplete);
   EXPECT_EQ(on("base.qcow2", "vmdk"), Outcome::Incomplete);
   EXPECT_EQ(on("base.qcow2", ""), Outcome::Incomplete);
-  // What is said binds: a qcow2 image as raw is its bytes.
+  // The given format is used: a qcow2 image read as raw is its bytes.
   EXPECT_EQ(on("base.qcow2", "raw"), Outcome::Done);
   write_file(folder / "tree/base.raw", Bytes(4096));
   EXPECT_EQ(on("base.raw", "raw"), Outcome::Done);
@@ -228,7 +227,7 @@ TEST_F(PolicyTest, WhatIsNotThereIsAnIoError) {
   EXPECT_EQ(on("absent.qcow2"), Outcome::Io);
   EXPECT_EQ(on("deeper"), Outcome::Io) << "a folder";
   ASSERT_EQ(mkfifo((folder / "tree/pipe").c_str(), 0600), 0);
-  EXPECT_EQ(on("pipe"), Outcome::Io) << "and nobody waits for a writer";
+  EXPECT_EQ(on("pipe"), Outcome::Io) << "and does not wait for a writer";
   EXPECT_EQ(on("base.qcow2", "qcow2", {folder / "absent"}), Outcome::Io);
 }
 
@@ -266,7 +265,7 @@ TEST_F(PolicyTest, AnExternalDataFileIsFollowedWhereItIsAllowed) {
 }
 
 // The name of a data file is as untrusted as that of a backing file.
-TEST_F(PolicyTest, AnExternalDataFileIsBeneathTheTopImagesFolder) {
+TEST_F(PolicyTest, AnExternalDataFileIsBelowTheTopImagesDirectory) {
   must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "data_file=" + folder / "other/data.raw",
         folder / "tree/external.qcow2", "4096"});
   OpenOptions options;
@@ -281,7 +280,7 @@ TEST_F(PolicyTest, AnExternalDataFileIsBeneathTheTopImagesFolder) {
   EXPECT_EQ(opened(), Outcome::Io);
 }
 
-// As QEMU's tools do among themselves: a reader keeps writers out, and a writer keeps readers out.
+// As between QEMU's tools: a reader locks out writers, and a writer locks out readers.
 TEST_F(PolicyTest, QemusImageLocksAreHonoured) {
   ASSERT_EQ(on("base.qcow2"), Outcome::Done);
   const auto write_by_qemu = [&](const std::string& name, const std::string& then) {
@@ -300,7 +299,7 @@ TEST_F(PolicyTest, QemusImageLocksAreHonoured) {
     EXPECT_EQ(write_by_qemu("tree/top.qcow2", "sleep 1500"), 0);
     ended = true;
   });
-  // One that has not begun yet may find us reading for a moment; QEMU would then give up.
+  // A writer that is starting may find us reading for a moment; QEMU would then give up.
   OpenOptions force;
   force.force_share = true;
   bool refused = false;
@@ -457,7 +456,7 @@ TEST_F(DamageTest, CorruptTablesAreMismatches) {
     EXPECT_EQ(reading(path), Outcome::Mismatch) << c.what;
     EXPECT_EQ(mapping(path), Outcome::Mismatch) << c.what;
   }
-  // A stream that is none shows when it is read.
+  // An invalid stream is found when it is read.
   fresh();
   poke(path, l2 + 8, std::uint64_t{1} << 62 | (peek(path, l2) & ~kCopied));
   EXPECT_EQ(mapping(path), Outcome::Done);
@@ -471,7 +470,7 @@ TEST_F(DamageTest, CorruptTablesAreMismatches) {
 }
 
 // The disk ends before the cut: every entry that it needs is there, and QEMU reads it too.
-TEST_F(DamageTest, AnL2TableThatIsCutBehindTheDisksEnd) {
+TEST_F(DamageTest, AnL2TableThatIsTruncatedPastTheDisksEnd) {
   const std::string path = folder / "image";
   must({"qemu-img", "create", "-q", "-f", "qcow2", path, "64M"});
   must({"qemu-io", "-d", "unmap", "-f", "qcow2", "-c", "write 0 64k", "-c", "discard 0 64k", path});
@@ -493,7 +492,7 @@ TEST_F(DamageTest, AnUnalignedPreallocationIsRefusedAsByQemu) {
   EXPECT_EQ(reading(path), Outcome::Mismatch);
 }
 
-TEST_F(DamageTest, ALostRefcountTableIsInNobodysWay) {
+TEST_F(DamageTest, ALostRefcountTableDoesNotPreventReading) {
   const std::string path = folder / "image";
   must({"qemu-img", "create", "-q", "-f", "qcow2", path, "1M"});
   must({"qemu-io", "-f", "qcow2", "-c", "write -P 7 0 256k", path});
@@ -502,7 +501,7 @@ TEST_F(DamageTest, ALostRefcountTableIsInNobodysWay) {
             "");
 }
 
-// Holes of the file are zeros, and nobody has to read them.
+// Holes of the file are zeros, and are not read.
 TEST_F(QemuChainTest, HolesOfAFileAreZeros) {
   const std::string path = folder / "image";
   must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "16M"});
@@ -517,7 +516,7 @@ TEST_F(QemuChainTest, HolesOfAFileAreZeros) {
   EXPECT_GE(data, 128U << 10);
   EXPECT_LE(data, kMiB);
   EXPECT_EQ(first_difference(content_of(*chain), content_by_qemu(path)), "");
-  // The file ends where QEMU ends it, and what is past its end is no hole.
+  // The file ends where QEMU ends it, and what is past its end is not a hole.
   std::filesystem::resize_file(path, std::filesystem::file_size(path) - 2 * kMiB);
   const auto cut = Chain::open(path, ImageFormat::Qcow2, {});
   EXPECT_EQ(outcome_of([&] { digest_of(*cut, cut->size(), {}); }), Outcome::Mismatch);

@@ -1,4 +1,4 @@
-// A chain against a live disk: exactly what differs is named, and whose bytes they are.
+// A chain against a live disk: exactly what differs is reported, with the layer that holds it.
 #include "verify/compare.h"
 
 #include <gtest/gtest.h>
@@ -108,7 +108,7 @@ TEST_F(CompareTest, ExactlyTheSectorsThatDifferAreNamed) {
       SCOPED_TRACE(to_string(difference.range));
       EXPECT_NE(difference.live, difference.found);
       EXPECT_TRUE(difference.live.starts_with("sha256:"));
-      // Whose bytes they are, and where: read by hand.
+      // The layer that holds them, and where: computed by hand.
       const BlockSource& source = difference.source;
       const auto at = content.begin() + static_cast<std::ptrdiff_t>(difference.range.begin.bytes());
       const Bytes sector(at, at + static_cast<std::ptrdiff_t>(kSectorSize));
@@ -168,7 +168,7 @@ TEST_F(CompareTest, WhatOneSideLacksIsDifferent) {
   }
 }
 
-// What is named is capped, what is counted is not.
+// The list is capped, the counts are not.
 TEST_F(CompareTest, ManyDifferencesAreCounted) {
   constexpr std::uint64_t kSize = 2 * kMiB;
   Bytes bytes(kSize, std::byte{1});
@@ -183,8 +183,8 @@ TEST_F(CompareTest, ManyDifferencesAreCounted) {
   EXPECT_LT(comparison.different.size(), kSize / 1024);
 }
 
-// A live side that reads differently a second time is not known to differ: it moves.
-TEST_F(CompareTest, ALiveSideThatMovesIsToldFromOneThatDiffers) {
+// A live side that reads differently a second time is reported as moving, not as different.
+TEST_F(CompareTest, AMovingLiveSideIsDistinguishedFromADifference) {
   class Moving : public MemoryDevice {
    public:
     using MemoryDevice::MemoryDevice;

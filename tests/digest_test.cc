@@ -157,7 +157,7 @@ TEST_F(DigestTest, EveryByteAndTheLengthCount) {
   }
 }
 
-// The hashes themselves, by what the system has.
+// The hashes themselves, compared with the system's tools.
 TEST_F(DigestTest, HashesAreThoseOfTheSystem) {
   for (int round = 0; round < 4; ++round) {
     Bytes bytes(random.below(100000));
@@ -174,7 +174,7 @@ TEST_F(DigestTest, HashesAreThoseOfTheSystem) {
       }
       const Digest digest = hasher.finish();
       EXPECT_EQ(must({tool, folder / "file"}).substr(0, digest.hex().size()), digest.hex());
-      EXPECT_EQ(hasher.of(bytes), digest) << "begins anew after finish()";
+      EXPECT_EQ(hasher.of(bytes), digest) << "starts over after finish()";
     }
   }
   // From the specification of XXH3: no bytes, seed 0; in canonical order.

@@ -25,8 +25,7 @@
 namespace qchain::tests {
 namespace {
 
-// Counts who is inside; more than one is a failure of the engine. Stays for a moment, so that they
-// meet.
+// Counts who is inside; more than one is a failure of the engine. Stays for a moment, so that they meet.
 class Exclusive {
  public:
   explicit Exclusive(std::atomic<int>& inside) : inside_(inside) {
@@ -123,7 +122,7 @@ class EngineTest : public testing::TestWithParam<unsigned> {};
 INSTANTIATE_TEST_SUITE_P(Threads, EngineTest, testing::Values(1, 2, 3, 8),
                          [](const auto& threads) { return std::to_string(threads.param); });
 
-TEST_P(EngineTest, SettlesInTheOrderOfTaking) {
+TEST_P(EngineTest, CommitsInTheOrderOfTaking) {
   for (const int count : {0, 1, 2, 200}) {
     Work work;
     work.count = count;
@@ -148,8 +147,8 @@ TEST_P(EngineTest, EveryStagesExceptionStopsAllAndArrives) {
         EXPECT_EQ(error.what(), "piece " + std::to_string(failing));
       }
       EXPECT_LT(work.next, 1000);
-      // What had been committed is the beginning, without gaps, and nothing after the piece that
-      // failed before it was committed.
+      // What had been committed is the beginning, without gaps, and nothing after the piece that failed
+      // before it was committed.
       EXPECT_EQ(work.committed, numbers(static_cast<int>(work.committed.size())));
       if (stage != Stage::Store) {
         EXPECT_LE(work.committed.size(), static_cast<std::size_t>(failing));
@@ -189,7 +188,7 @@ TEST_P(EngineTest, TheFactorysExceptionArrives) {
   }
 }
 
-// What a further worker lacks is no reason to fail: the others do all the work.
+// If a further worker cannot be created, the others do all the work.
 TEST_P(EngineTest, AFurtherWorkerThatCannotBeMadeIsLeftOut) {
   const std::vector<std::function<void()>> failures{
       [] { throw Error(Outcome::Io, "no connection"); }, [] { throw std::bad_alloc(); },

@@ -1,5 +1,4 @@
-// L1 and L2 entries: encode and decode are each other's inverse, and every bit pattern means
-// something.
+// L1 and L2 entries: encode and decode are inverse, and decode accepts every bit pattern.
 #include "qcow2/entry.h"
 
 #include <gtest/gtest.h>
@@ -86,20 +85,20 @@ TEST_F(EntryTest, EveryExtendedL2EntryMeansSomething) {
     const std::uint64_t raw = random.word();
     const std::uint64_t bitmap = random.word() & random.word();
     const L2Entry entry = decode_l2(raw, bitmap, geometry, 3, random.chance(20));
-    const std::string complaint = format_violation(entry, geometry);
+    const std::string violation = format_violation(entry, geometry);
     if ((raw & kCompressedFlag) != 0) {
       ASSERT_EQ(entry.storage, Storage::Compressed);
       // A compressed cluster has no subclusters.
       if (bitmap != 0) {
-        ASSERT_NE(complaint, "");
+        ASSERT_NE(violation, "");
       }
       continue;
     }
-    // Bit 0 of word 1 has no meaning here; the other reserved bits have none either, and are wrong.
+    // Bit 0 of word 1 is ignored here; other reserved bits are violations.
     const bool reserved = (raw & 0x3F000000000001FE) != 0;
     const bool both = (static_cast<std::uint32_t>(bitmap) & bitmap >> 32) != 0;
     if (reserved || both) {
-      ASSERT_NE(complaint, "");
+      ASSERT_NE(violation, "");
     }
     for (unsigned i = 0; i < kSubclustersPerCluster; ++i) {
       const bool zero = (bitmap >> (32 + i) & 1) != 0;
@@ -123,9 +122,8 @@ TEST_F(EntryTest, CompressedDescriptorsOfQemu) {
   EXPECT_EQ(b.compressed_bytes, (4 + 1) * 512U - 2);
 }
 
-// A writer knows the exact length; the descriptor keeps the number of sectors that the stream
-// touches.
-TEST_F(EntryTest, ACompressedStreamFitsWhatItsDescriptorSays) {
+// A writer knows the exact length; the descriptor keeps the number of sectors that the stream touches.
+TEST_F(EntryTest, ACompressedStreamMatchesItsDescriptor) {
   for (int round = 0; round < 5000; ++round) {
     const Geometry geometry = any_geometry(random.chance(50));
     L2Entry entry;
@@ -160,7 +158,7 @@ TEST_F(EntryTest, StandardEntriesTakePrecedenceAsInQemu) {
   EXPECT_EQ(decode(kCopied, 3, true).kind(0), Kind::Data);
 }
 
-TEST_F(EntryTest, ReservedBitsAndOddOffsetsAreComplainedAbout) {
+TEST_F(EntryTest, ReservedBitsAndOddOffsetsAreReported) {
   const Geometry geometry(16, false, kDiskSize);
   for (unsigned bit = 0; bit < 64; ++bit) {
     const std::uint64_t flag = std::uint64_t{1} << bit;
@@ -172,7 +170,7 @@ TEST_F(EntryTest, ReservedBitsAndOddOffsetsAreComplainedAbout) {
 }
 
 // The offset has more bits than a host offset may have where clusters are small.
-TEST_F(EntryTest, CompressedOffsetsFrom56BitsOnAreComplainedAbout) {
+TEST_F(EntryTest, CompressedOffsetsFrom56BitsOnAreReported) {
   for (unsigned cluster_bits = kMinClusterBits; cluster_bits <= kMaxClusterBits; ++cluster_bits) {
     const Geometry geometry(cluster_bits, false, kDiskSize);
     for (unsigned bit = 0; bit < 70 - cluster_bits; ++bit) {

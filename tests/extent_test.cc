@@ -75,7 +75,7 @@ class ExtentTest : public RandomTest {
     return model;
   }
 
-  // One of the many streams that say the same: extents are cut at random.
+  // One of many equivalent streams: extents are split at random.
   ExtentSource any_stream_of(const Model& model) {
     Extents cut;
     for (const Extent& extent : model.merged()) {
@@ -114,8 +114,7 @@ TEST_F(ExtentTest, NormaliseIsIdempotent) {
   }
 }
 
-// The worst mistake that can be made here: a zero in an overlay that lets the parent's data come
-// back.
+// The worst possible mistake here: a zero in an overlay that lets the parent's data reappear.
 TEST_F(ExtentTest, NormaliseNeverUncoversTheParent) {
   for (int round = 0; round < 1000; ++round) {
     const Model model = any_model(0);
@@ -151,7 +150,7 @@ TEST_F(ExtentTest, ClipIsWhatIsInTheRange) {
   }
 }
 
-TEST_F(ExtentTest, ClipAsksForNothingBehindTheRange) {
+TEST_F(ExtentTest, ClipAsksForNothingPastTheRange) {
   // A stream that would not end.
   const ExtentSource endless = [at = std::uint64_t{0}]() mutable -> std::optional<Extent> {
     EXPECT_LE(at, 100U);

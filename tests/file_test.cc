@@ -143,8 +143,7 @@ TEST_F(FileTest, AMovedFileHasOneOwner) {
   EXPECT_FALSE(c.is_block_device());
 }
 
-// Extents of a sparse file: what they call zero has to be zero, and what was never written is
-// found.
+// Extents of a sparse file: what they call zero has to be zero, and what was never written is found.
 TEST_F(FileTest, HolesOfARawFileAreZeros) {
   constexpr std::uint64_t kSize = 4 << 20;
   const File file = create_file(folder / "sparse");
@@ -180,7 +179,7 @@ TEST_F(FileTest, IsZeroLooksAtEveryByte) {
   Bytes buffer(64 + 160);
   for (std::size_t begin = 0; begin < 64; ++begin) {
     for (std::size_t length = 0; length <= 150; ++length) {
-      std::ranges::fill(buffer, std::byte{0xFF});  // what is around does not count
+      std::ranges::fill(buffer, std::byte{0xFF});  // bytes around it do not count
       const std::span<std::byte> bytes = std::span(buffer).subspan(begin, length);
       std::ranges::fill(bytes, std::byte{0});
       ASSERT_TRUE(is_zero(bytes)) << begin << ' ' << length;
@@ -197,7 +196,8 @@ TEST_F(FileTest, IsZeroLooksAtEveryByte) {
   }
 }
 
-// By default a file has no name before it is published. Where the file system cannot do that, it has a random one.
+// By default a file has no name before it is published. Where the file system cannot do that, it has a random
+// one.
 class PublicationTest : public FileTest {
  protected:
   std::string path = folder / "out";
@@ -351,9 +351,12 @@ TEST_F(PublicationTest, RemovesWhatACrashLeft) {
   EXPECT_NE(warnings[0].find("out.0123456789abcdef.partial"), std::string::npos);
 }
 
-TEST_F(PublicationTest, RemovesNothingThatMayBeSomebodys) {
-  const std::vector<std::string> kept{"out.0123456789abcde.partial", "out.0123456789abcdef.partial",
-                                      "out.0123456789abcdef.partial2", "out.123456789abcdef0.partial", "out.partial",
+TEST_F(PublicationTest, DoesNotRemoveFilesOfOthers) {
+  const std::vector<std::string> kept{"out.0123456789abcde.partial",
+                                      "out.0123456789abcdef.partial",
+                                      "out.0123456789abcdef.partial2",
+                                      "out.123456789abcdef0.partial",
+                                      "out.partial",
                                       "out2.0123456789abcdef.partial"};
   for (const std::string& name : kept) write_file(folder / name, content);
   std::filesystem::create_hard_link(folder / "out.0123456789abcdef.partial", folder / "precious");

@@ -1,5 +1,4 @@
-// Headers: encode and decode are each other's inverse, every limit refuses, and QEMU's images are
-// read.
+// Headers: encode and decode are inverse, every limit is enforced, and QEMU's images are read.
 #include "qcow2/header.h"
 
 #include <gtest/gtest.h>
@@ -350,8 +349,7 @@ TEST_F(QemuHeaderTest, AnExternalDataFileIsNamedAndNotRead) {
   EXPECT_EQ(outcome_of([&] { image->require_readable(); }), Outcome::Incomplete);
 }
 
-// LUKS is told from it by one number; QEMU measures its key derivation for seconds before it makes
-// one.
+// LUKS differs from it by one number; QEMU takes seconds to create a LUKS image.
 TEST_F(QemuHeaderTest, EncryptionIsNamedAndNotRead) {
   Header h = create("encryption=on,encrypt.key-secret=s", {"--object", "secret,id=s,data=secret"});
   EXPECT_EQ(h.features(), std::vector<std::string>{"AES encryption"});
@@ -403,7 +401,7 @@ TEST_F(QemuHeaderTest, QemuPreservesOurExtension) {
   EXPECT_EQ(rebased.identity(), identity);
 }
 
-TEST_F(HeaderTest, WhatIsNoImageIsRefused) {
+TEST_F(HeaderTest, WhatIsNotAnImageIsRefused) {
   const Folder folder;
   for (const std::size_t size : {0, 1, 3, 71, 72, 512, 5000}) {
     Bytes bytes(size);

@@ -1,4 +1,4 @@
-// What a layer says of itself, and whether it fits where it stands.
+// Layer identities, and whether a layer matches its backing file.
 #include "qcow2/identity.h"
 
 #include <gtest/gtest.h>
@@ -13,7 +13,7 @@ namespace {
 
 class IdentityTest : public RandomTest {
  protected:
-  // Any text that fits, with quotes, control bytes and letters of other scripts among it.
+  // Random text with quotes, control characters and letters of other scripts.
   std::string any_text(std::size_t most) {
     std::string text;
     for (std::uint64_t length = random.below(most); length > 0; --length) {
@@ -116,7 +116,7 @@ TEST_F(IdentityTest, UuidsAreUuidsAndNew) {
   }
 }
 
-TEST_F(IdentityTest, ALayerFitsOnItsParentAlone) {
+TEST_F(IdentityTest, ALayerMatchesOnlyItsParent) {
   Identity parent = any_identity();
   parent.checkpoint = "monday";
   Identity child = any_identity();
@@ -131,7 +131,7 @@ TEST_F(IdentityTest, ALayerFitsOnItsParentAlone) {
   child.since = "tuesday";
   EXPECT_NE(link_mismatch(child, true, parent), "") << "changes since another checkpoint";
   child.since.clear();
-  EXPECT_EQ(link_mismatch(child, true, parent), "") << "nothing recorded that could tell";
+  EXPECT_EQ(link_mismatch(child, true, parent), "") << "nothing recorded to compare";
   child.since = "monday";
   parent.checkpoint.clear();
   EXPECT_EQ(link_mismatch(child, true, parent), "");

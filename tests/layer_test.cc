@@ -1,5 +1,4 @@
-// The law: extents(write(E)) == normalise(E), for any disk and any image that we write; and QEMU
-// agrees.
+// extents(write(E)) == normalise(E), for any disk and any image that we write; and QEMU agrees.
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -30,7 +29,7 @@ class LayerTest : public RandomTest {
     return options;
   }
 
-  // What the written image is, by its own entries.
+  // The written image, according to its entries.
   static Extents extents_of_layer(const Image& image) {
     std::vector<Mapping> mappings;
     const GuestRange whole = guest_range(0, image.header().virtual_size);
@@ -42,9 +41,8 @@ class LayerTest : public RandomTest {
     return extents;
   }
 
-  // A parent of any size whose bytes are the disk's where the disk inherits, and anything
-  // elsewhere. What inherits from behind the parent's end is zeros, which the disk is made to agree
-  // with.
+  // A parent of any size whose bytes are the disk's where the disk inherits, and anything elsewhere. What
+  // inherits from behind the parent's end is zeros, which the disk is made to agree with.
   Bytes parent_of(Disk& disk) {
     const std::uint64_t size = disk.bytes.size();
     const std::uint64_t parent_size = random.one_of<std::uint64_t>(
@@ -135,8 +133,7 @@ TEST_F(LayerTest, TheLaw) {
   }
 }
 
-// In an overlay the parent's bytes must not show behind the disk's end, even where the disk
-// inherits.
+// In an overlay the parent's bytes must not show behind the disk's end, even where the disk inherits.
 TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
   const std::uint64_t size = 3 * 4096 + random.between(1, 511);
   Bytes parent(1 << 20);
@@ -154,13 +151,13 @@ TEST_F(LayerTest, ALastSectorThatTheDiskDoesNotFillEndsInZeros) {
   EXPECT_EQ(first_difference(content_by_qemu(folder / "layer.qcow2"), expected), "");
 }
 
-// Sees everything, and looks at nothing.
+// Observes everything, and ignores it.
 class Bystander : public Stage {
  public:
   void fetched(Batch&) override {}
 };
 
-TEST_F(LayerTest, NothingStaleLiesBehindTheDisksEnd) {
+TEST_F(LayerTest, NoStaleDataPastTheDisksEnd) {
   // The last cluster is cut, and what is read of it begins a block before it: an observer wants that block.
   constexpr std::uint64_t kMiB = 1 << 20;
   constexpr std::uint64_t kBlock = 64 << 10;
@@ -186,8 +183,7 @@ TEST_F(LayerTest, NothingStaleLiesBehindTheDisksEnd) {
   EXPECT_TRUE(is_zero(behind));
 }
 
-// One Mapper for many questions, short and long, forwards and back: its memory of tables is no
-// answer.
+// One Mapper for many queries, short and long, forwards and back: its table cache must not change the result.
 TEST_F(LayerTest, AMapperAnswersTheSameInAnyOrder) {
   class Striped : public MemoryDevice {
    public:
@@ -245,7 +241,7 @@ TEST_F(LayerTest, ManyRefcountBlocks) {
   }
 }
 
-// A disk whose L1 table has many entries of which few are used; nothing costs what it claims to be.
+// A disk whose L1 table has many entries of which few are used; costs depend on what is used.
 TEST_F(LayerTest, AnEmptyLayerOfAHugeDiskIsSmall) {
   class Huge : public MemoryDevice {
    public:
@@ -271,8 +267,8 @@ TEST_F(LayerTest, ADiskWithoutBytesIsALayer) {
   EXPECT_EQ(Chain::open(folder / "layer.qcow2", ImageFormat::Qcow2, {})->size(), 0U);
 }
 
-// The header is the last thing written: what a crash leaves is no image.
-TEST_F(LayerTest, WithoutItsHeaderItIsNoImage) {
+// The header is written last: what a crash leaves is not an image.
+TEST_F(LayerTest, WithoutItsHeaderItIsNotAnImage) {
   MemoryDevice device(Bytes(1 << 20, std::byte{1}), {{guest_range(0, 1 << 20), Kind::Data}}, 1 << 20);
   const File file = create_file(folder / "layer.qcow2");
   const WrittenLayer written = write_layer(device, file, {});
@@ -281,8 +277,8 @@ TEST_F(LayerTest, WithoutItsHeaderItIsNoImage) {
   EXPECT_EQ(outcome_of([&] { Image(File::open_to_read(folder / "layer.qcow2")); }), Outcome::Done);
 }
 
-// A guest that starts from the image writes to it: what we leave has to bear that.
-TEST_F(LayerTest, QemuWritesToALayerWithoutHarm) {
+// A guest that starts from the image writes to it.
+TEST_F(LayerTest, QemuCanWriteToALayer) {
   for (int round = 0; round < 3; ++round) {
     LayerOptions options = any_options();
     options.position = Position::Bottom;
@@ -354,10 +350,10 @@ TEST_F(CompressionTest, StreamsSurviveAndAreSmaller) {
       // Cut short: an error, or all that was there but for the stream's own end.
       stream.resize(random.below(length));
       std::ranges::fill(read, std::byte{0});
-      const std::string complaint = decompress(choice.type, stream, read).error;
-      ASSERT_TRUE(complaint != "" || read == cluster);
+      const std::string error = decompress(choice.type, stream, read).error;
+      ASSERT_TRUE(error != "" || read == cluster);
       if (stream.size() + 16 < length) {
-        ASSERT_NE(complaint, "");
+        ASSERT_NE(error, "");
       }
     }
   }
@@ -411,8 +407,8 @@ TEST_F(CompressionTest, NoiseIsNotCompressed) {
   }
 }
 
-// Noise stays plain, in the middle of what shrinks; and the bytes of the layer do not tell how many threads
-// there were.
+// Incompressible clusters stay uncompressed among compressed ones, and the bytes of the layer do not depend
+// on the number of threads.
 TEST_F(CompressionTest, WhatDoesNotShrinkStaysPlainWhateverTheThreads) {
   constexpr std::uint64_t kCluster = 65536;
   constexpr std::uint64_t kClusters = 72;  // several pieces of work

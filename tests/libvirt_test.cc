@@ -1,4 +1,4 @@
-// What is read of libvirt's XML, QEMU's answers and NBD URIs, and calls that take too long.
+// Parsing of libvirt's XML, QEMU's replies and NBD URIs, and calls that take too long.
 #include <gtest/gtest.h>
 
 #include <future>
@@ -90,7 +90,7 @@ TEST(BlockJobTest, AliveIsRunningOrPaused) {
   EXPECT_TRUE((BlockJob{"id", "backup", "paused"}).is_alive());
 }
 
-TEST(BlockJobTest, AnswersThatAreNone) {
+TEST(BlockJobTest, MalformedReplies) {
   for (const std::string text :
        {"", "{}", "[]", "{\"error\": {\"desc\": \"no\"}}", "{\"return\": 1}", "{\"return\": [{}]}",
         "{\"return\": [{\"id\": 1, \"type\": \"backup\", \"status\": \"running\"}]}"}) {

@@ -1,4 +1,4 @@
-// The manifest's bytes: what is written is read again, anything else is refused.
+// The bytes of a manifest: what was written can be read, anything else is refused.
 #include "verify/manifest.h"
 
 #include <gtest/gtest.h>
@@ -23,7 +23,7 @@ constexpr const char* kOtherUuid = "fedcba98-7654-4321-8fed-cba987654321";
 constexpr std::size_t kOwnDigest = 32;
 constexpr std::size_t kSignature = 8 + 32 + 64;
 
-// What a manifest says of one block; no entry: nothing.
+// The record of one block in a manifest; no entry: none.
 struct BlockWord {
   Held held = Held::None;
   Digest whole;
@@ -124,7 +124,7 @@ class ManifestTest : public RandomTest {
     return outcome_of([&] { Manifest opened(file); });
   }
 
-  // A header as it stands in a file.
+  // A header as in a file.
   static Bytes header_bytes(std::string_view json) {
     Bytes bytes;
     put(bytes, "QCHNMF01");
@@ -187,7 +187,7 @@ TEST_F(ManifestTest, WhatIsWrittenIsRead) {
     EXPECT_EQ(reader.root(), manifest.root);
     EXPECT_EQ(reader.own_digest(), own);
     EXPECT_EQ(reader.signature(), manifest.signature);
-    // Its own digest is the SHA-256 of all that stands before it.
+    // Its own digest is the SHA-256 of everything before it.
     const Bytes bytes = read_file(path);
     const std::size_t end = bytes.size() - (manifest.signature ? kSignature : 0) - kOwnDigest;
     EXPECT_EQ(own, sha256(std::span(bytes).first(end)));
@@ -241,7 +241,7 @@ TEST_F(ManifestTest, EveryFlippedByteIsRefused) {
     const Draft manifest = any_manifest(40);
     write(manifest);
     const Bytes bytes = read_file(path);
-    // Of a signature, the magic is judged here; whether it fits is for whoever has a key.
+    // Only the magic of a signature is checked here; verifying it needs a key.
     const std::size_t end =
         bytes.size() -
         (manifest.signature ? ManifestSignature::kKeyBytes + ManifestSignature::kSignatureBytes : 0);
@@ -408,7 +408,7 @@ TEST_F(ManifestTest, Garbage) {
   }
 }
 
-// What the manifests of a chain say of every block, against maps of them all, in any steps.
+// The digests of every block of a chain of manifests, compared with maps of all of them, in any steps.
 TEST_F(ManifestTest, TheDigestsOfAChain) {
   for (int round = 0; round < 40; ++round) {
     const std::size_t depth = random.between(1, 5);
@@ -440,7 +440,7 @@ TEST_F(ManifestTest, TheDigestsOfAChain) {
         SCOPED_TRACE(testing::Message() << "block " << block);
         bool decided = false;
         for (std::size_t layer = 0; layer < depth && !decided; ++layer) {
-          if (block >= manifests[layer].header.blocks()) {  // zeros, whatever is beneath
+          if (block >= manifests[layer].header.blocks()) {  // zeros, whatever is below
             ASSERT_TRUE(run.known);
             ASSERT_EQ(run.held, Held::None);
             ASSERT_EQ(run.whole, nullptr);
@@ -480,7 +480,7 @@ TEST_F(ManifestTest, TheDigestsOfAChain) {
   }
 }
 
-// Whatever happens to the name, what was opened is what is read; whatever happens to the file, it is noticed.
+// If the path changes, the opened file is still read; if the file changes, it is detected.
 TEST_F(ManifestTest, WhatIsReadLaterIsWhatWasOpened) {
   Draft manifest = any_manifest(600);
   while (manifest.blocks.size() < 10) manifest = any_manifest(600);
@@ -509,7 +509,7 @@ TEST_F(ManifestTest, WhatIsReadLaterIsWhatWasOpened) {
   EXPECT_EQ(reading_again(), Outcome::BadManifest);
   EXPECT_EQ(outcome_of([&] { fold_roots(std::vector{opened}, 1); }), Outcome::BadManifest);
 
-  // By another file under the same name, which nobody looks at.
+  // By another file under the same name, which is not opened.
   write_file(elsewhere, first);
   std::filesystem::rename(path, elsewhere);
   EXPECT_EQ(reading_again(), Outcome::Done);

@@ -1,5 +1,5 @@
-// Damage, one byte at a time, to every file of a chain: what changes the disk at any restore point is found,
-// and what is not found changes nothing.
+// Damage, one byte at a time, to every file of a chain: whatever changes the disk at any restore point is
+// found.
 //
 // QCHAIN_MUTATIONS=NUMBER sets how many bytes of each file are changed, in each of three classes; "all"
 // changes every byte of the metadata and of the manifests.
@@ -51,7 +51,7 @@ class MutationTest : public RandomTest {
     ASSERT_EQ(verdict(), Outcome::Done);
   }
 
-  // What `qchain verify` ends with.
+  // The outcome of `qchain verify`.
   Outcome verdict() {
     Outcome outcome = Outcome::Done;
     try {
@@ -67,7 +67,7 @@ class MutationTest : public RandomTest {
     return outcome;
   }
 
-  // Whether any restore point that can be read at all is another disk than it was.
+  // Whether any restore point that can be read has changed.
   bool is_changed() {
     for (std::size_t i = 0; i < chain.layers().size(); ++i) {
       try {
@@ -75,13 +75,13 @@ class MutationTest : public RandomTest {
         Bytes expected = chain.from_top(i).content();
         expected.resize(align_up(expected.size(), kSectorSize));
         if (content_of(*disk) != expected) return true;
-      } catch (const Error&) {  // nobody gets these bytes
+      } catch (const Error&) {  // refused, so no wrong data is returned
       }
     }
     return false;
   }
 
-  // Judges what was done to `path`; the files are as they were afterwards.
+  // Checks the outcome after a change to `path`; the caller restores the file.
   void expect_found(const std::string& path, const std::string& what) {
     const Outcome outcome = verdict();
     ++count[outcome];
@@ -130,11 +130,11 @@ class MutationTest : public RandomTest {
     if (wanted()) places.resize(std::min(places.size(), *wanted()));
     for (const std::uint64_t at : places) {
       flip(path, at, any_bits());
-      if (HasFailure()) return;  // one is enough to look at
+      if (HasFailure()) return;  // one failure is enough
     }
   }
 
-  // Bytes of the metadata that say something, bytes of it that are zero, and data.
+  // Nonzero bytes of the metadata, zero bytes of it, and data.
   void mutate_all() {
     for (std::size_t i = 0; i < chain.layers().size(); ++i) {
       const Bytes& image = original.at(chain.path(i));
@@ -238,7 +238,7 @@ TEST_F(MutationTest, TornFiles) {
   }
 }
 
-// What is called harmless here is so for QEMU too.
+// Changes that are harmless for us are harmless for QEMU too.
 TEST_F(MutationTest, QemuAgreesThatItIsHarmless) {
   build({clusters(16), clusters(12), clusters(16)}, kMiB, Algorithm::Xxh3_128);
   constexpr std::size_t kChecked = 12;
@@ -248,7 +248,7 @@ TEST_F(MutationTest, QemuAgreesThatItIsHarmless) {
     const std::string path = chain.path(index);
     Bytes now = original.at(path);
     const std::uint64_t cluster = std::uint64_t{1} << chain.from_top(index).options.cluster_bits;
-    // The header and the tables behind it; not the emptiness behind those.
+    // The header and the tables after it; not the unused space after those.
     const std::uint64_t at =
         random.chance(70) ? random.below(800) : random.below(5) * cluster + random.below(200);
     if (at >= now.size()) continue;

@@ -31,9 +31,9 @@ using testing::Not;
 
 using Words = std::vector<std::string>;
 
-// What is wrong with the words; empty: nothing.
+// The error for these words; empty: none.
 template <class Options>
-std::string complaint(const Words& words) {
+std::string error_of(const Words& words) {
   try {
     parsed<Options>(words);
   } catch (const Error& error) {
@@ -43,10 +43,10 @@ std::string complaint(const Words& words) {
   return {};
 }
 
-std::string pull_complaint(const Words& more) {
+std::string pull_error(const Words& more) {
   Words words{"nbd://localhost/vda", "-o", "out.qcow2"};
   words.insert(words.end(), more.begin(), more.end());
-  return complaint<PullOptions>(words);
+  return error_of<PullOptions>(words);
 }
 
 // Suggestions.
@@ -81,17 +81,16 @@ TEST(Suggestion, IsTheOnlyOneThatIsNear) {
 }
 
 TEST(UnknownOption, IsNamedAndANearOneSuggested) {
-  EXPECT_EQ(pull_complaint({"--parnet", "full.qcow2"}),
+  EXPECT_EQ(pull_error({"--parnet", "full.qcow2"}),
             "pull: unknown option --parnet; did you mean --parent? Run 'qchain pull --help' for details");
-  EXPECT_EQ(pull_complaint({"--parnet=full.qcow2"}), pull_complaint({"--parnet", "full.qcow2"}));
-  EXPECT_THAT(pull_complaint({"-parent", "full.qcow2"}), HasSubstr("did you mean --parent?"));
-  EXPECT_THAT(pull_complaint({"--require"}), HasSubstr("did you mean --require-read-only?"));
-  EXPECT_THAT(pull_complaint({"--hlep"}), HasSubstr("did you mean --help?"));
-  EXPECT_EQ(pull_complaint({"--frob"}), "pull: unknown option --frob. Run 'qchain pull --help' for details");
-  EXPECT_EQ(pull_complaint({"--tls", "x"}),
-            "pull: unknown option --tls. Run 'qchain pull --help' for details");
-  EXPECT_THAT(pull_complaint({"-x"}), HasSubstr("unknown option -x."));
-  EXPECT_THAT(complaint<CheckOptions>({"a", "--parent", "b"}), HasSubstr("check: unknown option --parent."));
+  EXPECT_EQ(pull_error({"--parnet=full.qcow2"}), pull_error({"--parnet", "full.qcow2"}));
+  EXPECT_THAT(pull_error({"-parent", "full.qcow2"}), HasSubstr("did you mean --parent?"));
+  EXPECT_THAT(pull_error({"--require"}), HasSubstr("did you mean --require-read-only?"));
+  EXPECT_THAT(pull_error({"--hlep"}), HasSubstr("did you mean --help?"));
+  EXPECT_EQ(pull_error({"--frob"}), "pull: unknown option --frob. Run 'qchain pull --help' for details");
+  EXPECT_EQ(pull_error({"--tls", "x"}), "pull: unknown option --tls. Run 'qchain pull --help' for details");
+  EXPECT_THAT(pull_error({"-x"}), HasSubstr("unknown option -x."));
+  EXPECT_THAT(error_of<CheckOptions>({"a", "--parent", "b"}), HasSubstr("check: unknown option --parent."));
 }
 
 // Binding.
@@ -167,12 +166,11 @@ TEST(Bound, RepeatedValuesAndLists) {
   const auto sum = parsed<VerifyOptions>({"--combine", "1.json", "2.json", "--json", "--combine", "3.json"});
   EXPECT_THAT(sum.combine, ElementsAre("1.json", "2.json", "3.json"));
   EXPECT_TRUE(sum.common.json);
-  EXPECT_THAT(pull_complaint({"--parent", "a", "--parent", "b"}),
-              HasSubstr("--parent is given more than once"));
-  EXPECT_THAT(pull_complaint({"--force", "--force"}), HasSubstr("--force is given more than once"));
+  EXPECT_THAT(pull_error({"--parent", "a", "--parent", "b"}), HasSubstr("--parent is given more than once"));
+  EXPECT_THAT(pull_error({"--force", "--force"}), HasSubstr("--force is given more than once"));
 }
 
-TEST(Bound, WordsBehindTwoDashesAreNoOptions) {
+TEST(Bound, WordsAfterTwoDashesAreNotOptions) {
   const auto o = parsed<RestoreOptions>({"--force", "--", "--json", "-o"});
   EXPECT_EQ(o.request.image, "--json");
   EXPECT_EQ(o.request.destination, "-o");
@@ -182,50 +180,47 @@ TEST(Bound, WordsBehindTwoDashesAreNoOptions) {
 
 // What is refused.
 
-TEST(Refused, NumbersThatAreNoneOrOutOfRange) {
-  EXPECT_EQ(pull_complaint({"--connections", "many"}), "--connections: \"many\": invalid number");
+TEST(Refused, NumbersThatAreInvalidOrOutOfRange) {
+  EXPECT_EQ(pull_error({"--connections", "many"}), "--connections: \"many\": invalid number");
   for (const char* const text : {"", "-1", "1x", " 1", "0x1", "++1", "1.5"}) {
-    EXPECT_THAT(pull_complaint({"--requests", text}), HasSubstr("--requests: \"")) << text;
+    EXPECT_THAT(pull_error({"--requests", text}), HasSubstr("--requests: \"")) << text;
   }
-  EXPECT_EQ(pull_complaint({"--connections", "0"}), "--connections: 0 is out of range (1 to 16)");
-  EXPECT_EQ(pull_complaint({"--connections", "1"}), "");
-  EXPECT_EQ(pull_complaint({"--connections", "16"}), "");
-  EXPECT_THAT(pull_complaint({"--connections", "17"}), HasSubstr("out of range"));
-  EXPECT_EQ(pull_complaint({"--requests", "1024"}), "");
-  EXPECT_THAT(pull_complaint({"--requests", "1025"}), HasSubstr("out of range (1 to 1024)"));
-  EXPECT_THAT(pull_complaint({"--timeout", "99999999999999999999"}), HasSubstr("out of range (1 to 86400)"));
-  EXPECT_THAT(pull_complaint({"--owner-timeout", "3601"}), HasSubstr("out of range (1 to 3600)"));
+  EXPECT_EQ(pull_error({"--connections", "0"}), "--connections: 0 is out of range (1 to 16)");
+  EXPECT_EQ(pull_error({"--connections", "1"}), "");
+  EXPECT_EQ(pull_error({"--connections", "16"}), "");
+  EXPECT_THAT(pull_error({"--connections", "17"}), HasSubstr("out of range"));
+  EXPECT_EQ(pull_error({"--requests", "1024"}), "");
+  EXPECT_THAT(pull_error({"--requests", "1025"}), HasSubstr("out of range (1 to 1024)"));
+  EXPECT_THAT(pull_error({"--timeout", "99999999999999999999"}), HasSubstr("out of range (1 to 86400)"));
+  EXPECT_THAT(pull_error({"--owner-timeout", "3601"}), HasSubstr("out of range (1 to 3600)"));
   EXPECT_EQ(parsed<VerifyOptions>({"a", "--sample", "5/5"}).selection.part, 5U);
-  EXPECT_EQ(complaint<VerifyOptions>({"a", "--sample", "6/5"}), "--sample: 6 is out of range (1 to 5)");
-  EXPECT_THAT(complaint<VerifyOptions>({"a", "--sample", "1/1000001"}), HasSubstr("--sample: 1000001 is"));
+  EXPECT_EQ(error_of<VerifyOptions>({"a", "--sample", "6/5"}), "--sample: 6 is out of range (1 to 5)");
+  EXPECT_THAT(error_of<VerifyOptions>({"a", "--sample", "1/1000001"}), HasSubstr("--sample: 1000001 is"));
   EXPECT_EQ(parsed<VerifyOptions>({"a", "--max-duration", "0"}).max_duration, 0U);
-  EXPECT_THAT(complaint<VerifyOptions>({"a", "--max-duration", "soon"}), HasSubstr("invalid number"));
+  EXPECT_THAT(error_of<VerifyOptions>({"a", "--max-duration", "soon"}), HasSubstr("invalid number"));
 }
 
 TEST(Refused, OtherValuesWithTheOptionsName) {
-  EXPECT_THAT(pull_complaint({"--cluster-size", "64k x"}),
-              HasSubstr("--cluster-size: \"64k x\": invalid size"));
-  EXPECT_EQ(pull_complaint({"--format", "vmdk"}),
-            "--format: unknown image format \"vmdk\"; choose qcow2 or raw");
-  EXPECT_THAT(pull_complaint({"--digest", "md5"}), HasSubstr("--digest: unknown digest algorithm"));
-  EXPECT_THAT(pull_complaint({"--compress", "lz4"}),
-              HasSubstr("--compress: unknown compression type \"lz4\""));
-  EXPECT_THAT(pull_complaint({"--libvirt", ""}), HasSubstr("--libvirt: must not be empty"));
-  EXPECT_THAT(pull_complaint({"--parent-format", "qcow2"}), HasSubstr("--parent-format is the format"));
+  EXPECT_THAT(pull_error({"--cluster-size", "64k x"}), HasSubstr("--cluster-size: \"64k x\": invalid size"));
+  EXPECT_EQ(pull_error({"--format", "vmdk"}), "--format: unknown image format \"vmdk\"; choose qcow2 or raw");
+  EXPECT_THAT(pull_error({"--digest", "md5"}), HasSubstr("--digest: unknown digest algorithm"));
+  EXPECT_THAT(pull_error({"--compress", "lz4"}), HasSubstr("--compress: unknown compression type \"lz4\""));
+  EXPECT_THAT(pull_error({"--libvirt", ""}), HasSubstr("--libvirt: must not be empty"));
+  EXPECT_THAT(pull_error({"--parent-format", "qcow2"}), HasSubstr("--parent-format requires --parent"));
 }
 
 TEST(Refused, WordsThatAreMissingOrTooMany) {
   EXPECT_EQ(
-      complaint<PullOptions>({}),
+      error_of<PullOptions>({}),
       "pull: missing URI (usage: qchain pull URI -o OUT [options]). Run 'qchain pull --help' for details");
-  EXPECT_EQ(complaint<PullOptions>({""}), complaint<PullOptions>({}));
-  EXPECT_EQ(complaint<PullOptions>({"nbd://localhost"}), "missing output file: use -o FILE");
-  EXPECT_THAT(complaint<RestoreOptions>({"a"}), HasSubstr("restore: missing DEST"));
-  EXPECT_THAT(complaint<VerifyOptions>({}), HasSubstr("missing IMAGE"));
-  EXPECT_THAT(complaint<CheckOptions>({"a", "b"}), HasSubstr("unexpected argument \"b\""));
-  EXPECT_THAT(pull_complaint({"--parent"}), HasSubstr("option --parent needs a value"));
-  EXPECT_THAT(pull_complaint({"--parent="}), HasSubstr("option --parent needs a value"));
-  EXPECT_THAT(pull_complaint({"--force=yes"}), HasSubstr("option --force takes no value"));
+  EXPECT_EQ(error_of<PullOptions>({""}), error_of<PullOptions>({}));
+  EXPECT_EQ(error_of<PullOptions>({"nbd://localhost"}), "missing output file: use -o FILE");
+  EXPECT_THAT(error_of<RestoreOptions>({"a"}), HasSubstr("restore: missing DEST"));
+  EXPECT_THAT(error_of<VerifyOptions>({}), HasSubstr("missing IMAGE"));
+  EXPECT_THAT(error_of<CheckOptions>({"a", "b"}), HasSubstr("unexpected argument \"b\""));
+  EXPECT_THAT(pull_error({"--parent"}), HasSubstr("option --parent needs a value"));
+  EXPECT_THAT(pull_error({"--parent="}), HasSubstr("option --parent needs a value"));
+  EXPECT_THAT(pull_error({"--force=yes"}), HasSubstr("option --force takes no value"));
 }
 
 // What is known of --json where parsing fails.
@@ -250,7 +245,7 @@ TEST(Json, IsKnownWhereParsingFails) {
 
 class AnyWords : public RandomTest {};
 
-// Whether the words are right or wrong: --json is found where the parser finds it.
+// Whether the words are valid or not: --json is found where the parser finds it.
 TEST_F(AnyWords, JsonIsFoundWhereTheParserFindsIt) {
   int right = 0;
   int with_json = 0;

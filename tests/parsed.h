@@ -8,7 +8,7 @@
 
 namespace qchain::tests {
 
-/// Throws Error where the words are wrong.
+/// Throws Error if the words are invalid.
 template <class Options>
 Options parsed(const std::vector<std::string>& words) {
   Options options;

@@ -1,4 +1,4 @@
-// Placement alone, without a file: an independent recount of everything that the tables refer to.
+// Placement alone, without a file: independent counts of everything that the tables refer to.
 #include "qcow2/placement.h"
 
 #include <gtest/gtest.h>
@@ -34,8 +34,8 @@ class Layout {
     }
   }
 
-  // Counts every reference that begins at the header, and holds the refcounts to it. Returns what
-  // is wrong first; empty where nothing is.
+  // Counts every reference that begins at the header, and holds the refcounts to it. Returns what is wrong
+  // first; empty where nothing is.
   std::string recount(const Header& header, std::uint64_t file_bytes) {
     references_.assign(file_bytes / cluster_size(), 0);
     tables_in_use_ = 0;
@@ -46,7 +46,7 @@ class Layout {
     for (std::uint64_t i = 0; i < header.l1_entries; ++i) {
       const L1Entry l1 = decode_l1(word(header.l1_table.bytes(), i));
       if (l1.table == HostOffset(0)) continue;
-      if (!l1.copied || l1.reserved != 0) complain("L1 entry", i);
+      if (!l1.copied || l1.reserved != 0) report("L1 entry", i);
       refer(l1.table.bytes(), 1, true);
       for (std::uint64_t j = 0; j < geometry_.l2_entries(); ++j) refer_entry(l1.table.bytes(), j);
     }
@@ -58,7 +58,7 @@ class Layout {
     }
     hold_refcounts_to_references(blocks);
     // A table that nothing refers to is a leak, though its cluster may look free.
-    if (tables_in_use_ != clusters_.size()) complain("tables in use", tables_in_use_);
+    if (tables_in_use_ != clusters_.size()) report("tables in use", tables_in_use_);
     return wrong_;
   }
 
@@ -72,7 +72,7 @@ class Layout {
  private:
   std::uint64_t cluster_size() const { return geometry_.cluster_size(); }
 
-  void complain(const std::string& what, std::uint64_t where) {
+  void report(const std::string& what, std::uint64_t where) {
     if (wrong_.empty()) wrong_ = what + " " + std::to_string(where);
   }
 
@@ -80,7 +80,7 @@ class Layout {
     static const Bytes kNothing(std::size_t{2} << 20);
     const auto found = clusters_.find(offset);
     if (found != clusters_.end()) return found->second;
-    complain("no table was written at", offset);
+    report("no table was written at", offset);
     return kNothing;
   }
 
@@ -91,13 +91,13 @@ class Layout {
   }
 
   void refer(std::uint64_t offset, std::uint64_t clusters, bool table) {
-    if (offset % cluster_size() != 0) complain("not at a cluster:", offset);
+    if (offset % cluster_size() != 0) report("not cluster-aligned:", offset);
     for (std::uint64_t i = 0; i < clusters; ++i) {
       const std::uint64_t cluster = offset / cluster_size() + i;
-      if (cluster >= references_.size()) return complain("past the end of the file:", offset);
-      if (references_[cluster]++ != 0) complain("a second reference to cluster", cluster);
+      if (cluster >= references_.size()) return report("past the end of the file:", offset);
+      if (references_[cluster]++ != 0) report("a second reference to cluster", cluster);
       const bool written = clusters_.contains(cluster * cluster_size());
-      if (written != table) complain(table ? "not written: " : "a table over data:", cluster);
+      if (written != table) report(table ? "not written: " : "a table over data:", cluster);
       if (table) ++tables_in_use_;
     }
   }
@@ -107,22 +107,22 @@ class Layout {
     const std::uint64_t raw = word(table, extended ? 2 * index : index);
     const std::uint64_t bitmap = extended ? word(table, 2 * index + 1) : 0;
     const L2Entry entry = decode_l2(raw, bitmap, geometry_, 3, false);
-    if (!format_violation(entry, geometry_).empty()) complain("L2 entry", index);
+    if (!format_violation(entry, geometry_).empty()) report("L2 entry", index);
     switch (entry.storage) {
       case Storage::None:
         break;
       case Storage::Plain:
-        if (!entry.copied) complain("without COPIED:", index);
+        if (!entry.copied) report("without COPIED:", index);
         refer(entry.host.bytes(), 1, false);
         break;
       case Storage::Compressed: {
-        if (entry.copied) complain("COPIED on a compressed cluster:", index);
+        if (entry.copied) report("COPIED on a compressed cluster:", index);
         const std::uint64_t last = entry.host.bytes() + entry.compressed_bytes - 1;
         for (std::uint64_t c = entry.host.bytes() / cluster_size(); c <= last / cluster_size(); ++c) {
-          if (c >= references_.size()) return complain("past the end of the file: stream", index);
+          if (c >= references_.size()) return report("past the end of the file: stream", index);
           // Streams share clusters with streams alone.
-          if (references_[c] != 0 && !streams_.contains(c)) complain("a stream over cluster", c);
-          if (clusters_.contains(c * cluster_size())) complain("a stream over the table", c);
+          if (references_[c] != 0 && !streams_.contains(c)) report("a stream over cluster", c);
+          if (clusters_.contains(c * cluster_size())) report("a stream over the table", c);
           streams_.insert(c);
           ++references_[c];
         }
@@ -133,15 +133,15 @@ class Layout {
   void hold_refcounts_to_references(const std::vector<std::uint64_t>& blocks) {
     const std::uint64_t covered = blocks.size() * cluster_size() / 2;
     for (std::uint64_t c = 0; c < std::max<std::uint64_t>(references_.size(), 1); ++c) {
-      if (references_[c] == 0) complain("a leak of cluster", c);
+      if (references_[c] == 0) report("a leak of cluster", c);
       if (references_[c] > 0xFFFF || stored_refcount(c, blocks) != references_[c]) {
-        complain("the refcount of cluster", c);
+        report("the refcount of cluster", c);
       }
     }
-    // Nothing is counted behind the end of the file: the rest of the last blocks.
+    // Refcounts past the end of the file are 0: the rest of the last blocks.
     for (std::uint64_t c = references_.size(); c < std::min(covered, references_.size() + cluster_size());
          ++c) {
-      if (stored_refcount(c, blocks) != 0) complain("a refcount behind the end for cluster", c);
+      if (stored_refcount(c, blocks) != 0) report("a refcount past the end for cluster", c);
     }
   }
 
@@ -165,9 +165,9 @@ std::string recount_if_it_ended_here(const Placement& placement, const Layout& l
 
 class PlacementTest : public RandomTest {};
 
-// The smallest clusters have the most borders: a block counts 256 clusters, 64 entries fill a
-// cluster of the refcount table. After every single cluster the file could end. The L1 table has
-// various lengths, so that each kind of allocation meets each border.
+// The smallest clusters have the most borders: a block counts 256 clusters, 64 entries fill a cluster of the
+// refcount table. After every single cluster the file could end. The L1 table has various lengths, so that
+// each kind of allocation meets each border.
 TEST_F(PlacementTest, EveryNumberOfClustersAroundTheFirstBlocksIsSound) {
   for (const std::uint64_t l1_clusters : {1, 2, 5, 100}) {
     const std::uint64_t coverage = 64 * 512;

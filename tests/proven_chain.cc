@@ -50,12 +50,12 @@ Disk ProvenChain::next_disk(std::uint64_t size, std::uint64_t grain) {
   const Position position = layers_.empty() ? Position::Bottom : Position::Overlay;
   Disk disk = random_disk(random_, size, grain, position);
   if (position == Position::Bottom) return disk;
-  const Bytes& beneath = layers_.back().content();
+  const Bytes& below = layers_.back().content();
   for (const Extent& extent : disk.extents) {
-    const bool data_as_beneath = extent.kind == Kind::Data && random_.chance(10);
-    if (extent.kind != Kind::Inherit && !data_as_beneath) continue;
+    const bool data_as_below = extent.kind == Kind::Data && random_.chance(10);
+    if (extent.kind != Kind::Inherit && !data_as_below) continue;
     for (std::uint64_t at = extent.range.begin.bytes(); at < extent.range.end.bytes(); ++at) {
-      disk.bytes[at] = at < beneath.size() ? beneath[at] : std::byte{0};
+      disk.bytes[at] = at < below.size() ? below[at] : std::byte{0};
     }
   }
   return disk;
@@ -143,7 +143,7 @@ std::vector<BlockLaw> ProvenChain::law(std::size_t from_top_index) const {
       const auto begin = block.begin() + static_cast<std::ptrdiff_t>(common.begin - range.begin);
       held.insert(held.end(), begin, begin + static_cast<std::ptrdiff_t>(common.length()));
     }
-    // The block in which the disk was cut is another one now, whether the layer holds anything of it or not.
+    // The block in which the disk was truncated has changed, whether the layer holds anything of it or not.
     const bool is_cut =
         overlay && layer.parent_length != bytes.size() && cut % kDigestBlock != 0 && cut / kDigestBlock == i;
     Hasher hasher(layer.algorithm);

@@ -1,4 +1,4 @@
-// Chains with manifests, written as `qchain pull` writes them, and what is known of them beforehand.
+// Chains with manifests, written as `qchain pull` writes them, and their expected content.
 #pragma once
 
 #include <memory>
@@ -20,7 +20,7 @@ namespace qchain::tests {
 /// The content digest, block by block.
 Digest blkhash_of(Algorithm algorithm, std::span<const std::byte> bytes);
 
-/// What a manifest has to say of a block, by the law.
+/// The expected record of a block in a manifest.
 struct BlockLaw {
   Held held = Held::None;
   std::optional<Digest> whole;  ///< nullopt: not recorded, or zeros.
@@ -33,20 +33,20 @@ struct ProvenLayer {
   Position position = Position::Bottom;
   LayerOptions options;
   Algorithm algorithm = Algorithm::Sha256;
-  Disk disk;  ///< What the disk was then, and what the source said of it.
+  Disk disk;  ///< The disk at that time, and the extents that the source reported.
   std::uint64_t parent_length = 0;
-  std::optional<Digest> root;  ///< As the manifest was given it.
+  std::optional<Digest> root;  ///< The root in the manifest.
 
   const Bytes& content() const { return disk.bytes; }
 };
 
-/// A chain in the making, from the bottom up: each layer has an identity and a manifest.
+/// Builds a chain from the bottom up; each layer has an identity and a manifest.
 class ProvenChain {
  public:
   ProvenChain(Random& random, const Folder& folder) : random_(random), folder_(folder) {}
 
-  /// A disk of `size` bytes on top of what is there: what it inherits is the content beneath, or zeros. Of
-  /// the rest some is as beneath, and some zeros.
+  /// A disk of `size` bytes on top of the chain: what it inherits is the content below, or zeros. Some of the
+  /// rest equals the content below, and some is zeros.
   Disk next_disk(std::uint64_t size, std::uint64_t grain);
   /// Writes the next layer. `key`: nullptr for an unsigned one.
   void add(Disk disk, LayerOptions options, Algorithm algorithm, const SigningKey* key = nullptr);
@@ -55,16 +55,16 @@ class ProvenChain {
 
   /// From the bottom.
   const std::vector<ProvenLayer>& layers() const { return layers_; }
-  /// As chains count: 0 is the top.
+  /// As in Chain: 0 is the top.
   const ProvenLayer& from_top(std::size_t index) const { return layers_[layers_.size() - 1 - index]; }
   std::string path(std::size_t from_top_index) const { return folder_ / from_top(from_top_index).name; }
   std::string manifest(std::size_t from_top_index) const { return manifest_path(path(from_top_index)); }
   /// The chain, or what it was before its last layers were written.
   std::unique_ptr<Chain> open(std::size_t from_top_index = 0) const;
-  /// What was drawn, for messages.
+  /// The random choices, for messages.
   std::string description() const;
 
-  /// What the manifest of a layer has to say of each block of the disk.
+  /// The expected records of each block of the disk in the manifest of a layer.
   std::vector<BlockLaw> law(std::size_t from_top_index) const;
 
  private:

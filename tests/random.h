@@ -1,5 +1,5 @@
-// Randomness that can be repeated: every test of a process draws from one seed, which is printed at
-// the start and with every failure. QCHAIN_SEED=NUMBER runs the same again.
+// Randomness that can be repeated: every test of a process draws from one seed, which is printed at the start
+// and with every failure. QCHAIN_SEED=NUMBER runs the same again.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -17,8 +17,8 @@
 
 namespace qchain::tests {
 
-/// The seed of this process: QCHAIN_SEED, or always the same one, so that what passes passes again; tests/run --soak
-/// draws new ones. Printed the first time it is asked for.
+/// The seed of this process: QCHAIN_SEED, or always the same one, so that what passes passes again; tests/run
+/// --soak draws new ones. Printed the first time it is asked for.
 inline std::uint64_t seed() {
   static const std::uint64_t value = [] {
     const char* const given = std::getenv("QCHAIN_SEED");
@@ -72,7 +72,7 @@ class Random {
   std::mt19937_64 engine_;
 };
 
-/// A test that draws: its failures name the seed.
+/// A test with random numbers; its failures name the seed.
 class RandomTest : public testing::Test {
  protected:
   Random random{seed()};

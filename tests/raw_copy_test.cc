@@ -69,7 +69,7 @@ TEST_F(RawCopyTest, ToADeviceWithOldContent) {
     draw();
     MemoryDevice source = device();
     const File target = create_file(folder / "raw");
-    // A device is as large as the range, or larger; what is behind the range is not ours.
+    // A device is as large as the range, or larger; data after the range is not changed.
     Bytes old(range.length() + random.below(100000));
     random.fill(old);
     target.write(HostOffset(0), old);

@@ -184,7 +184,7 @@ Disk random_disk(Random& random, std::uint64_t size, std::uint64_t grain, Positi
           random.fill(bytes);
       }
     }
-    // Not merged: neighbours of one kind are a part of what a device may say.
+    // Not merged: a device may report adjacent extents of the same kind.
     disk.extents.push_back({guest_range(at, length), kind});
     at += length;
   }

@@ -1,4 +1,4 @@
-// What tests of several rooms need: folders, commands, disks, and images that the code under test
+// Shared by tests of several libraries: directories, commands, disks, and images that the code under test
 // wrote.
 #pragma once
 
@@ -54,11 +54,11 @@ File create_file(const std::string& path);
 Bytes read_file(const std::string& path);
 void write_file(const std::string& path, const Bytes& bytes);
 
-/// What qemu-img says the content of an image is.
+/// The content of an image according to qemu-img.
 Bytes content_by_qemu(const std::string& image);
-/// What the device says it is, read at once.
+/// The content of the device, read at once.
 Bytes content_of(BlockDevice& device);
-/// The whole of map(), asked for from each answer's end on.
+/// The complete result of map(), from repeated calls.
 std::vector<Mapping> whole_map(const Chain& chain);
 /// Where two contents differ first, in words; empty where they do not.
 std::string first_difference(const Bytes& a, const Bytes& b);
@@ -66,21 +66,20 @@ std::string first_difference(const Bytes& a, const Bytes& b);
 /// The outcome of the Error that `action` throws; Done where it throws none.
 Outcome outcome_of(const std::function<void()>& action);
 
-/// Whether each extent begins where the last one ended, none is empty, and neighbours differ in
-/// kind.
+/// Whether each extent begins where the last one ended, none is empty, and neighbours differ in kind.
 testing::AssertionResult is_merged(const Extents& extents, const GuestRange& whole);
 
-/// A disk, and what it says of itself. Where it says Zero, it is; where it says Data, it is not
-/// always something else.
+/// A disk, and the extents that it reports. Where it reports Zero, there are zeros; where it reports Data,
+/// there may be zeros too.
 struct Disk {
   Bytes bytes;
   Extents extents;
 };
-/// A random disk of `size` bytes whose extents begin and end at multiples of `grain`. Inherited
-/// bytes of an overlay are any bytes; those of a bottom layer are zeros.
+/// A random disk of `size` bytes whose extents begin and end at multiples of `grain`. Inherited bytes of an
+/// overlay are any bytes; those of a bottom layer are zeros.
 Disk random_disk(Random& random, std::uint64_t size, std::uint64_t grain, Position position);
-/// What a layer of clusters of `unit` bytes stores of a disk: the law, byte by byte. Extents end at
-/// the disk's end, rounded up to sectors.
+/// What a layer with clusters of `unit` bytes stores of a disk, computed byte by byte. Extents end at the
+/// disk's end, rounded up to sectors.
 Extents stored_by_law(const Disk& disk, std::uint64_t unit, Position position);
 
 /// Writes `device` as a complete image. `backing` is empty for none.

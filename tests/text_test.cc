@@ -1,4 +1,4 @@
-// Texts as they are printed: whatever an image or a server says, a terminal and a document are safe from it.
+// Printed text: names from images and servers cannot affect a terminal or a JSON document.
 #include "cli/api/text.h"
 
 #include <gtest/gtest.h>

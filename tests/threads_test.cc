@@ -1,4 +1,4 @@
-// What several threads do to one disk: run under TSan, and the same as what one thread does.
+// Several threads on one disk: run under TSan, with the same result as one thread.
 #include <gtest/gtest.h>
 
 #include "extent/raw_copy.h"

@@ -1,4 +1,4 @@
-// What the storage has, whatever the page cache says.
+// Reads from the storage, bypassing the page cache.
 #include "extent/uncached_file.h"
 
 #include <gtest/gtest.h>
@@ -95,7 +95,7 @@ TEST_F(UncachedFileTest, ADeviceIsReadPastThePageCache) {
   RawFile cached(File::open_to_read(loop.device()));
   UncachedFile uncached(loop.device());
   ASSERT_EQ(first_difference(content_of(cached), content), "");
-  // Behind the device's back.
+  // Without going through the device.
   const Bytes before = content;
   for (const std::uint64_t offset : {0, 4096, 1 << 20, (3 << 20) - 512}) content[offset] ^= std::byte{1};
   write_file(folder / "disk", content);
@@ -103,7 +103,7 @@ TEST_F(UncachedFileTest, ADeviceIsReadPastThePageCache) {
   EXPECT_EQ(first_difference(content_of(uncached), content), "");
 }
 
-// Of a device with sectors of 4 KiB, and one whose size is no multiple of anything large.
+// Of a device with sectors of 4 KiB, and one whose size is not a multiple of a large power of two.
 TEST_F(UncachedFileTest, ADeviceMayEndAnywhere) {
   if (geteuid() != 0) GTEST_SKIP() << "loop devices need root";
   const Bytes content = any_bytes(512 * random.between(1, 9999));

@@ -10,7 +10,7 @@ namespace qchain {
 
 namespace {
 
-// Between two looks for an interrupt: 64 GiB of zeros.
+// Blocks between two checks for cancellation: 64 GiB.
 constexpr std::uint64_t kAtATime = std::uint64_t{1} << 20;
 
 std::uint64_t first_block(const GuestRange& range) { return range.begin.bytes() / kDigestBlock; }
@@ -30,18 +30,18 @@ StoredBlock block_of(const ChainDigests::Run& run, std::uint64_t index, std::uin
 
 }  // namespace
 
-// One layer on the way down.
+// One layer of the chain.
 class ChainDigests::Source {
  public:
-  /// `length`: bytes of the disk at this layer.
+  /// `length`: size of the disk at this layer, in bytes.
   explicit Source(std::uint64_t length) : length_(length) {}
   virtual ~Source() = default;
 
   std::uint64_t blocks() const { return divide_up(length_, kDigestBlock); }
-  /// Whether this layer answers for block `first`; `run` says how, and for how many blocks that holds, at
-  /// most as many as it says already.
-  virtual bool tell(std::uint64_t first, Run& run) = 0;
-  /// Reads to the end.
+  /// Whether this layer holds block `first`. Fills in `run`, and reduces run.count to the number of blocks
+  /// for which the answer is the same.
+  virtual bool look_up(std::uint64_t first, Run& run) = 0;
+  /// Reads the manifest to its end.
   virtual void finish() {}
 
  protected:
@@ -54,7 +54,7 @@ class ChainDigests::Recorded : public Source {
   explicit Recorded(const Manifest& manifest)
       : Source(manifest.header().length), reader_(manifest.records()) {}
 
-  bool tell(std::uint64_t first, Run& run) override {
+  bool look_up(std::uint64_t first, Run& run) override {
     while (!ended_ && record_.end() <= first) ended_ = !reader_.next(record_);
     if (ended_) return false;
     if (record_.first > first) {
@@ -78,19 +78,19 @@ class ChainDigests::Recorded : public Source {
   bool ended_ = false;
 };
 
-// A layer without one: what it holds is in its map, and unknown.
+// A layer without a manifest: its mapping shows which blocks it holds; their digests are unknown.
 class ChainDigests::Gap : public Source {
  public:
   Gap(const Chain& chain, std::size_t layer)
       : Source(chain.layers()[layer].true_length()), map_(chain.extents_of_layer(layer, length_)) {
     if (layer + 1 == chain.layers().size()) return;
-    // The block in which one of the two disks ends is of another length here than beneath.
-    const std::uint64_t beneath = chain.layers()[layer + 1].true_length();
-    const std::uint64_t end = std::min(length_, beneath);
-    if (beneath != length_ && end % kDigestBlock != 0) cut_ = end / kDigestBlock;
+    // If the two disks have different sizes, the block in which the shorter one ends has different lengths.
+    const std::uint64_t length_below = chain.layers()[layer + 1].true_length();
+    const std::uint64_t end = std::min(length_, length_below);
+    if (length_below != length_ && end % kDigestBlock != 0) cut_ = end / kDigestBlock;
   }
 
-  bool tell(std::uint64_t first, Run& run) override {
+  bool look_up(std::uint64_t first, Run& run) override {
     if (!begun_) advance();
     while (held_ && end_block(held_->range) <= first) advance();
     const std::uint64_t begin = held_ ? first_block(held_->range) : first + run.count;
@@ -106,7 +106,7 @@ class ChainDigests::Gap : public Source {
   }
 
  private:
-  // To the next extent that the layer holds.
+  // Advances to the next extent that the layer holds.
   void advance() {
     begun_ = true;
     do {
@@ -157,9 +157,9 @@ ChainDigests::Run ChainDigests::next(std::uint64_t first, std::uint64_t at_most)
   for (std::size_t i = 0; i < sources_.size(); ++i) {
     run.layer = first_layer_ + i;
     const std::uint64_t blocks = sources_[i]->blocks();
-    if (first >= blocks) return run;  // past this layer's end: zeros, whatever is beneath
+    if (first >= blocks) return run;  // past the end of this layer: zeros, whatever is below
     run.count = std::min(run.count, blocks - first);
-    if (sources_[i]->tell(first, run)) return run;
+    if (sources_[i]->look_up(first, run)) return run;
   }
   return run;
 }

@@ -12,46 +12,46 @@
 
 namespace qchain {
 
-/// The digest of every block of the disk that a chain describes, from its manifests alone: the one of the
-/// topmost layer that holds the block; zeros where no layer does, or where a layer's end was passed on the
-/// way down. A layer without a manifest is a gap: its own map tells which blocks it holds any byte of, and
-/// those are unknown; of the others, the manifests beneath tell. Streamed in the order of the disk: memory
-/// for one record a layer.
+/// The digest of every block of the disk that a chain describes, from its manifests alone: that of the
+/// topmost layer that holds the block; zeros if no layer does, or if the block is past the end of a layer
+/// further up. A layer without a manifest is a gap: blocks of which it holds any byte, according to its
+/// mapping, are unknown; the others come from the layers below. Streamed in guest order; needs memory for one
+/// record per layer.
 class ChainDigests {
  public:
-  /// `manifests`: of layers `first_layer` and so on downwards, of one algorithm; not empty. What none of them
-  /// holds is zeros.
+  /// `manifests`: of layer `first_layer` and those below it, in this order; all with the same algorithm; not
+  /// empty. Blocks that none of them holds are zeros.
   ChainDigests(const std::vector<std::shared_ptr<const Manifest>>& manifests, std::size_t first_layer);
-  /// Of layer `first_layer` and all below it, from the top, where nullptr is a gap; at least one is none. One
-  /// of another algorithm than the first is a gap too. The chain has to outlive this.
+  /// `manifests`: of layer `first_layer` and all layers below it; nullptr is a gap, as is a manifest with
+  /// another algorithm than the first. At least one is not nullptr. The chain has to outlive this.
   ChainDigests(const Chain& chain, std::size_t first_layer,
                const std::vector<std::shared_ptr<const Manifest>>& manifests);
   ~ChainDigests();
 
-  /// Of the topmost manifest; where the top layer is a gap, `algorithm`, `length` and `overlay` alone.
+  /// The header of the topmost manifest; if the top layer is a gap, only `algorithm`, `length` and `overlay`.
   const ManifestHeader& top() const noexcept { return top_; }
   /// Whether every block is known.
   bool is_complete() const noexcept { return complete_; }
 
-  /// Neighbouring blocks, of which one layer holds the digests.
+  /// Adjacent blocks whose digests come from the same layer.
   struct Run {
     std::uint64_t count = 0;
     bool known = true;
-    Held held = Held::None;         ///< None: by no layer; if known, they are zeros.
-    std::size_t layer = 0;          ///< Whose manifest says so.
+    Held held = Held::None;         ///< None: no layer holds them; if known, they are zeros.
+    std::size_t layer = 0;          ///< The layer of that manifest.
     const Digest* whole = nullptr;  ///< nullptr: zeros, or unknown. Valid until the next call.
     const Digest* part = nullptr;   ///< For Held::Part.
   };
-  /// What blocks [first, first + at_most) have, for a beginning of them that is never empty. `first` only
-  /// ever grows.
+  /// The digests of blocks [first, first + count), where count is from 1 to `at_most`. `first` must not
+  /// decrease from call to call.
   Run next(std::uint64_t first, std::uint64_t at_most);
 
-  /// Adds blocks [first, first + count) to `disk`, all of them known. The last one has the length that `end`,
-  /// the end of the disk in bytes, leaves it.
+  /// Adds blocks [first, first + count), which have to be known, to `disk`. `end`: size of the disk in bytes,
+  /// which limits the length of the last block.
   void add_to(DiskDigest& disk, std::uint64_t first, std::uint64_t count, std::uint64_t end);
 
-  /// Reads all manifests to their ends: only now are the digests that were given proven to be what was
-  /// written. Throws Error (BadManifest).
+  /// Reads all manifests to their ends and checks them; until then the digests returned are unverified.
+  /// Throws Error (BadManifest).
   void finish();
 
  private:
@@ -65,7 +65,7 @@ class ChainDigests {
   ManifestHeader top_;
 };
 
-/// What the stored digests say of one block.
+/// The stored digest of one block.
 struct StoredBlock {
   GuestRange range;
   bool known = true;
@@ -75,15 +75,15 @@ struct StoredBlock {
   Digest part;   ///< For Held::Part.
 };
 
-/// What the stored digests say of a piece, whose runs begin and end at blocks' borders or at the disk's end.
+/// The stored digests of a piece, whose runs begin and end at block boundaries or at the end of the disk.
 struct StoredPiece {
-  std::vector<StoredBlock> data;  ///< Of each block of the Data runs, in order.
-  /// Of the blocks of the Zero runs that are recorded as anything but zeros.
+  std::vector<StoredBlock> data;  ///< One per block of the Data runs, in order.
+  /// Blocks of the Zero runs that are not recorded as zeros.
   std::vector<StoredBlock> not_zero;
-  std::uint64_t zero_blocks = 0;    ///< Of the Zero runs that a layer holds as zeros.
-  std::uint64_t unknown_bytes = 0;  ///< Of Data and Zero runs.
+  std::uint64_t zero_blocks = 0;    ///< Blocks of the Zero runs that a layer holds as zeros.
+  std::uint64_t unknown_bytes = 0;  ///< In Data and Zero runs.
 };
-/// Reads `digests` on: for one worker at a time, in guest order. Inherit runs are passed over.
+/// Advances `digests`: call it from one worker at a time, in guest order. Skips Inherit runs.
 StoredPiece stored_piece(ChainDigests& digests, const Piece& piece);
 
 }  // namespace qchain

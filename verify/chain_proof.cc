@@ -12,7 +12,7 @@ namespace qchain {
 
 namespace {
 
-// Whether nothing beneath layer `index` shows through in `range`.
+// Whether layer `index` inherits nothing in `range`.
 bool hides(const Chain& chain, std::size_t index, const GuestRange& range) {
   for (GuestRange rest = intersect(range, guest_range(0, chain.layers()[index].virtual_size()));
        !rest.empty();) {
@@ -24,7 +24,7 @@ bool hides(const Chain& chain, std::size_t index, const GuestRange& range) {
   return true;
 }
 
-// The disk that layer `index` and those beneath it describe.
+// The disk that layer `index` and those below it describe.
 class DiskAt : public BlockDevice {
  public:
   DiskAt(const Chain& chain, std::size_t index) : chain_(chain), index_(index) {}
@@ -44,17 +44,17 @@ class DiskAt : public BlockDevice {
   const std::size_t index_;
 };
 
-// Whether nothing is wrong but that the layer holds other blocks than its manifest has it: whole blocks are
-// what was recorded.
+// Whether the only difference is which blocks the layer holds: the content of the blocks matches the
+// manifest.
 bool is_about_structure(const Proof& proof) {
   return proof.lists_all() && std::ranges::all_of(proof.different, [](const Discrepancy& damage) {
            return damage.found == damage.expected || damage.expected == "not held";
          });
 }
 
-// Reads the whole disk at a layer that another tool has rewritten, and forgives its structure where the
-// content is what was recorded. `rewritten_beneath`: a layer that it stands on was rewritten.
-void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath, const ProofOptions& options,
+// For a layer that another tool has rewritten: reads the whole disk, and clears the findings about the
+// layer's structure if the content is the recorded one. `rewritten_below`: a layer below was rewritten.
+void compare_whole(const Chain& chain, std::size_t index, bool rewritten_below, const ProofOptions& options,
                    LayerProof& layer) {
   ManifestVerdict& manifest = layer.manifest;
   const std::optional<Identity> identity = chain.layers()[index].identity();
@@ -65,7 +65,7 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_beneath
   if (layer.proof && layer.proof->unread_bytes != 0) return;
   const bool damaged = layer.proof && layer.proof->different_bytes != 0;
   const bool rewritten = manifest.is_misplaced || (!manifest.exists && chain.has_link_problem(index)) ||
-                         (manifest.exists && rewritten_beneath) ||
+                         (manifest.exists && rewritten_below) ||
                          (damaged && is_about_structure(*layer.proof));
   if (!rewritten) return;
   const Algorithm algorithm = algorithm_named(recorded.substr(0, recorded.find(':')));
@@ -87,7 +87,7 @@ Outcome outcome_of(const Proof& proof) {
   return outcome;
 }
 
-// Does a step of the work on a layer; what fails is noted in it.
+// Runs a step of the work on a layer; records a failure in `layer`.
 template <class Step>
 void attempt(LayerProof& layer, Step&& step) {
   if (layer.failure.outcome != Outcome::Done) return;
@@ -108,7 +108,7 @@ bool is_rewritten_below(std::span<const LayerProof> lower) {
          std::ranges::any_of(lower, [](const LayerProof& layer) { return layer.manifest.is_misplaced; });
 }
 
-// Compares what layer `index` holds with its manifest; those below are done.
+// Compares what layer `index` holds with its manifest; the layers below are done.
 void prove_content(RestorePoints& points, std::size_t index, const ProofOptions& options,
                    std::vector<LayerProof>& layers) {
   const Chain& chain = points.chain();
@@ -122,7 +122,7 @@ void prove_content(RestorePoints& points, std::size_t index, const ProofOptions&
   if (!layer.proof) return;
   for (Discrepancy& damage : layer.proof->different) {
     if (damage.cause != Cause::Missed) continue;
-    damage.cause = cause_beneath(chain, index, damage.range, [&](std::size_t below) {
+    damage.cause = cause_from_lower_layers(chain, index, damage.range, [&](std::size_t below) {
       return layers[below].proof ? &*layers[below].proof : nullptr;
     });
   }
@@ -130,14 +130,14 @@ void prove_content(RestorePoints& points, std::size_t index, const ProofOptions&
 
 }  // namespace
 
-Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
-                    const std::function<const Proof*(std::size_t)>& proof_of) {
-  for (std::size_t beneath = index + 1; beneath < chain.layers().size(); ++beneath) {
-    const Proof* const proof = proof_of(beneath);
+Cause cause_from_lower_layers(const Chain& chain, std::size_t index, const GuestRange& range,
+                              const std::function<const Proof*(std::size_t)>& proof_of) {
+  for (std::size_t below = index + 1; below < chain.layers().size(); ++below) {
+    const Proof* const proof = proof_of(below);
     if (proof == nullptr) return Cause::Unknown;
-    if (proof->touches(range)) return Cause::Beneath;
+    if (proof->touches(range)) return Cause::Below;
     if (!proof->lists_all() || proof->stopped_at) return Cause::Unknown;
-    if (hides(chain, beneath, range)) break;
+    if (hides(chain, below, range)) break;
   }
   return Cause::Missed;
 }
@@ -159,14 +159,14 @@ std::vector<LayerProof> check_manifests(RestorePoints& points) {
     LayerProof& layer = layers[i];
     layer.file = points.chain().layers()[i].path();
     attempt(layer, [&] {
-      // Roots follow from good manifests alone.
+      // The root can be computed only from valid manifests.
       const bool followed = all_readable && all_in_place;
       layer.manifest = followed ? points.verdict_with_root(i) : points.verdict(i);
       if (followed || !layer.manifest.belongs) return;
       layer.manifest.outcome = worse(layer.manifest.outcome, Outcome::Incomplete);
       layer.manifest.problems.push_back(fmt::format(
-          "{}: its root cannot be followed to the bottom: {}", points.manifest(i)->path(),
-          all_readable ? "a layer below was rewritten since" : "a manifest below cannot be read, or is bad"));
+          "{}: its root cannot be checked against the layers below: {}", points.manifest(i)->path(),
+          all_readable ? "a layer below was rewritten since" : "a manifest below is unreadable or invalid"));
     });
     all_readable = all_readable && (!layer.manifest.exists || layer.manifest.belongs);
     all_in_place = all_in_place && !layer.manifest.is_misplaced;

@@ -1,4 +1,4 @@
-// A chain compared with its own manifests: the restore drill.
+// Verifies a chain from its own manifests, as in a restore drill.
 #pragma once
 
 #include <cstdint>
@@ -13,22 +13,21 @@
 
 namespace qchain {
 
-/// Why a range is not what the manifest of layer `index` says, although the bytes of it that this layer holds
-/// are right: Beneath, Missed, or Unknown where nobody can tell. `proof_of` gives what was proven of a layer
-/// beneath; nullptr: nothing was. Throws Error where tables cannot be read.
-Cause cause_beneath(const Chain& chain, std::size_t index, const GuestRange& range,
-                    const std::function<const Proof*(std::size_t)>& proof_of);
+/// Why a range does not match the manifest of layer `index` although the bytes that this layer holds do:
+/// Below, Missed or Unknown. `proof_of` returns the result for a layer below; nullptr: it was not checked.
+/// Throws Error if tables cannot be read.
+Cause cause_from_lower_layers(const Chain& chain, std::size_t index, const GuestRange& range,
+                              const std::function<const Proof*(std::size_t)>& proof_of);
 
-/// What was proven of one layer, which is a restore point.
+/// The result for one layer, which is a restore point.
 struct LayerProof {
   std::string file;
   ManifestVerdict manifest;
-  std::optional<Proof> proof;  ///< nullopt: its content was not looked at.
-  /// Another tool has rewritten the layer, or one below, so that it is not provable block by block; but the
-  /// digest of the whole disk, of bytes that were read, is the recorded one: this one. Empty: that was not
-  /// looked at, or is not so.
+  std::optional<Proof> proof;  ///< nullopt: its content was not checked.
+  /// If another tool has rewritten this layer, or one below, so that blocks cannot be compared, but the whole
+  /// disk was read and has the recorded digest: that digest. Else empty.
   std::string same_content;
-  /// What kept it from being looked at; Done: nothing.
+  /// Why the layer could not be checked; Done: it could.
   struct Failure {
     Outcome outcome = Outcome::Done;
     std::string message;
@@ -36,11 +35,11 @@ struct LayerProof {
   Outcome outcome() const;
 };
 
-/// The manifests of every layer, from the top: each one checked, with its root; nothing else is read.
+/// Checks the manifest of every layer, with its root; reads nothing else. From the top.
 std::vector<LayerProof> check_manifests(RestorePoints& points);
 
-/// The same, and the content of every layer compared with its manifest. Works from the bottom up, so that
-/// damage below is known as such.
+/// The same, and compares the content of every layer with its manifest. Works from the bottom up, so that
+/// damage in a lower layer is attributed to it.
 std::vector<LayerProof> prove_chain(RestorePoints& points, const ProofOptions& options);
 
 }  // namespace qchain

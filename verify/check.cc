@@ -8,7 +8,6 @@
 #include <utility>
 
 #include "extent/cancellation.h"
-#include "extent/cancellation.h"
 #include "qcow2/bitmap.h"
 #include "qcow2/format.h"
 #include "verify/inventory.h"
@@ -22,8 +21,8 @@ namespace {
 
 constexpr std::size_t kMaxBitmapNotes = 100;
 
-// Finds out what clusters with a wrong count are for: the counters know how many references there
-// are, another walk knows whose.
+// Finds the guest ranges of clusters with a wrong reference count. The counters do not record where
+// references come from, so this takes another walk.
 class Locator {
  public:
   explicit Locator(FindingList& findings) {
@@ -41,7 +40,7 @@ class Locator {
   void see(const Reference& reference) {
     if (reference.guest.empty()) return;
     const std::uint64_t begin = reference.host.bytes();
-    // A finding that begins earlier than that ends before the reference begins.
+    // A finding that begins before `earliest` ends before the reference begins.
     const HostOffset earliest(begin - std::min(begin, longest_));
     auto at = std::ranges::lower_bound(wanted_, earliest, {}, [](const Finding* f) { return f->host.begin; });
     for (; at != wanted_.end() && (*at)->host.begin.bytes() < begin + reference.length; ++at) {
@@ -64,14 +63,15 @@ class Locator {
   std::uint64_t longest_ = 0;
 };
 
-// Finds the plain clusters that a compressed stream really reaches into, of those that are no overlap if none
-// does. What a stream claims is counted in sectors, and qemu-img check -r all counts it as a reference.
+// Finds the data clusters that a compressed stream really extends into. The length of a stream is given in
+// sectors, and qemu-img check -r all counts a cluster that only padding extends into as referenced; that is
+// not an overlap.
 class SharedClusters {
  public:
-  SharedClusters(const Image& image, const Recount& recount, EntryJudge& judge, FindingList& findings)
+  SharedClusters(const Image& image, const Recount& recount, EntryChecker& checker, FindingList& findings)
       : size_(image.geometry().cluster_size()),
         shared_(recount.shared_with_streams()),
-        judge_(judge),
+        checker_(checker),
         findings_(findings) {}
 
   void see(const Reference& reference) {
@@ -79,10 +79,10 @@ class SharedClusters {
     const std::uint64_t begin = reference.host.bytes();
     const auto first = shared_.lower_bound(begin / size_);
     if (first == shared_.end() || first->first * size_ >= begin + reference.length) return;
-    const std::uint64_t end = begin + judge_.stream_bytes(reference.host, reference.length);
+    const std::uint64_t end = begin + checker_.stream_bytes(reference.host, reference.length);
     for (auto at = first; at != shared_.end() && at->first * size_ < end; ++at) {
       const auto& [cluster, references] = *at;
-      if (!told_.insert(cluster).second) continue;
+      if (!reported_.insert(cluster).second) continue;
       const HostOffset host(cluster * size_);
       findings_.add({Flaw::Overlap,
                      Severity::DataLoss,
@@ -97,12 +97,12 @@ class SharedClusters {
  private:
   const std::uint64_t size_;
   const std::map<std::uint64_t, std::uint32_t>& shared_;
-  EntryJudge& judge_;
+  EntryChecker& checker_;
   FindingList& findings_;
-  std::set<std::uint64_t> told_;
+  std::set<std::uint64_t> reported_;
 };
 
-// Counts what a walk sees.
+// Counts the references that a walk finds.
 class Counter {
  public:
   Counter(const Image& image, ReferenceCount& count)
@@ -113,7 +113,7 @@ class Counter {
   void see(const Reference& reference) {
     const std::uint64_t begin = reference.host.bytes();
     std::uint64_t last = (begin + reference.length - 1) >> bits_;
-    // What a compressed stream claims past the end of the file counts: it is freed with the rest.
+    // The part of a compressed stream past the end of the file counts: QEMU frees it with the rest.
     if (reference.structure != Structure::Compressed) last = std::min(last, file_clusters_ - 1);
     count_.add(begin >> bits_, last, reference.structure, reference.references, reference.copied);
   }
@@ -128,11 +128,10 @@ void note_bitmaps(const Image& image, std::vector<std::string>& notes) {
   const std::optional<BitmapDirectory> directory = bitmap_directory(image.header());
   if (!directory) return;
   if (!bitmaps_are_current(image.header())) {
-    notes.push_back(
-        fmt::format("its {} bitmaps are unusable: a program that does not know them has written to "
-                    "it since; QEMU "
-                    "drops them, and their clusters count as leaked; take a full backup next",
-                    directory->count));
+    notes.push_back(fmt::format(
+        "{} bitmaps are unusable: a program without support for bitmaps has written to the image; "
+        "QEMU drops them, and their clusters count as leaked; make a full backup next",
+        directory->count));
     return;
   }
   BitmapReader reader(image);
@@ -140,10 +139,8 @@ void note_bitmaps(const Image& image, std::vector<std::string>& notes) {
   while (const std::optional<Bitmap> bitmap = reader.next()) {
     if (!bitmap->in_use()) continue;
     if (noted++ == kMaxBitmapNotes) break;
-    notes.push_back(
-        fmt::format("bitmap \"{}\" is unusable: it was in use and not saved; take a full "
-                    "backup next",
-                    bitmap->name));
+    notes.push_back(fmt::format(
+        "bitmap \"{}\" is unusable: it was in use and not saved; make a full backup next", bitmap->name));
   }
 }
 
@@ -151,15 +148,15 @@ void note_header(const Image& image, std::vector<std::string>& notes) {
   const Header& header = image.header();
   if (header.has_incompatible(kIncompatibleDirty)) {
     notes.emplace_back(
-        "it was not closed after writing: its refcounts are out of date until QEMU opens "
-        "it for writing");
+        "the image was not closed after writing: its refcounts are out of date until QEMU opens it for "
+        "writing");
   }
   if ((header.autoclear_features & kAutoclearRawData) != 0 && !header.backing_name.empty()) {
-    notes.emplace_back("autoclear bit 1 (raw external data) makes no sense here: it wants no backing file");
+    notes.emplace_back("autoclear bit 1 (raw external data) is invalid in an image with a backing file");
   }
 }
 
-// The names of what keeps the content from being read; the tables can be checked all the same.
+// Lists what keeps the content from being read; the tables can still be checked.
 void note_unchecked(const Image& image, std::vector<std::string>& unchecked) {
   for (const std::string& name : image.header().unsupported()) {
     unchecked.push_back(fmt::format("uses {}, which cannot be read", name));
@@ -174,24 +171,24 @@ void check_tables(const Image& image, Payloads payloads, LayerCheck& layer) {
   FindingList& findings = layer.findings;
   ReferenceWalk walk(image, take_inventory(image, findings));
   Recount recount(image, findings);
-  EntryJudge judge(image, payloads, findings);
+  EntryChecker checker(image, payloads, findings);
   ReferenceCount count;
   Counter counter(image, count);
   const ReferenceSink sink = [&](const Reference& reference) { counter.see(reference); };
-  // Entries are judged once; a file whose counters exceed their budget takes more walks.
+  // Entries are checked once; if the counters exceed their budget, further walks follow.
   bool first = true;
   do {
-    walk.run(sink, first ? &judge : nullptr, first ? &findings : nullptr);
+    walk.run(sink, first ? &checker : nullptr, first ? &findings : nullptr);
     recount.refer(sink);
     recount.compare(count);
     first = false;
   } while (count.advance());
   if (!recount.shared_with_streams().empty()) {
-    SharedClusters shared(image, recount, judge, findings);
+    SharedClusters shared(image, recount, checker, findings);
     walk.run([&](const Reference& reference) { shared.see(reference); }, nullptr, nullptr);
   }
   layer.used_clusters = recount.used_clusters();
-  layer.decoded_payloads = judge.decoded();
+  layer.decoded_payloads = checker.decoded();
 
   Locator locator(findings);
   if (!locator.empty()) {

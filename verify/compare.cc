@@ -10,7 +10,7 @@
 #include "extent/pass.h"
 #include "extent/piece_reader.h"
 #include "extent/zero.h"
-#include "verify/block_judge.h"
+#include "verify/block_checker.h"
 #include "verify/chain_proof.h"
 
 namespace qchain {
@@ -70,7 +70,7 @@ struct Job {
           last.source.layer == difference.source.layer && last.source.kind == difference.source.kind &&
           last.source.host_offset.has_value() == difference.source.host_offset.has_value() &&
           last.source.is_compressed == difference.source.is_compressed &&
-          (difference.cause != Cause::Beneath || same_block);
+          (difference.cause != Cause::Below || same_block);
       if (last.range.end == difference.range.begin && same_source && last.cause == difference.cause &&
           last.layer == difference.layer) {
         last.range.end = difference.range.end;
@@ -88,7 +88,7 @@ class CompareStage : public Stage {
       : job_(job),
         chain_reader_(job.chain.open_reader(), job.chain.size()),  // with the fill of its last sector
         hasher_(job.options.algorithm),
-        judge_(job.options.algorithm),
+        checker_(job.options.algorithm),
         chain_(job.piece_bytes) {}
 
   void plan(const Piece& piece) override {
@@ -203,18 +203,18 @@ class CompareStage : public Stage {
     difference.layer = stored.layer;
     difference.live = named(job_.options.algorithm, block.live);
     difference.found = named(job_.options.algorithm, block.chain);
-    difference.expected = judge_.name_of(stored);
+    difference.expected = checker_.name_of(stored);
     return difference;
   }
 
-  // Whose fault it is that the two sides differ. Beneath is to be looked into.
+  // Why the two sides differ. Cause::Below is preliminary; look_below() checks it.
   Cause cause_of(const StoredBlock* stored, std::span<const std::byte> filled, const Block& block) {
     const std::span<const std::byte> chain = filled.first(block.chain_length);
     if (stored == nullptr || !stored->known || chain.empty()) return Cause::Unknown;
     if (!fits(*stored, chain, block)) {
       // The block was whole when the live side was pulled. If the layer's own bytes of it are as they were,
       // it is the rest, which was said to be clean, that is not.
-      return judge_.own_bytes_fit(*stored, chain, job_.chain) ? Cause::Beneath : Cause::Rotted;
+      return checker_.own_bytes_match(*stored, chain, job_.chain) ? Cause::Below : Cause::Rotted;
     }
     if (!is_zero(filled.subspan(chain.size()))) return Cause::Rotted;
     const bool top_holds_it = stored->layer == 0 && stored->held != Held::None;
@@ -232,7 +232,7 @@ class CompareStage : public Stage {
     difference.found = named(job_.options.algorithm, block.chain);
     if (stored != nullptr && stored->known) {
       difference.layer = stored->layer;
-      difference.expected = judge_.name_of(*stored);
+      difference.expected = checker_.name_of(*stored);
     }
     for (std::size_t at = 0; at < live.size() && range.begin + at < job_.common_end(); at += kSectorSize) {
       const std::size_t length = std::min<std::uint64_t>(kSectorSize, live.size() - at);
@@ -248,14 +248,14 @@ class CompareStage : public Stage {
     not_zero_.clear();
     for (const StoredBlock& stored : stored_.not_zero) {
       const std::vector<std::byte> zeros(stored.range.length());
-      if (judge_.fits(stored, zeros)) continue;
+      if (checker_.matches(stored, zeros)) continue;
       Discrepancy& lost = not_zero_.emplace_back();
       lost.range = stored.range;
       lost.source = source_at(stored.range);
       lost.cause = Cause::Rotted;
       lost.layer = stored.layer;
-      lost.live = lost.found = judge_.name_of(zeros);
-      lost.expected = judge_.name_of(stored);
+      lost.live = lost.found = checker_.name_of(zeros);
+      lost.expected = checker_.name_of(stored);
     }
   }
 
@@ -268,7 +268,7 @@ class CompareStage : public Stage {
   Reader* live_reader_ = nullptr;
   PieceReader chain_reader_;
   Hasher hasher_;
-  BlockJudge judge_;
+  BlockChecker checker_;
   ReadBuffer chain_;
   std::vector<ReadRequest> chain_data_;
   std::vector<Block> blocks_;        // of the piece's data
@@ -292,7 +292,7 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
   options.workers = compare_options.workers;
   options.deadline = compare_options.deadline;
   for (const Discrepancy& difference : result.different) {
-    if (difference.cause == Cause::Beneath) options.selection.only.push_back(difference.range);
+    if (difference.cause == Cause::Below) options.selection.only.push_back(difference.range);
   }
   if (options.selection.only.empty()) return;
   std::vector<std::optional<Proof>> proofs(chain.layers().size());
@@ -300,11 +300,11 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
     proofs[layer] = prove_layer(points, layer, options);
   }
   for (Discrepancy& difference : result.different) {
-    if (difference.cause != Cause::Beneath) continue;
+    if (difference.cause != Cause::Below) continue;
     const GuestRange blocks{GuestOffset(align_down(difference.range.begin.bytes(), kDigestBlock)),
                             GuestOffset(align_up(difference.range.end.bytes(), kDigestBlock))};
     result.bytes_of[static_cast<std::size_t>(difference.cause)] -= difference.range.length();
-    difference.cause = cause_beneath(chain, difference.layer, blocks, [&](std::size_t beneath) {
+    difference.cause = cause_from_lower_layers(chain, difference.layer, blocks, [&](std::size_t beneath) {
       return proofs[beneath] ? &*proofs[beneath] : nullptr;
     });
     result.bytes_of[static_cast<std::size_t>(difference.cause)] += difference.range.length();

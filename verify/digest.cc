@@ -18,7 +18,7 @@ namespace {
 struct AlgorithmInfo {
   Algorithm algorithm;
   const char* name;
-  const char* openssl_name;  // nullptr: not OpenSSL's
+  const char* openssl_name;  // nullptr: not in OpenSSL
   std::size_t size;
 };
 
@@ -38,7 +38,7 @@ void require(bool success) {
   throw Error(Outcome::Io, fmt::format("OpenSSL: error {:#x}", ERR_get_error()));
 }
 
-// Fetched once: looking an algorithm up by name costs more than hashing a block.
+// Fetched once: looking up an algorithm by name takes longer than hashing a block.
 const EVP_MD* fetched(Algorithm algorithm) {
   struct Free {
     void operator()(EVP_MD* md) const { EVP_MD_free(md); }
@@ -135,7 +135,7 @@ Digest Hasher::of(std::span<const std::byte> bytes) {
 }
 
 namespace {
-// The outer hash takes many digests at a time faster than one by one.
+// Adding many digests to the outer hash at once is faster than one by one.
 constexpr std::size_t kZeroBlocks = 512;
 }  // namespace
 

@@ -1,10 +1,10 @@
-// Digests of bytes, and the blkhash form of a digest of a disk:
+// Digests of bytes, and of disks in the blkhash construction:
 //
 //     D = H( H(B0) || H(B1) || ... || H(Bn-1) || LE64(length) )
 //
-// Bi are the disk's blocks of 64 KiB, the last one at its real length; the inner digests are raw bytes.
-// Inner digests can be computed in any order; only the outer hash is serial. It is what blksum and
-// nbdcopy --blkhash print.
+// Bi are the disk's blocks of 64 KiB, the last one possibly shorter; the inner digests are raw bytes. Inner
+// digests can be computed in any order; only the outer hash is serial. blksum and nbdcopy --blkhash print the
+// same.
 #pragma once
 
 #include <array>
@@ -25,14 +25,14 @@ enum class Algorithm { Sha256, Sha512, Blake2b512, Xxh3_128 };
 const char* to_string(Algorithm algorithm) noexcept;
 /// Throws Error (Usage) for another name.
 Algorithm algorithm_named(const std::string& name);
-/// False for a checksum that anyone can forge.
+/// False for algorithms that detect corruption but not tampering.
 bool is_cryptographic(Algorithm algorithm) noexcept;
-/// Of the library that computes them, "3.0.15".
+/// The version of OpenSSL, such as "3.0.15".
 const char* crypto_version() noexcept;
-/// Bytes of a digest.
+/// The size of a digest in bytes.
 std::size_t digest_size(Algorithm algorithm) noexcept;
 
-/// A digest, raw.
+/// The raw bytes of a digest.
 class Digest {
  public:
   Digest() = default;
@@ -40,7 +40,7 @@ class Digest {
 
   std::span<std::byte> bytes() noexcept { return std::span(bytes_).first(size_); }
   std::span<const std::byte> bytes() const noexcept { return std::span(bytes_).first(size_); }
-  /// In lower-case hexadecimal.
+  /// Lowercase hexadecimal.
   std::string hex() const;
   friend bool operator==(const Digest&, const Digest&) = default;
 
@@ -49,7 +49,7 @@ class Digest {
   std::size_t size_ = 0;
 };
 
-/// A running hash. One thread at a time.
+/// An incremental hash. One thread at a time.
 class Hasher {
  public:
   explicit Hasher(Algorithm algorithm);
@@ -59,9 +59,9 @@ class Hasher {
 
   Algorithm algorithm() const noexcept { return algorithm_; }
   void add(std::span<const std::byte> bytes);
-  /// The digest of what was added; begins anew.
+  /// The digest of what was added; starts over.
   Digest finish();
-  /// The digest of `bytes` alone. Not in the middle of add().
+  /// The digest of `bytes` alone. Not between add() and finish().
   Digest of(std::span<const std::byte> bytes);
 
  private:
@@ -75,16 +75,16 @@ class DiskDigest {
  public:
   explicit DiskDigest(Algorithm algorithm);
 
-  /// The inner digest of the next block of `length` bytes: kDigestBlock, but for the last one.
+  /// Adds the inner digest of the next block. `length`: kDigestBlock; the last block may be shorter.
   void add_block(const Digest& inner, std::uint64_t length);
-  /// The next `length` bytes are zeros; a multiple of kDigestBlock, but for the last ones.
+  /// Adds `length` zeros: a multiple of kDigestBlock, except at the end of the disk.
   void add_zeros(std::uint64_t length);
   Digest finish();
 
  private:
   Hasher outer_;
   Hasher inner_;
-  std::vector<std::byte> zero_blocks_;  // the digests of many blocks of zeros, side by side
+  std::vector<std::byte> zero_blocks_;  // the digest of a block of zeros, many times
   std::uint64_t length_ = 0;
 };
 

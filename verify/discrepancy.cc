@@ -10,7 +10,7 @@ const char* to_string(Cause cause) noexcept {
       return "rotted";
     case Cause::Missed:
       return "missed by the dirty bitmap";
-    case Cause::Beneath:
+    case Cause::Below:
       return "damaged beneath";
     case Cause::Changed:
       return "changed";

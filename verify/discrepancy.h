@@ -1,4 +1,4 @@
-// What is not as it should be on a disk: damage, differences, and what was read back wrongly are one type.
+// Ranges of a disk that are not as expected: damage, differences, and data that was read back wrong.
 #pragma once
 
 #include <cstddef>
@@ -14,14 +14,14 @@
 
 namespace qchain {
 
-/// Why bytes are not what they should be.
+/// Why bytes differ from what was recorded.
 enum class Cause : std::uint8_t {
-  Rotted,   ///< The layer's own bytes are not what was written.
-  Missed,   ///< The layer's own bytes are right, and so are those below: the bitmap missed a change.
-  Beneath,  ///< The layer's own bytes are right, and a layer below is damaged there.
-  Changed,  ///< The other side holds something else than what was recorded here.
-  Unknown,  ///< No manifest tells which side is right.
-  Moving,   ///< The live side read differently a second time.
+  Rotted,   ///< The layer's own bytes have changed since they were written.
+  Missed,   ///< The bytes of this layer and those below are unchanged: the dirty bitmap missed a change.
+  Below,    ///< The layer's own bytes are unchanged, but a layer below is damaged there.
+  Changed,  ///< The live side differs from what was recorded.
+  Unknown,  ///< There is no manifest to show which side is right.
+  Moving,   ///< A second read of the live side gave different data.
 };
 inline constexpr std::size_t kCauses = 6;
 /// "rotted", "missed by the dirty bitmap", "damaged beneath", "changed", "unknown", "moving".
@@ -31,32 +31,32 @@ QCHAIN_API const char* to_string(Cause cause) noexcept;
 struct BlockSource {
   std::size_t layer = 0;  ///< 0: the top.
   Kind kind = Kind::Inherit;
-  std::optional<std::uint64_t> host_offset;  ///< In the layer's file; nullopt: zeros that are stored nowhere.
+  std::optional<std::uint64_t> host_offset;  ///< In the layer's file; nullopt: zeros that are not stored.
   bool is_compressed = false;
 
   friend bool operator==(const BlockSource&, const BlockSource&) = default;
 };
 
-/// A range where bytes are not what they should be.
+/// A range with unexpected content.
 struct Discrepancy {
-  GuestRange range;  ///< Whole blocks of 64 KiB; of a comparison of two disks, sectors.
+  GuestRange range;  ///< Whole blocks of 64 KiB; when two disks are compared, sectors.
   Cause cause = Cause::Unknown;
-  std::size_t layer = 0;  ///< Whose manifest says what it should be.
-  BlockSource source;     ///< Of the beginning of the range, in the chain.
-  // Of the first block: "ALGORITHM:HEX", "zeros", or "not held".
-  std::string expected;  ///< What was recorded or written; empty: that is not known.
-  std::string found;     ///< What the chain has, or the disk that was read.
-  std::string live;      ///< What the live export has; empty: none was read.
+  std::size_t layer = 0;  ///< The layer whose manifest has the expected digest.
+  BlockSource source;     ///< Where the start of the range comes from in the chain.
+  // Digests of the first block: "ALGORITHM:HEX", "zeros", or "not held".
+  std::string expected;  ///< What was recorded or written; empty: unknown.
+  std::string found;     ///< The content of the chain, or of the disk that was read.
+  std::string live;      ///< The content of the live export; empty: none was read.
 };
 
 /// A range that could not be read.
 struct UnreadRange {
   GuestRange range;
-  Outcome outcome = Outcome::Io;  ///< Io, or Mismatch where an image's metadata is corrupt.
+  Outcome outcome = Outcome::Io;  ///< Io, or Mismatch if an image's metadata is corrupt.
   std::string message;
 };
 
-/// What came of reading a disk: lists of at most 1,000 merged ranges each, and exact sums.
+/// The result of reading a disk: lists of at most 1,000 merged ranges each, and exact totals.
 struct QCHAIN_API Findings {
   std::uint64_t read_bytes = 0;
   std::vector<Discrepancy> different;
@@ -66,13 +66,13 @@ struct QCHAIN_API Findings {
   Outcome unread_outcome = Outcome::Done;  ///< The worst of all unread ranges, listed or not.
 
   bool is_clean() const noexcept { return different_bytes == 0 && unread_bytes == 0; }
-  /// Done, Mismatch, or what kept bytes from being read.
+  /// Done, Mismatch, or the reason why bytes could not be read.
   Outcome outcome() const noexcept;
-  /// Whether the lists were long enough.
+  /// Whether the lists are complete.
   bool lists_all() const noexcept;
   /// Whether anything was found in `range`.
   bool touches(const GuestRange& range) const;
-  /// Adds it, as a part of the last range where the two are alike; the list has at most `max_listed`.
+  /// Adds a range; merges it with the last one if both are alike. The list has at most `max_listed` ranges.
   void add_unread(const UnreadRange& range, std::size_t max_listed);
 };
 

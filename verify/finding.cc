@@ -8,66 +8,15 @@ namespace qchain {
 
 namespace {
 
-struct FlawText {
-  const char* name;
-  const char* remedy;
+constexpr std::array<const char*, kFlaws> kNames{
+    "marked-corrupt",    "bad-extension",      "reserved-bits", "misaligned",
+    "past-end",          "truncated",          "bad-entry",     "bad-stream",
+    "overlap",           "refcount-low",       "refcount-high", "refcount-stale",
+    "refcount-past-end", "bad-refcount-block", "copied-set",    "copied-missing",
+    "bad-snapshot",      "bad-bitmap",
 };
 
-// Each of these is carried out in tests/e2e/remedies_test.py.
-constexpr const char* kAnotherCopy =
-    "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE "
-    "COPY "
-    "writes what can still be read, with zeros for the rest";
-constexpr const char* kRepair = "do not write to the image before qemu-img check -r all has repaired it";
-constexpr const char* kRepairLeaks = "qemu-img check -r leaks gives the space back";
-
-constexpr std::array<FlawText, kFlaws> kTexts{{
-    {"marked-corrupt", "qemu-img check -r all clears the mark once nothing is wrong any more"},
-    {"bad-extension",
-     "take this layer from another copy of the file; where it is about bitmaps alone, qchain restore IMAGE "
-     "COPY "
-     "--format qcow2 writes an image without them, which QEMU can open: take a full backup next"},
-    {"reserved-bits",
-     "take this layer from another copy of the file; without one, qemu-img convert -O qcow2 IMAGE COPY "
-     "writes a "
-     "sound image: QEMU ignores these bits"},
-    {"misaligned", kAnotherCopy},
-    {"past-end", kAnotherCopy},
-    {"truncated",
-     "take this layer from another copy of the file; without one, qemu-img convert --salvage -O qcow2 IMAGE "
-     "COPY "
-     "writes what can still be read, with zeros for the rest; where nothing but refcounts is lost, qemu-img "
-     "check "
-     "-r all counts them anew"},
-    {"bad-entry", kAnotherCopy},
-    {"bad-stream", kAnotherCopy},
-    {"overlap",
-     "nobody can tell whose bytes they are: take this layer from another copy of the file; without one, "
-     "qchain "
-     "restore IMAGE COPY --format qcow2 writes an image of what can be read"},
-    {"refcount-low", kRepair},
-    {"refcount-high", kRepairLeaks},
-    {"refcount-stale", "QEMU counts anew when it opens the image for writing, as does qemu-img check -r all"},
-    {"refcount-past-end",
-     "lengthen the file over these clusters (truncate --size=END IMAGE), then qemu-img check -r leaks: it "
-     "does "
-     "not look past the end of the file"},
-    {"bad-refcount-block", kRepair},
-    {"copied-set",
-     "do not write to the image: qemu-img check -r all repairs it, but for compressed clusters: for those, "
-     "qchain "
-     "restore IMAGE COPY --format qcow2 writes a sound image"},
-    {"copied-missing", kRepair},
-    {"bad-snapshot",
-     "qemu-img check -r all repairs what it can; where it does not, qchain restore IMAGE COPY --format qcow2 "
-     "writes an image without snapshots"},
-    {"bad-bitmap",
-     "QEMU may refuse to open the image: qchain restore IMAGE COPY --format qcow2 writes one without "
-     "bitmaps; "
-     "take a full backup next"},
-}};
-
-// Neighbours' entries are at most that far apart: an extended L2 entry.
+// The distance of adjacent entries is at most this: the size of an extended L2 entry.
 constexpr std::uint64_t kMaxEntryBytes = 16;
 
 bool alike(const Finding& a, const Finding& b) {
@@ -75,11 +24,11 @@ bool alike(const Finding& a, const Finding& b) {
          a.value.has_value() == b.value.has_value();
 }
 
-// Whether `next` continues `last`: clusters side by side, or entries side by side.
+// Whether `next` continues `last`: the clusters or the entries are adjacent.
 bool continues(const Finding& last, HostOffset last_at, const Finding& next) {
   if (last.guest && last.guest->end != next.guest->begin) return false;
   if (!last.host.empty() && last.host.end == next.host.begin) return true;
-  // Refcounts side by side are not: they are about clusters.
+  // Adjacent refcounts do not count: those findings are about clusters.
   const bool about_entries = last.host.empty() || last.guest.has_value();
   return about_entries && next.at > last_at && next.at - last_at <= kMaxEntryBytes;
 }
@@ -87,7 +36,7 @@ bool continues(const Finding& last, HostOffset last_at, const Finding& next) {
 void extend(Finding& finding, const Finding& next) {
   finding.count += next.count;
   if (finding.guest) finding.guest->end = next.guest->end;
-  // Entries side by side need not point to clusters side by side.
+  // Adjacent entries need not point to adjacent clusters.
   finding.host =
       finding.host.end == next.host.begin ? HostRange{finding.host.begin, next.host.end} : HostRange{};
 }
@@ -106,9 +55,7 @@ const char* to_string(Severity severity) noexcept {
   return "?";
 }
 
-const char* to_string(Flaw flaw) noexcept { return kTexts[static_cast<std::size_t>(flaw)].name; }
-
-const char* remedy_for(Flaw flaw) noexcept { return kTexts[static_cast<std::size_t>(flaw)].remedy; }
+const char* to_string(Flaw flaw) noexcept { return kNames[static_cast<std::size_t>(flaw)]; }
 
 std::string describe(const Finding& finding) {
   std::string text = fmt::format("at {:#x}", finding.at.bytes());

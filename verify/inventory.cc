@@ -16,7 +16,7 @@ namespace qchain {
 namespace {
 
 constexpr std::uint64_t kWord = sizeof(std::uint64_t);
-constexpr std::uint32_t kMaxExtraBytes = 1024;  // of a snapshot, as QEMU has it
+constexpr std::uint32_t kMaxExtraBytes = 1024;  // of a snapshot; QEMU's limit
 constexpr std::uint32_t kMinExtraBytesV3 = 16;
 
 struct LuksPointer {
@@ -38,7 +38,7 @@ class Inventory {
     add_refcount_table();
     if (header.has_incompatible(kIncompatibleCorrupt)) {
       find(Flaw::MarkedCorrupt, Severity::Harmless, HostOffset(offsetof(HeaderV3, incompatible_features)),
-           "the image is marked corrupt: QEMU found damage and writes to it no more");
+           "the image is marked corrupt: QEMU found damage and refuses to write to it");
     }
     if (header.snapshot_count != 0) add_snapshots();
     if (header.crypt_method == kCryptLuks) add_luks_header();
@@ -52,12 +52,12 @@ class Inventory {
     findings_.add({flaw, severity, at, std::move(what), value, {}, {}});
   }
 
-  // Takes a region on, and says whether its beginning is in the file.
+  // Adds a region if it starts inside the file; else reports it. Returns whether it was added.
   bool add(const Region& region, const std::string& what) {
     if (region.length == 0) return false;
     const std::uint64_t file = image_.file_size();
     const std::uint64_t at = region.at.bytes();
-    // A snapshot or a bitmap that is lost takes no byte of the disk with it.
+    // A lost snapshot or bitmap does not affect the active disk.
     const bool needed = region.structure == Structure::L1Table ||
                         region.structure == Structure::SnapshotL1Table ||
                         region.structure == Structure::RefcountTable;
@@ -72,14 +72,13 @@ class Inventory {
       return false;
     }
     if (at >= file) {
-      // Nothing but the end of the file is missing where a table of refcounts is: QEMU writes it early, and
-      // others at the end.
+      // A refcount table past the end suggests a truncated file: some writers put it at the end.
       bad(region.structure == Structure::RefcountTable ? Flaw::Truncated : Flaw::PastEnd,
           "is past the end of the file");
       return false;
     }
     if (region.length > file - at && region.structure != Structure::Header) {
-      bad(Flaw::Truncated, "is cut short by the end of the file");
+      bad(Flaw::Truncated, "is truncated by the end of the file");
     }
     regions_.push_back(region);
     return true;
@@ -119,7 +118,8 @@ class Inventory {
       bad(fmt::format("{} bytes of extra data; at most {}", snapshot.extra_bytes, kMaxExtraBytes));
     }
     if (image_.header().version >= 3 && snapshot.extra_bytes < kMinExtraBytesV3) {
-      bad(fmt::format("{} bytes of extra data; version 3 wants {}", snapshot.extra_bytes, kMinExtraBytesV3));
+      bad(fmt::format("{} bytes of extra data; version 3 requires {}", snapshot.extra_bytes,
+                      kMinExtraBytesV3));
     }
     if (snapshot.l1_entries > kMaxL1Bytes / kWord) {
       find(Flaw::BadSnapshot, Severity::DataLoss, snapshot.at,
@@ -132,7 +132,7 @@ class Inventory {
            fmt::format("{}: an L1 table of {} entries does not cover its disk of {} bytes", what,
                        snapshot.l1_entries, snapshot.disk_bytes));
     }
-    // The guest's memory is behind the disk, as if it were a part of it.
+    // The VM state is stored after the end of the disk.
     const std::uint64_t visible =
         snapshot.vm_state_bytes != 0 ? snapshot.l1_entries * geometry.l2_coverage() : snapshot.disk_bytes;
     add({Structure::SnapshotL1Table, snapshot.l1_table, snapshot.l1_entries * kWord, snapshot.at, 1, visible},
@@ -167,9 +167,9 @@ class Inventory {
     BitmapReader reader(image_);
     while (const std::optional<Bitmap> bitmap = reader.next()) {
       const std::string what = fmt::format("bitmap \"{}\"", bitmap->name);
-      const std::string complaint = format_violation(*bitmap, image_);
-      if (!complaint.empty()) {
-        find(Flaw::BadBitmap, Severity::Harmless, bitmap->at, fmt::format("{}: {}", what, complaint));
+      const std::string violation = format_violation(*bitmap, image_);
+      if (!violation.empty()) {
+        find(Flaw::BadBitmap, Severity::Harmless, bitmap->at, fmt::format("{}: {}", what, violation));
         continue;
       }
       add({Structure::BitmapTable, bitmap->table, bitmap->table_entries * kWord, bitmap->at},
@@ -181,8 +181,7 @@ class Inventory {
     }
   }
 
-  // What is there many times is walked once: a table of snapshots that all have one L1 table is no
-  // more work than one of them.
+  // Equal regions are walked once: many snapshots that share an L1 table take no longer than one.
   std::vector<Region> merged() {
     const auto key = [](const Region& r) { return std::tuple(r.structure, r.at, r.length, r.visible); };
     std::ranges::stable_sort(regions_, {}, key);

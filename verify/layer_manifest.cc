@@ -9,7 +9,7 @@ namespace qchain {
 
 namespace {
 
-// Of a file without an identity, nothing else tells whether its manifest is still its own.
+// Without an identity in the image, only the times show whether the manifest is still valid.
 bool was_written_after(const std::string& path, const std::string& manifest) {
   std::error_code error;
   const auto written = std::filesystem::last_write_time(path, error);
@@ -26,7 +26,7 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
   const ManifestVerdict verdict = points.verdict_with_root(index);
   if (!verdict.exists) {
     parent.unknown_because =
-        fmt::format("{} has no manifest; qchain verify --seal writes the missing ones", path);
+        fmt::format("{} has no manifest; seal the chain to write the missing ones", path);
     return parent;
   }
   if (verdict.outcome == Outcome::Incomplete) {
@@ -35,15 +35,13 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
     return parent;
   }
   if (verdict.outcome != Outcome::Done) {
-    throw Error(verdict.outcome,
-                fmt::format("{}; take another parent, or begin a new chain with a full image",
-                            verdict.problems.front()));
+    throw Error(verdict.outcome, fmt::format("{}; use another parent, or start a new chain with a full image",
+                                             verdict.problems.front()));
   }
   const ManifestSummary& summary = *verdict.summary;
   parent.algorithm = summary.header.algorithm;
   if (!summary.root) {
-    parent.unknown_because =
-        fmt::format("the root of {} is unknown; qchain verify --seal finds it out", path);
+    parent.unknown_because = fmt::format("the root of {} is unknown; seal the chain to compute it", path);
     return parent;
   }
   if (!layer.identity() && was_written_after(path, points.manifest(index)->path())) {
@@ -51,16 +49,16 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
         fmt::format("{} was written to after it was sealed; remove its manifest and seal it again", path);
     return parent;
   }
-  parent.root = named(summary.header.algorithm, *summary.root);
+  parent.root = summary.named_root();
   parent.digests = points.digests(index);
   return parent;
 }
 
 LayerManifest::LayerManifest(const std::string& path, const ManifestHeader& header,
-                             std::uint64_t parent_length, std::unique_ptr<ChainDigests> beneath, Warn warn)
+                             std::uint64_t parent_length, std::unique_ptr<ChainDigests> parent, Warn warn)
     : publication_(path, Existing::Replace, std::move(warn)),
       algorithm_(header.algorithm),
-      builder_(publication_.file(), header, parent_length, std::move(beneath)) {}
+      builder_(publication_.file(), header, parent_length, std::move(parent)) {}
 
 std::optional<Digest> LayerManifest::finish(const SigningKey* key) {
   const ManifestBuilder::Finished finished = builder_.finish();

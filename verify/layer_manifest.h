@@ -11,31 +11,32 @@
 
 namespace qchain {
 
-/// What the layer that stands on a chain can know of the digests beneath it.
+/// The digests of the chain that backs a new layer, as far as they are known.
 struct ParentDigests {
-  std::optional<Algorithm> algorithm;     ///< Of the parent's manifest; nullopt: there is none.
+  std::optional<Algorithm> algorithm;     ///< Of the parent's manifest; nullopt: it has none.
   std::string root;                       ///< "ALGORITHM:HEX"; empty: unknown.
   std::unique_ptr<ChainDigests> digests;  ///< nullptr: unknown.
-  std::string unknown_because;            ///< In words, where the root is unknown.
+  std::string unknown_because;            ///< Why the root is unknown; empty: it is known.
 };
 
-/// Of layer `index` and those beneath it. Throws Error, with what to do, where the manifest of that layer is
-/// damaged or another's, or its root does not follow from those beneath.
+/// The digests of layer `index` and those below it. Throws Error, with a remedy, if the manifest of that
+/// layer is damaged or belongs to another layer, or its root does not match the manifests below.
 ParentDigests parent_digests(RestorePoints& points, std::size_t index);
 
-/// A manifest in the making, under no name yet.
+/// A manifest that is being written and not yet published.
 class LayerManifest {
  public:
-  /// To be published as `path`, in place of what is there. `beneath` is of the layer's own algorithm, or
-  /// unknown. Throws Error.
+  /// Will replace `path`. `parent`: the digests of the backing chain, with the algorithm of `header`;
+  /// nullptr: unknown. Throws Error.
   LayerManifest(const std::string& path, const ManifestHeader& header, std::uint64_t parent_length,
-                std::unique_ptr<ChainDigests> beneath, Warn warn = {});
+                std::unique_ptr<ChainDigests> parent, Warn warn = {});
 
   Algorithm algorithm() const noexcept { return algorithm_; }
   LayerObserver observer() { return builder_.observer(); }
-  /// Ends it and makes it durable; nullptr: unsigned. Returns the root, or nullopt where it is unknown.
+  /// Writes the end and makes the file durable. `key`: nullptr: do not sign. Returns the root; nullopt:
+  /// unknown.
   std::optional<Digest> finish(const SigningKey* key);
-  /// Gives it its name.
+  /// Publishes it.
   void publish() { publication_.publish(); }
 
  private:

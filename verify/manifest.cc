@@ -24,7 +24,7 @@ constexpr std::size_t kMaxHeaderJson = 4096;
 constexpr std::uint64_t kMaxLength = std::uint64_t{1} << 62;
 constexpr std::uint8_t kEnd = 255;
 constexpr std::size_t kFlushBytes = std::size_t{256} << 10;
-constexpr std::size_t kReadBytes = std::size_t{16} << 10;  // a chain has one reader a layer
+constexpr std::size_t kReadBytes = std::size_t{16} << 10;  // a chain has one reader per layer
 
 std::array<std::byte, 8> little_endian(std::uint64_t value) {
   std::array<std::byte, 8> bytes{};
@@ -59,16 +59,17 @@ std::string encode_header_json(const ManifestHeader& header) {
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
-// A number as we write them: nlohmann would take 1.5 for 1, and 1e300 for anything.
+// An unsigned integer: nlohmann would convert 1.5 to 1, and 1e300 to anything.
 std::uint64_t number_of(const nlohmann::json& json, const char* name) {
   const nlohmann::json& value = json.at(name);
   if (!value.is_number_unsigned()) {
-    throw Error(Outcome::BadManifest, fmt::format("its header's \"{}\" is no number of bytes", name));
+    throw Error(Outcome::BadManifest,
+                fmt::format("field \"{}\" of its header is not an unsigned integer", name));
   }
   return value.get<std::uint64_t>();
 }
 
-// Throws nlohmann's exceptions, and Error for an unknown algorithm: the caller makes one of both.
+// Throws nlohmann's exceptions, and Error for an unknown algorithm; the caller translates both.
 ManifestHeader decode_header_json(std::string_view text) {
   const nlohmann::json json = nlohmann::json::parse(text);
   ManifestHeader header;
@@ -84,7 +85,7 @@ ManifestHeader decode_header_json(std::string_view text) {
   header.accepted = json.value("accepted", std::string());
   if (number_of(json, "block_size") != kDigestBlock || header.length > kMaxLength ||
       (!header.layer_id.empty() && !is_uuid(header.layer_id))) {
-    throw Error(Outcome::BadManifest, "its header has values that cannot be");
+    throw Error(Outcome::BadManifest, "its header has invalid values");
   }
   return header;
 }
@@ -103,7 +104,7 @@ bool manifest_exists(const std::string& path) {
   struct stat status {};
   if (stat(path.c_str(), &status) == 0) return true;
   if (errno == ENOENT || errno == ENOTDIR) return false;
-  throw system_error(fmt::format("{}: cannot be looked at", path), errno);
+  throw system_error(fmt::format("{}: cannot stat", path), errno);
 }
 
 std::string manifest_path(const std::string& layer) { return layer + ".manifest"; }
@@ -119,7 +120,7 @@ std::string find_manifest(const std::string& layer, const std::string& id) {
   if (!manifest_exists(by_id)) return usual;
   try {
     if (ManifestReader(usual).header().layer_id == id) return usual;
-  } catch (const Error&) {  // none there, or none that can be read
+  } catch (const Error&) {  // missing or unreadable
   }
   return by_id;
 }
@@ -221,7 +222,7 @@ std::span<const std::byte> ManifestReader::take(std::size_t length) {
     const std::size_t held = buffer_.size();
     buffer_.resize(std::max(kReadBytes, length));
     buffer_.resize(held + file_->read_at_most(HostOffset(offset_ + held), std::span(buffer_).subspan(held)));
-    if (buffer_.size() < length) bad("it ends early");
+    if (buffer_.size() < length) bad("unexpected end of file");
   }
   const std::span<const std::byte> taken = std::span(buffer_).subspan(used_, length);
   used_ += length;
@@ -239,15 +240,15 @@ Digest ManifestReader::take_digest() {
 void ManifestReader::read_header() {
   constexpr std::size_t kLengthBytes = 4;
   const std::span<const std::byte> fixed = take(kMagicBytes.size() + kLengthBytes);
-  if (std::memcmp(fixed.data(), kMagicBytes.data(), kMagicBytes.size()) != 0) bad("no magic");
+  if (std::memcmp(fixed.data(), kMagicBytes.data(), kMagicBytes.size()) != 0) bad("magic number not found");
   self_.add(fixed);
   const std::uint64_t length = from_little_endian(fixed.subspan(kMagicBytes.size()));
-  if (length < 1 || length > kMaxHeaderJson) bad(fmt::format("a header of {} bytes", length));
+  if (length < 1 || length > kMaxHeaderJson) bad(fmt::format("invalid header length {}", length));
   const std::span<const std::byte> json = take(length);
   self_.add(json);
   try {
     header_ = decode_header_json({reinterpret_cast<const char*>(json.data()), json.size()});
-  } catch (const std::exception& error) {  // nlohmann's, or ours
+  } catch (const std::exception& error) {  // nlohmann's or Error
     bad(error.what());
   }
 }
@@ -266,15 +267,15 @@ bool ManifestReader::next(ManifestRecord& record) {
     return false;
   }
   if (kind < static_cast<std::uint8_t>(Held::Data) || kind > static_cast<std::uint8_t>(Held::Part)) {
-    bad(fmt::format("a record of kind {}", kind));
+    bad(fmt::format("invalid record kind {}", kind));
   }
   record.held = static_cast<Held>(kind);
   const std::uint64_t blocks = header_.blocks();
   const std::uint64_t most = record.held == Held::Zeros ? blocks : kMaxRecordBlocks;
   if (record.first < next_block_ || record.count < 1 || record.count > most || record.first > blocks ||
       record.count > blocks - record.first) {
-    bad(fmt::format("a record of {} blocks from block {} on, after block {} of {}", record.count,
-                    record.first, next_block_, blocks));
+    bad(fmt::format("invalid record: {} blocks at block {}, expected at block {} or later, of {}",
+                    record.count, record.first, next_block_, blocks));
   }
   next_block_ = record.end();
   for (std::uint64_t i = 0; record.held != Held::Zeros && i < record.count; ++i) {
@@ -285,25 +286,25 @@ bool ManifestReader::next(ManifestRecord& record) {
 }
 
 void ManifestReader::read_end(std::uint64_t first, std::uint64_t count) {
-  if (first != header_.blocks() || count != 0) bad("its end does not fit its header");
+  if (first != header_.blocks() || count != 0) bad("its end does not match its header");
   const std::span<const std::byte> known = take(1);
   self_.add(known);
   const auto flag = std::to_integer<unsigned>(known[0]);
   const Digest root = take_digest();
-  if (flag > 1) bad("its end does not say whether the root is known");
+  if (flag > 1) bad("invalid flag for the root");
   if (flag == 1) root_ = root;
   own_digest_ = self_.finish();
   if (!std::ranges::equal(take(own_digest_.bytes().size()), own_digest_.bytes())) {
-    bad("its own digest does not match: it was changed or damaged");
+    bad("its own digest does not match: it was modified or damaged");
   }
-  if (expected_ && own_digest_ != *expected_) bad("it was replaced by another one while it was in use");
+  if (expected_ && own_digest_ != *expected_) bad("it was modified while it was in use");
   if (offset_ + used_ != file_->size()) read_signature();
-  if (offset_ + used_ != file_->size()) bad("something follows its end");
+  if (offset_ + used_ != file_->size()) bad("trailing data");
 }
 
 void ManifestReader::read_signature() {
   if (!std::ranges::equal(take(kSignatureMagic.size()), std::as_bytes(std::span(kSignatureMagic)))) {
-    bad("what follows its end is no signature");
+    bad("trailing data that is not a signature");
   }
   signature_.emplace();
   std::ranges::copy(take(signature_->key.size()), signature_->key.begin());
@@ -318,7 +319,8 @@ Manifest::Manifest(std::shared_ptr<const File> file) : file_(std::move(file)) {
   summary_ = {reader.header(), reader.root(), reader.own_digest(), reader.signature()};
 }
 
-Manifest::Manifest(const std::string& path) : Manifest(std::make_shared<const File>(File::open_to_read(path))) {}
+Manifest::Manifest(const std::string& path)
+    : Manifest(std::make_shared<const File>(File::open_to_read(path))) {}
 
 std::string ManifestSummary::named_root() const {
   return root ? named(header.algorithm, *root) : std::string();

@@ -1,4 +1,4 @@
-// What a layer has to contain: see MANIFEST.md beside this. Encoder and decoder are both here.
+// Encoder and decoder of manifests, which record what a layer has to contain; see MANIFEST.md.
 #pragma once
 
 #include <array>
@@ -13,55 +13,53 @@
 
 namespace qchain {
 
-/// Blocks in one record with digests: what a reader has to hold.
+/// The maximum number of blocks in a record with digests, which readers hold in memory.
 inline constexpr std::uint64_t kMaxRecordBlocks = 256;
 
-/// What a manifest says before its records.
+/// The header of a manifest.
 struct ManifestHeader {
   Algorithm algorithm = Algorithm::Sha256;
-  std::uint64_t length = 0;  ///< Bytes of the disk.
+  std::uint64_t length = 0;  ///< Size of the disk in bytes.
   bool overlay = false;
-  std::string layer_id;     ///< Empty: a layer that was not written by us, sealed afterwards.
+  std::string layer_id;     ///< Empty: the layer was not written by qchain, and sealed later.
   std::string parent_id;    ///< Empty: a full layer, or a parent without an identity.
   std::string parent_root;  ///< "ALGORITHM:HEX"; empty: unknown.
-  std::string checkpoint;   ///< As the layer's identity has it.
+  std::string checkpoint;   ///< As in the layer's identity.
   std::string since;
-  /// "seal": sealed afterwards for a layer that another tool has rewritten, so that kind, parent and parent's
-  /// root are those of today and not those that the layer's identity records. Empty: they are the recorded
-  /// ones.
+  /// "seal": the layer was rewritten by another tool and sealed again; `overlay`, `parent_id` and
+  /// `parent_root` describe the chain as it was sealed, not the layer's identity. Else empty.
   std::string origin;
-  /// With "seal": the digest that the identity records, where the content was sealed although it is another
-  /// one.
+  /// With "seal": the digest in the identity, if different content was sealed at the operator's request.
   std::string accepted;
 
   bool is_resealed() const { return origin == "seal"; }
   std::uint64_t blocks() const { return divide_up(length, kDigestBlock); }
-  /// Bytes of block `index`: kDigestBlock, but for the last one.
+  /// The length of block `index`: kDigestBlock; the last block may be shorter.
   std::uint64_t block_length(std::uint64_t index) const;
   friend bool operator==(const ManifestHeader&, const ManifestHeader&) = default;
 };
 
-/// What a layer holds of a block.
+/// How much of a block a layer holds.
 enum class Held : std::uint8_t {
-  None = 0,   ///< Nothing. Not in any record.
+  None = 0,   ///< Nothing; not recorded.
   Data = 1,   ///< All of it.
-  Zeros = 2,  ///< All of it, and it is zeros.
-  Part = 3,   ///< A part of it, perhaps none: the block as a whole is recorded all the same.
+  Zeros = 2,  ///< All of it, as zeros.
+  Part = 3,   ///< A part of it, possibly nothing; the digest of the whole block is recorded too.
 };
 
-/// Neighbouring blocks that a layer holds alike.
+/// Adjacent blocks with the same Held.
 struct ManifestRecord {
   Held held = Held::Data;
-  std::uint64_t first = 0;  ///< Block.
+  std::uint64_t first = 0;  ///< Block index.
   std::uint64_t count = 0;
-  std::vector<Digest> whole;  ///< Of each block; none for Zeros.
-  std::vector<Digest> part;   ///< Of what is held of each; for Part only.
+  std::vector<Digest> whole;  ///< Digest of each block; empty for Zeros.
+  std::vector<Digest> part;   ///< Digest of the part of each block that is held; for Part only.
 
   std::uint64_t end() const { return first + count; }
   friend bool operator==(const ManifestRecord&, const ManifestRecord&) = default;
 };
 
-/// An Ed25519 signature over a manifest's own digest, and the public key that it claims to be checked with.
+/// An Ed25519 signature over a manifest's own digest, and the public key that it names.
 struct ManifestSignature {
   static constexpr std::size_t kKeyBytes = 32;
   static constexpr std::size_t kSignatureBytes = 64;
@@ -73,16 +71,16 @@ struct ManifestSignature {
 /// "sha256:HEX".
 std::string named(Algorithm algorithm, const Digest& digest);
 
-/// Writes a manifest, in the order of the disk.
+/// Writes a manifest in guest order.
 class ManifestWriter {
  public:
   ManifestWriter(const File& file, const ManifestHeader& header);
 
-  /// The next block that the layer holds; `part` for Held::Part only.
+  /// Adds the next block that the layer holds; `part` for Held::Part only.
   void add(Held held, std::uint64_t block, const Digest& whole, const Digest& part);
-  /// The next blocks, all zeros.
+  /// Adds the next blocks, all zeros.
   void add_zeros(std::uint64_t first, std::uint64_t count);
-  /// Ends it, and gives the manifest's own digest. nullopt: the root is unknown.
+  /// Writes the end of the manifest, and returns its own digest. nullopt: the root is unknown.
   Digest finish(const std::optional<Digest>& root);
   /// After finish(), once.
   void sign(const ManifestSignature& signature);
@@ -99,28 +97,28 @@ class ManifestWriter {
   ManifestRecord record_;
 };
 
-/// Reads a manifest, record by record.
+/// Reads a manifest record by record.
 class ManifestReader {
  public:
-  /// Throws Error: Io where it is not there, BadManifest where the header is not one.
+  /// Throws Error: Io if the file cannot be read, BadManifest if the header is invalid.
   explicit ManifestReader(const std::string& path);
-  /// `own_digest`: what the manifest has to be; nullopt: any.
+  /// `own_digest`: the expected digest of the manifest; nullopt: any.
   explicit ManifestReader(std::shared_ptr<const File> file, std::optional<Digest> own_digest = std::nullopt);
 
   const std::string& path() const noexcept { return file_->path(); }
   const ManifestHeader& header() const noexcept { return header_; }
 
-  /// The next record; false at the end, when the manifest's own digest has been found right. Throws Error
-  /// (BadManifest), naming the offset. What it gave before that is not proven.
+  /// The next record; false at the end, after the manifest's own digest was checked. Until then records are
+  /// unverified. Throws Error (BadManifest) with the offset.
   bool next(ManifestRecord& record);
 
-  // Once next() has returned false:
+  // Valid after next() has returned false:
 
   /// nullopt: unknown.
   const std::optional<Digest>& root() const noexcept { return root_; }
-  /// The SHA-256 of the manifest up to its root: what a signature signs.
+  /// The SHA-256 of the manifest up to its root, which a signature covers.
   const Digest& own_digest() const noexcept { return own_digest_; }
-  /// Not judged here.
+  /// Not checked here.
   const std::optional<ManifestSignature>& signature() const noexcept { return signature_; }
 
  private:
@@ -134,8 +132,8 @@ class ManifestReader {
   std::shared_ptr<const File> file_;
   std::optional<Digest> expected_;
   std::vector<std::byte> buffer_;
-  std::size_t used_ = 0;      // of buffer_
-  std::uint64_t offset_ = 0;  // in the file, of buffer_
+  std::size_t used_ = 0;      // bytes of buffer_
+  std::uint64_t offset_ = 0;  // of buffer_ in the file
   Hasher self_;
   ManifestHeader header_;
   std::uint64_t next_block_ = 0;
@@ -144,7 +142,7 @@ class ManifestReader {
   std::optional<ManifestSignature> signature_;
 };
 
-/// What stands in a manifest beside its records.
+/// The content of a manifest without its records.
 struct ManifestSummary {
   ManifestHeader header;
   std::optional<Digest> root;
@@ -155,10 +153,10 @@ struct ManifestSummary {
   std::string named_root() const;
 };
 
-/// A manifest that was read to its end, and its file, which stays open.
+/// A manifest that was read to its end and checked, and its open file.
 class Manifest {
  public:
-  /// Throws as the reader does.
+  /// Throws like ManifestReader.
   explicit Manifest(std::shared_ptr<const File> file);
   explicit Manifest(const std::string& path);
 
@@ -167,7 +165,7 @@ class Manifest {
   const ManifestHeader& header() const noexcept { return summary_.header; }
   /// The digest of the disk, "ALGORITHM:HEX"; empty: unknown.
   std::string root() const { return summary_.named_root(); }
-  /// Reads it again, through the same descriptor. The reader throws at the end if it has become another one.
+  /// Reads it again, through the same descriptor. The reader throws at the end if the manifest has changed.
   ManifestReader records() const { return ManifestReader(file_, summary_.own_digest); }
 
  private:
@@ -175,15 +173,14 @@ class Manifest {
   ManifestSummary summary_;
 };
 
-/// Whether there is anything under the name of a manifest. Throws Error (Io) where that cannot be told: one
-/// that cannot be looked at is not one that is missing.
+/// Whether a file with the name of a manifest exists. Throws Error (Io) if that cannot be determined.
 bool manifest_exists(const std::string& path);
-/// Where the manifest of a layer lies.
+/// The path of a layer's manifest.
 std::string manifest_path(const std::string& layer);
-/// Where it lies for a moment, while layer `id` takes its own name: two names cannot change in one step.
+/// Its temporary path while layer `id` is published: two files cannot be renamed atomically.
 std::string manifest_path(const std::string& layer, const std::string& id);
-/// Where the manifest of layer `id` is to be read: one by the first name that is another layer's does not
-/// count where there is one by the second. An empty `id`: the first name.
+/// The path at which to read the manifest of layer `id`: the usual path, unless that is another layer's
+/// manifest and one exists at the temporary path. An empty `id`: the usual path.
 std::string find_manifest(const std::string& layer, const std::string& id);
 
 }  // namespace qchain

@@ -23,7 +23,7 @@ namespace fs = std::filesystem;
 
 namespace {
 
-// The layer id in a manifest's header; nullopt: the file is no manifest.
+// The layer id in a manifest's header; nullopt: the file is not a manifest.
 std::optional<std::string> layer_of(const std::string& manifest) {
   try {
     return ManifestReader(manifest).header().layer_id;
@@ -32,7 +32,7 @@ std::optional<std::string> layer_of(const std::string& manifest) {
   }
 }
 
-// The id of the layer that is an image's; nullopt: it cannot be read.
+// The layer id of an image; empty: it has none; nullopt: it cannot be read.
 std::optional<std::string> id_of(const std::string& image) {
   try {
     const std::optional<Identity> identity = Image(File::open_to_read(image)).identity();
@@ -69,12 +69,12 @@ void ManifestSlot::look_at_manifest(Existing existing) {
       found.kind == DestinationKind::RegularFile && found.path == usual ? layer_of(usual) : std::nullopt;
   if (!layer) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: exists, and is not a manifest; move it away, or choose another name than {}",
+                fmt::format("{}: exists and is not a manifest; move it away, or choose another name than {}",
                             usual, image_.path()));
   }
   if (!image_.replaces() && existing == Existing::Refuse) {
     throw Error(Outcome::Usage,
-                fmt::format("{}: exists, though {} does not: it may be wanted for an image that was lost or "
+                fmt::format("{}: exists, but {} does not; it may belong to an image that was lost or "
                             "moved; choose another name",
                             usual, image_.path()),
                 Remedy::ReplaceOutput);
@@ -83,7 +83,7 @@ void ManifestSlot::look_at_manifest(Existing existing) {
   replaced_id_ = *layer;
 }
 
-// Manifests by id that belong to no image under this name.
+// Removes manifests with an id that is not the image's.
 void ManifestSlot::remove_leftovers() const {
   const fs::path path = image_.path();
   const std::string prefix = manifest_path(path.filename().string()) + '.';
@@ -103,9 +103,9 @@ void ManifestSlot::remove_leftovers() const {
     const bool ours = lstat(file.c_str(), &status) == 0 && S_ISREG(status.st_mode) && status.st_nlink == 1 &&
                       layer_of(file.string()) == id;
     if (ours && unlink(file.c_str()) == 0) {
-      tell(fmt::format("{}: removed; it was left by an interrupted run", file.string()));
+      warn(fmt::format("{}: removed (left by an interrupted run)", file.string()));
     } else {
-      tell(fmt::format("{}: looks like the leftover of an interrupted run; remove it if it is not wanted",
+      warn(fmt::format("{}: probably left by an interrupted run; remove it if it is not needed",
                        file.string()));
     }
   }
@@ -121,15 +121,15 @@ void ManifestSlot::publish() {
     if (!image_.is_published()) withdraw();
     throw;
   }
-  settle();
+  install_manifest();
 }
 
 void ManifestSlot::prepare() {
   if (!id_.empty() || replaced_id_.empty()) return;
-  // The image that is replaced keeps its manifest until it is.
+  // The old image keeps its manifest until it is replaced.
   const std::string usual = manifest_path(image_.path());
   if (std::rename(usual.c_str(), manifest_path(image_.path(), replaced_id_).c_str()) != 0) {
-    throw system_error(fmt::format("{}: cannot be set aside", usual), errno);
+    throw system_error(fmt::format("{}: cannot rename", usual), errno);
   }
   set_aside_ = true;
 }
@@ -140,40 +140,40 @@ void ManifestSlot::withdraw() noexcept try {
   } else if (set_aside_) {
     std::rename(manifest_path(image_.path(), replaced_id_).c_str(), manifest_path(image_.path()).c_str());
   }
-} catch (...) {  // no memory for a name: readers find the manifest by its id
+} catch (...) {  // out of memory; readers find the manifest by its id
 }
 
-// Where the manifest of the image that is gone may lie; empty: there is none.
+// The path of the replaced image's manifest; empty: there is none.
 std::string ManifestSlot::stale_manifest() const {
   if (!replaces_ || (!id_.empty() && replaced_id_ == id_)) return {};
   if (!replaced_id_.empty()) return manifest_path(image_.path(), replaced_id_);
-  return id_.empty() ? manifest_path(image_.path()) : std::string();  // else it was renamed over
+  return id_.empty() ? manifest_path(image_.path()) : std::string();  // else it was replaced
 }
 
-void ManifestSlot::settle() noexcept try {
+void ManifestSlot::install_manifest() noexcept try {
   const std::string usual = manifest_path(image_.path());
-  // Another writer may have replaced the image by now, and its manifest be the one that lies there.
+  // Another writer may have replaced the image and its manifest by now.
   struct stat status {};
   const bool is_ours =
       stat(image_.path().c_str(), &status) == 0 && inode_ == FileIdentity{status.st_dev, status.st_ino};
   if (!is_ours) return;
-  // Nothing stood there at first: what stands there now is somebody's.
+  // If IMAGE.manifest did not exist at first, do not replace one that somebody else has created since.
   if (!id_.empty() && !rename_to(path(), usual, replaces_)) {
-    return tell(fmt::format("{}: cannot be renamed to {} ({}); it is found under either name", path(), usual,
+    return warn(fmt::format("{}: cannot rename to {} ({}); qchain finds it under either name", path(), usual,
                             std::strerror(errno)));
   }
   const std::string stale = stale_manifest();
   if (!stale.empty() && unlink(stale.c_str()) != 0 && errno != ENOENT) {
-    tell(fmt::format("{}: cannot be removed ({}); it belongs to the image that was replaced", stale,
+    warn(fmt::format("{}: cannot remove ({}); it belongs to the image that was replaced", stale,
                      std::strerror(errno)));
   }
-} catch (...) {  // no memory for a name: readers find the manifest by its id
+} catch (...) {  // out of memory; readers find the manifest by its id
 }
 
-void ManifestSlot::tell(const std::string& message) const noexcept {
+void ManifestSlot::warn(const std::string& message) const noexcept {
   try {
     if (warn_) warn_(message);
-  } catch (...) {  // a warning that cannot be given
+  } catch (...) {  // the warning is lost
   }
 }
 

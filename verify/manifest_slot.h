@@ -6,45 +6,45 @@
 
 namespace qchain {
 
-/// The names beside an image that its manifest has, while the image takes its name.
+/// Publishes an image together with its manifest.
 ///
-/// Two names cannot change in one step, so a manifest is bound to its image by the layer's id, and the
-/// image's own name is the commit:
+/// Two files cannot be renamed atomically, so a manifest is bound to its image by the layer's id, and
+/// publishing the image is the commit:
 ///
-///     IMAGE.manifest.ID   the new manifest, before the commit; or the old one, where there is no new one
+///     IMAGE.manifest.ID   before the commit: the new manifest, or the old one if there is no new one
 ///     IMAGE               the commit: one rename or link
-///     IMAGE.manifest      after it; whoever reads in between finds the manifest by its id
+///     IMAGE.manifest      after the commit; until then, readers find the manifest by its id
 ///
-/// Whatever ends it, and when, the image under its name has its manifest under one of the two names.
+/// Whenever the process is interrupted, the manifest of the image is found under one of the two names.
 class ManifestSlot {
  public:
-  /// Beside `image`, which has to outlive this, for layer `id`; an empty one: what is written has no
-  /// manifest. Removes what interrupted runs left. Throws Error (Usage) where IMAGE.manifest must not be
-  /// touched: it is no manifest, or its image is not there and nothing was said about replacing.
+  /// For layer `id` in `image`, which has to outlive this; an empty id: the output has no manifest. Removes
+  /// files left by interrupted runs. Throws Error (Usage) if IMAGE.manifest must not be replaced: it is not a
+  /// manifest, or its image does not exist and `existing` is Refuse.
   ManifestSlot(Publication& image, Existing existing, std::string id, Warn warn);
 
-  /// Where the new manifest is to be published before the commit.
+  /// The path to publish the new manifest at before publish().
   std::string path() const;
-  /// The commit: gives the image its name, and its manifest, which was published as path(), the usual one.
-  /// Throws Error where the image has no name; everything is as before then, as far as that is possible.
-  /// After it there are only warnings.
+  /// Publishes the image, and renames its manifest from path() to the usual name. Throws Error if the image
+  /// could not be published; the previous state is then restored as far as possible. Failures after the
+  /// commit are only warnings.
   void publish();
 
  private:
   void prepare();
   void withdraw() noexcept;
-  void settle() noexcept;
+  void install_manifest() noexcept;
   std::string stale_manifest() const;
   void look_at_manifest(Existing existing);
   void remove_leftovers() const;
-  void tell(const std::string& message) const noexcept;
+  void warn(const std::string& message) const noexcept;
 
   Publication& image_;
-  const FileIdentity inode_;  // of what is published
+  const FileIdentity inode_;  // of the file that is published
   std::string id_;
   Warn warn_;
-  bool replaces_ = false;    // there is an IMAGE.manifest
-  std::string replaced_id_;  // of the layer that it belongs to
+  bool replaces_ = false;    // IMAGE.manifest exists
+  std::string replaced_id_;  // the layer that it belongs to
   bool set_aside_ = false;
 };
 

@@ -11,7 +11,7 @@ namespace qchain {
 
 namespace {
 
-constexpr std::int64_t kCoarsest = 2;  // seconds: what the file systems in use round times to
+constexpr std::int64_t kCoarsest = 2;  // seconds: the coarsest timestamps of common file systems
 
 bool was_touched(const Layer& layer) {
   const std::optional<Identity> identity = layer.identity();
@@ -27,8 +27,8 @@ void require_clean(const Proof& proof, const Layer& layer) {
   throw Error(
       Outcome::Mismatch,
       fmt::format(
-          "{}: is not what its manifest says, first at guest {}: it was damaged or written to since it "
-          "was made; take an undamaged copy as the parent, or start a new chain with a full image",
+          "{}: does not match its manifest, first at guest {}: it was damaged or written to since it was "
+          "made; use an undamaged copy as the parent, or start a new chain with a full image",
           layer.path(), to_string(where)));
 }
 
@@ -52,15 +52,15 @@ ParentState check_parent(RestorePoints& parent, unsigned workers,
     if (!was_touched(layer)) continue;
     if (!parent.verdict(i).belongs) {
       note(fmt::format(
-          "{}: was written to or copied since it was made (its modification time is not the recorded {}), "
-          "and it has no manifest to compare it with",
+          "{}: was written to or copied since it was made (its modification time differs from the "
+          "recorded {}), and it has no manifest to compare it with",
           layer.path(), layer.identity()->time));
       state = ParentState::Unproven;
       continue;
     }
     note(fmt::format(
-        "{}: was written to or copied since it was made (its modification time is not the recorded {}): "
-        "its data is compared with its manifest first",
+        "{}: was written to or copied since it was made (its modification time differs from the recorded "
+        "{}); comparing its data with its manifest first",
         layer.path(), layer.identity()->time));
     ProofOptions options;
     options.workers = workers;

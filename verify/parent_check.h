@@ -7,20 +7,20 @@
 
 namespace qchain {
 
-/// What is known of the layers that a new one is to stand on.
+/// The state of the layers that are to back a new one.
 enum class ParentState {
-  AsWritten,  ///< Nobody wrote to them since, or all that they hold is what their manifests say.
-  Unproven,   ///< Somebody may have, and no manifest tells: nothing can be taken from the bitmap.
+  AsWritten,  ///< They were not written to since they were made, or they match their manifests.
+  Unproven,   ///< They may have been written to and have no manifest: the bitmap cannot be relied on.
 };
 
-/// A layer's modification time is the time that its identity records. Where it is another one, the layer was
-/// written to since, or copied: then all of it is read and held against its manifest. Throws Error (Mismatch)
-/// where it is not what was written. `note` is told of each layer that is looked at.
+/// Checks whether the layers were written to. The modification time of a layer is the time in its identity;
+/// if it differs, the layer was written to or copied since, and is read and compared with its manifest.
+/// Throws Error (Mismatch) if it does not match. Calls `note` for each such layer.
 ParentState check_parent(RestorePoints& parent, unsigned workers,
                          const std::function<void(const std::string&)>& note);
 
-/// Holds `ranges` of every layer that has a manifest against it: where a bitmap seems to have missed a
-/// change, it may be the parent that was changed. Throws Error (Mismatch) where it was.
+/// Compares `ranges` of every layer with its manifest, if it has one: when a bitmap seems to have missed a
+/// change, the parent may have been modified instead. Throws Error (Mismatch) if it was.
 void require_sound_parent(RestorePoints& parent, const Extents& ranges);
 
 }  // namespace qchain

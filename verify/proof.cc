@@ -6,7 +6,7 @@
 #include <utility>
 
 #include "extent/zero.h"
-#include "verify/block_judge.h"
+#include "verify/block_checker.h"
 
 namespace qchain {
 
@@ -52,7 +52,7 @@ std::span<const std::byte> fill_behind(const StoredBlock& block, const ReadReque
 // Compares the blocks of one worker's pieces with their digests.
 class ProofStage : public Stage {
  public:
-  explicit ProofStage(const Job& job) : job_(job), judge_(job.digests.top().algorithm) {}
+  explicit ProofStage(const Job& job) : job_(job), checker_(job.digests.top().algorithm) {}
 
   void plan(const Piece& piece) override {
     stored_ = stored_piece(job_.digests, piece);
@@ -67,7 +67,7 @@ class ProofStage : public Stage {
         if (!block->known || is_unread(block->range)) continue;
         const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
         const auto fill = fill_behind(*block, run);
-        if (!judge(*block, bytes)) {
+        if (!check(*block, bytes)) {
           different_.push_back(discrepancy(*block, bytes));
         } else if (!is_zero(fill)) {
           different_.push_back(discrepancy(*block, {bytes.data(), bytes.size() + fill.size()}));
@@ -77,7 +77,7 @@ class ProofStage : public Stage {
     }
     for (const StoredBlock& not_zero : stored_.not_zero) {
       const std::vector<std::byte> zeros(not_zero.range.length());
-      if (!judge_.fits(not_zero, zeros)) different_.push_back(discrepancy(not_zero, zeros));
+      if (!checker_.matches(not_zero, zeros)) different_.push_back(discrepancy(not_zero, zeros));
     }
   }
 
@@ -106,24 +106,24 @@ class ProofStage : public Stage {
   }
 
  private:
-  bool judge(const StoredBlock& block, std::span<const std::byte> bytes) {
-    if (job_.subject == Subject::Disk) return judge_.fits(block, bytes);
+  bool check(const StoredBlock& block, std::span<const std::byte> bytes) {
+    if (job_.subject == Subject::Disk) return checker_.matches(block, bytes);
     // A full layer may hold zeros of which no record tells; an overlay that holds anything has a record of
     // it.
     if (block.held == Held::None && job_.digests.top().overlay) return false;
-    if (!judge_.fits(block, bytes)) return false;
-    return block.held != Held::Part || judge_.own_bytes_fit(block, bytes, job_.chain);
+    if (!checker_.matches(block, bytes)) return false;
+    return block.held != Held::Part || checker_.own_bytes_match(block, bytes, job_.chain);
   }
 
   Discrepancy discrepancy(const StoredBlock& block, std::span<const std::byte> bytes) {
     Discrepancy discrepancy;
     discrepancy.range = block.range;
     discrepancy.layer = block.layer;
-    discrepancy.expected = judge_.name_of(block);
-    discrepancy.found = judge_.name_of(bytes);
+    discrepancy.expected = checker_.name_of(block);
+    discrepancy.found = checker_.name_of(bytes);
     if (job_.subject == Subject::Layer) {
       discrepancy.source = source_of(job_.chain.map(block.range, block.layer).front());
-      discrepancy.cause = judge_.own_bytes_fit(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
+      discrepancy.cause = checker_.own_bytes_match(block, bytes, job_.chain) ? Cause::Missed : Cause::Rotted;
     } else {
       discrepancy.source = source_of(job_.chain.map(block.range).front());
       discrepancy.cause = Cause::Changed;
@@ -137,7 +137,7 @@ class ProofStage : public Stage {
   }
 
   Job job_;
-  BlockJudge judge_;
+  BlockChecker checker_;
   StoredPiece stored_;
   std::vector<Discrepancy> different_;
   std::vector<UnreadRange> unread_;
@@ -147,7 +147,7 @@ class ProofStage : public Stage {
 class Guard : public Stage {
  public:
   Guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes)
-      : chain_(chain), digests_(digests), unknown_bytes_(unknown_bytes), judge_(digests.top().algorithm) {}
+      : chain_(chain), digests_(digests), unknown_bytes_(unknown_bytes), checker_(digests.top().algorithm) {}
 
   void plan(const Piece& piece) override {
     stored_ = stored_piece(digests_, piece);
@@ -157,7 +157,7 @@ class Guard : public Stage {
   void fetched(Batch& batch) override {
     for (const StoredBlock& block : stored_.not_zero) {
       const std::vector<std::byte> zeros(block.range.length());
-      if (!judge_.fits(block, zeros)) refuse(block, zeros);
+      if (!checker_.matches(block, zeros)) refuse(block, zeros);
     }
     auto block = stored_.data.begin();
     for (const ReadRequest& run : batch.data) {
@@ -165,7 +165,7 @@ class Guard : public Stage {
         if (!block->known) continue;
         const auto bytes = run.into.subspan(block->range.begin - run.begin, block->range.length());
         const auto fill = fill_behind(*block, run);
-        if (!judge_.fits(*block, bytes)) refuse(*block, bytes);
+        if (!checker_.matches(*block, bytes)) refuse(*block, bytes);
         if (!is_zero(fill)) refuse(*block, {bytes.data(), bytes.size() + fill.size()});
       }
     }
@@ -179,15 +179,15 @@ class Guard : public Stage {
                                  : fmt::format("host offset {:#x}", source.host.bytes());
     throw Error(
         Outcome::Mismatch,
-        fmt::format("{}: guest {} is not what its manifest says ({}): stored {}, found {}",
+        fmt::format("{}: guest {} does not match its manifest ({}): stored {}, found {}",
                     chain_.layers()[source.layer].path(), to_string(block.range), host,
-                    block.held == Held::None ? "zeros" : judge_.name_of(block), judge_.name_of(bytes)));
+                    block.held == Held::None ? "zeros" : checker_.name_of(block), checker_.name_of(bytes)));
   }
 
   const Chain& chain_;
   ChainDigests& digests_;
   std::uint64_t& unknown_bytes_;
-  BlockJudge judge_;
+  BlockChecker checker_;
   StoredPiece stored_;
 };
 

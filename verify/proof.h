@@ -47,7 +47,7 @@ BlockSource source_of(const Mapping& mapping);
 
 /// Compares every byte that layer `index` holds with its manifest: every digest that is stored, and that the
 /// layer holds nothing else. Where a block fails and the layer's own bytes of it are right, the cause is
-/// Missed; see cause_beneath(). Throws Error where a file is gone, or the manifest is
+/// Missed; see cause_from_lower_layers(). Throws Error where a file is gone, or the manifest is
 /// bad.
 Proof prove_layer(RestorePoints& points, std::size_t index, const ProofOptions& options);
 

@@ -20,7 +20,7 @@ Findings read_back(Chain& chain, BlockDevice& target, ChainDigests* digests, uns
   options.workers = workers;
   options.progress = progress;
   Findings findings = compare(chain, target, options);
-  for (Discrepancy& difference : findings.different) {  // the chain is what was written
+  for (Discrepancy& difference : findings.different) {  // the chain has the expected content
     difference.expected = std::exchange(difference.found, std::exchange(difference.live, {}));
   }
   return findings;

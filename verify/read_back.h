@@ -1,4 +1,4 @@
-// What was restored, read again: is it what was written?
+// Verification of restored data by reading it back.
 #pragma once
 
 #include <cstdint>
@@ -11,9 +11,8 @@
 
 namespace qchain {
 
-/// Reads `target` and compares it with the chain that was written to it: with its stored digests where they
-/// are given, which then know all of the disk; else with the chain, which is read again. Throws Error where
-/// either is gone.
+/// Reads `target` and compares it with the chain that was written to it: with `digests`, which have to be
+/// complete; if nullptr, with the chain, which is read again. Throws Error if either cannot be read at all.
 Findings read_back(Chain& chain, BlockDevice& target, ChainDigests* digests, unsigned workers,
                    const std::function<void(std::uint64_t done)>& progress);
 

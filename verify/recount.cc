@@ -15,9 +15,9 @@ namespace qchain {
 namespace {
 
 constexpr std::uint64_t kWord = sizeof(std::uint64_t);
-constexpr std::uint64_t kUnusable = ~std::uint64_t{0};  // no offset of a block
+constexpr std::uint64_t kUnusable = ~std::uint64_t{0};  // not a valid offset
 
-// What can be said of a cluster without a look at its refcount.
+// Whether the uses of a cluster are valid, regardless of its refcount.
 bool is_sound(ClusterUse use) {
   if (use.is_overlap()) return false;
   return use.count() == 1 ? !use.copied_clear() : !use.copied_set();
@@ -34,13 +34,12 @@ Recount::Recount(const Image& image, FindingList& findings)
       dirty_(image.header().has_incompatible(kIncompatibleDirty)) {
   const std::uint64_t held = read_table();
   for (std::uint64_t i = 0; i < std::min<std::uint64_t>(held, blocks_.size()); ++i) {
-    if (blocks_[i] != 0) judge_entry(i, blocks_[i]);
+    if (blocks_[i] != 0) check_table_entry(i, blocks_[i]);
   }
   set_aside_duplicates();
 }
 
-// 8 MiB at most. What of it is past the end of the file is not known, which does not mean that it is 0.
-// Returns how many entries there are.
+// 8 MiB at most. Entries past the end of the file are unknown, not 0. Returns the number of entries.
 std::uint64_t Recount::read_table() {
   const Header& header = image_.header();
   const std::uint64_t bytes = header.refcount_table_clusters * image_.geometry().cluster_size();
@@ -59,7 +58,7 @@ HostOffset Recount::entry_at(std::uint64_t index) const {
   return image_.header().refcount_table + index * kWord;
 }
 
-void Recount::judge_entry(std::uint64_t index, std::uint64_t raw) {
+void Recount::check_table_entry(std::uint64_t index, std::uint64_t raw) {
   const auto bad = [&](Flaw flaw, const char* why) {
     findings_.add({flaw,
                    Severity::DataLoss,
@@ -83,8 +82,8 @@ void Recount::judge_entry(std::uint64_t index, std::uint64_t raw) {
   }
 }
 
-// One block for two ranges says nothing of either. And an image that claims one block a million
-// times must not be a million blocks of work.
+// A block that is referenced twice is valid for neither range. It also must not be read many times for an
+// image that references it many times.
 void Recount::set_aside_duplicates() {
   std::vector<std::uint64_t> sorted;
   for (const std::uint64_t block : blocks_) {
@@ -101,7 +100,7 @@ void Recount::set_aside_duplicates() {
     findings_.add({Flaw::BadRefcountBlock,
                    Severity::DataLoss,
                    entry_at(i),
-                   "refcount table entry: its refcount block is another one's too",
+                   "refcount table entry: its refcount block is referenced more than once",
                    blocks_[i],
                    {},
                    {}});
@@ -136,7 +135,7 @@ void Recount::compare(const ReferenceCount& counted) {
   }
 }
 
-// Clusters [begin, end), whose refcounts are in block `index`.
+// Compares clusters [begin, end), whose refcounts are in block `index`.
 void Recount::compare_block(std::uint64_t index, std::uint64_t begin, std::uint64_t end,
                             const ReferenceCount& counted) {
   throw_if_cancelled();
@@ -149,8 +148,7 @@ void Recount::compare_block(std::uint64_t index, std::uint64_t begin, std::uint6
         align_down(first, ReferenceCount::kChunkClusters) + ReferenceCount::kChunkClusters;
     const std::uint64_t count = std::min(next, end) - first;
     const std::uint64_t position = refcount_position(first - index * per_block_, order_);
-    // The slice begins on a byte: chunks and blocks are multiples of eight refcounts, or the whole
-    // block.
+    // The slice is byte-aligned: chunks and blocks are multiples of eight refcounts, or the whole block.
     const std::uint64_t bytes = divide_up(count << order_, 8);
     compare_slice(first, count, std::span(buffer_).subspan(position, bytes), block + position, counted);
     first += count;
@@ -171,7 +169,7 @@ void Recount::compare_slice(std::uint64_t first, std::uint64_t count, std::span<
   }
 }
 
-// Clusters with references but without refcounts: where there is no block, they are 0.
+// Clusters with references but without a refcount block; without a block, refcounts are 0.
 void Recount::compare_uncovered(const ReferenceCount& counted) {
   for (const auto& [index, chunk] : counted.chunks()) {
     for (std::uint64_t i = 0; i < chunk.size(); ++i) {
@@ -179,7 +177,7 @@ void Recount::compare_uncovered(const ReferenceCount& counted) {
       const std::uint64_t cluster = index * ReferenceCount::kChunkClusters + i;
       const std::uint64_t block = cluster / per_block_;
       const std::uint64_t known = block < blocks_.size() ? blocks_[block] : 0;
-      // Where refcounts cannot be read, that was said; the rest can still be judged.
+      // Unusable refcount blocks were reported; the uses of the clusters can still be checked.
       if (known == 0) compare(cluster, 0, chunk[i], entry_at(block));
       if (known == kUnusable) compare(cluster, chunk[i].count(), chunk[i], entry_at(block));
     }
@@ -224,12 +222,13 @@ void Recount::compare(std::uint64_t cluster, std::uint64_t refcount, ClusterUse 
   }
   if (use.copied_set() && references > 1) {
     find(Flaw::CopiedSet, Severity::DataLoss, cluster, at,
-         fmt::format("COPIED on a cluster with {} references", references));
+         fmt::format("COPIED is set on a cluster with {} references", references));
   } else if (use.copied_set() && refcount != 1 && !dirty_) {
     find(Flaw::CopiedSet, Severity::Harmless, cluster, at,
-         fmt::format("COPIED on a cluster with refcount {}", refcount));
+         fmt::format("COPIED is set on a cluster with refcount {}", refcount));
   } else if (use.copied_clear() && references == 1 && (refcount == 1 || dirty_)) {
-    find(Flaw::CopiedMissing, Severity::Harmless, cluster, at, "no COPIED on a cluster with one reference");
+    find(Flaw::CopiedMissing, Severity::Harmless, cluster, at,
+         "COPIED is not set on a cluster with one reference");
   }
 }
 

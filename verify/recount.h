@@ -13,32 +13,32 @@
 
 namespace qchain {
 
-/// The refcounts of an image, beside the references that there are.
+/// Compares the refcounts of an image with the references counted.
 class Recount {
  public:
-  /// Reads the refcount table, and judges its entries. Image and findings have to outlive this.
-  /// Throws Error (Io).
+  /// Reads the refcount table and checks its entries. Image and findings have to outlive this. Throws Error
+  /// (Io).
   Recount(const Image& image, FindingList& findings);
 
   /// Calls `sink` with the reference to each refcount block.
   void refer(const ReferenceSink& sink) const;
 
-  /// Compares the refcounts of all clusters in the window of `counted` with what was counted. Over
-  /// all windows, every refcount is looked at once.
+  /// Compares the refcounts of all clusters in the window of `counted` with the counts. Over all windows,
+  /// every refcount is checked once.
   void compare(const ReferenceCount& counted);
 
-  /// Clusters of plain data that streams claim too, with as many refcounts as there are references and COPIED
-  /// clear, and how many there are of both. A stream's length is rounded up to sectors: it may well end
-  /// before. At most kMaxShared of them; the rest are findings.
+  /// Data clusters that compressed streams use too, with the right refcount and COPIED clear, and their
+  /// reference counts. The length of a stream is rounded up to sectors, so it may end before the cluster. At
+  /// most kMaxShared of them; the rest are findings.
   const std::map<std::uint64_t, std::uint32_t>& shared_with_streams() const noexcept { return shared_; }
   static constexpr std::size_t kMaxShared = std::size_t{1} << 16;
 
-  /// Host clusters that are referenced, in the windows so far.
+  /// Referenced host clusters in the windows so far.
   std::uint64_t used_clusters() const noexcept { return used_clusters_; }
 
  private:
   std::uint64_t read_table();
-  void judge_entry(std::uint64_t index, std::uint64_t raw);
+  void check_table_entry(std::uint64_t index, std::uint64_t raw);
   void set_aside_duplicates();
   HostOffset entry_at(std::uint64_t index) const;
   bool has_refcounts(std::uint64_t index) const;
@@ -55,9 +55,9 @@ class Recount {
   FindingList& findings_;
   const unsigned order_;
   const std::uint64_t per_block_;
-  const std::uint64_t file_clusters_;  // the last one may be cut
+  const std::uint64_t file_clusters_;  // the last one may be partial
   const bool dirty_;
-  std::vector<std::uint64_t> blocks_;  // by index: offset, 0 for none, kUnusable
+  std::vector<std::uint64_t> blocks_;  // offset by index; 0: none; or kUnusable
   std::vector<std::byte> buffer_;
   std::uint64_t used_clusters_ = 0;
   std::map<std::uint64_t, std::uint32_t> shared_;

@@ -1,4 +1,4 @@
-// How often each host cluster is referenced, counted in a bounded amount of memory.
+// Reference counts of host clusters, in bounded memory.
 #pragma once
 
 #include <cstddef>
@@ -29,15 +29,14 @@ enum class Structure : std::uint8_t {
 inline constexpr unsigned kStructures = 13;
 const char* to_string(Structure structure) noexcept;
 
-/// What the entry that a reference comes from says with its COPIED bit.
+/// The COPIED bit of the entry that a reference comes from.
 enum class CopiedBit : std::uint8_t {
-  Meaningless,  ///< Not an entry of the active tables.
+  Meaningless,  ///< The entry is not in the active tables.
   Clear,
   Set,
 };
 
-/// What is known of one host cluster. 13 bits say what it is used for, two what COPIED bits said,
-/// the rest is a count that stays at its maximum.
+/// The uses of one host cluster: 13 bits for its kinds, two for the COPIED bits seen, and a saturating count.
 class ClusterUse {
  public:
   static constexpr std::uint32_t kMaxCount = (std::uint32_t{1} << 17) - 1;
@@ -45,14 +44,14 @@ class ClusterUse {
   std::uint32_t count() const { return bits_ >> kCountShift; }
   bool count_is_exact() const { return count() != kMaxCount; }
   bool used_as(Structure structure) const { return (bits_ >> static_cast<unsigned>(structure) & 1) != 0; }
-  /// Used as plain data and by compressed streams, and by nothing else.
+  /// Used as data and by compressed streams, and by nothing else.
   bool is_data_and_streams() const;
   bool copied_set() const { return (bits_ & kSet) != 0; }
   bool copied_clear() const { return (bits_ & kClear) != 0; }
-  /// Whether the users get along: data may be shared, as may streams and L2 tables; all else is
-  /// owned by one.
+  /// Whether the uses are in conflict: data clusters, compressed clusters and L2 tables may be shared with
+  /// their like; everything else has one owner.
   bool is_overlap() const;
-  /// Names of all that it is used for.
+  /// The names of its uses.
   std::string users() const;
 
   void add(Structure structure, std::uint32_t references, CopiedBit copied);
@@ -66,9 +65,9 @@ class ClusterUse {
 };
 static_assert(sizeof(ClusterUse) == 4);
 
-/// Counters for a window of the file, made where there are references. When they exceed the budget,
-/// the end of the window moves towards its beginning; what is past it is for the next window, which
-/// takes one more walk over the tables. So a sparse file of any size fits.
+/// Counters for a window of the file, allocated only where there are references. When they exceed the budget,
+/// the window shrinks; the rest is left for the next window, which takes another walk over the tables. So any
+/// sparse file can be handled.
 class ReferenceCount {
  public:
   static constexpr std::uint64_t kChunkClusters = 1024;
@@ -79,17 +78,17 @@ class ReferenceCount {
 
   explicit ReferenceCount(std::size_t max_chunks = kMaxChunks) : max_chunks_(max_chunks) {}
 
-  /// Counts `references` to each of the clusters [first, last], as far as they are in the window.
+  /// Adds `references` to each of the clusters [first, last] in the window.
   void add(std::uint64_t first, std::uint64_t last, Structure structure, std::uint32_t references,
            CopiedBit copied);
 
   /// The window: clusters [begin, end).
   std::uint64_t begin() const { return begin_; }
   std::uint64_t end() const { return end_; }
-  /// Begins the next window, with nothing counted; false where this one was the last.
+  /// Starts the next window, with all counts 0; false if this one was the last.
   bool advance();
 
-  /// The counters of the clusters from chunk * kChunkClusters on; nullptr: there are no references.
+  /// The counters of the clusters from index * kChunkClusters; nullptr: there are no references.
   const Chunk* chunk(std::uint64_t index) const;
   const std::map<std::uint64_t, Chunk>& chunks() const { return chunks_; }
 
@@ -102,7 +101,7 @@ class ReferenceCount {
   std::uint64_t begin_ = 0;
   std::uint64_t end_ = kNoEnd;
   std::map<std::uint64_t, Chunk> chunks_;
-  // The chunk that was asked for last; most references are near the last one.
+  // The chunk used last; most references are close to the previous one.
   std::uint64_t recent_index_ = kNoEnd;
   Chunk* recent_ = nullptr;
 };

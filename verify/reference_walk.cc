@@ -21,7 +21,7 @@ constexpr std::size_t kBufferBytes = std::size_t{1} << 20;
 
 std::uint64_t word_at(const std::byte* bytes) { return decode_struct<Be64>(bytes); }
 
-// The first index from `index` on whose word is not 0, or `words`: most tables are mostly zeros.
+// The index of the next nonzero word from `index` on, or `words`. Most tables are mostly zeros.
 std::size_t skip_zero_words(const std::byte* bytes, std::size_t index, std::size_t words) {
   constexpr std::size_t kStep = 8;
   std::array<std::uint64_t, kStep> block;
@@ -37,8 +37,8 @@ std::size_t skip_zero_words(const std::byte* bytes, std::size_t index, std::size
 
 }  // namespace
 
-// The L2 tables that L1 entries point to, sorted and without duplicates, from some offset of the
-// file on: as many as memory is set aside for.
+// The L2 tables that L1 entries point to, from some offset of the file on, sorted and without duplicates; up
+// to kMax of them.
 class ReferenceWalk::TableList {
  public:
   static constexpr std::size_t kMax = std::size_t{1} << 16;  // 3 MiB, twice that while they are collected
@@ -55,14 +55,14 @@ class ReferenceWalk::TableList {
     compact();
     return uses_;
   }
-  // Where the next list has to begin.
+  // The offset at which the next list starts.
   HostOffset end() const { return end_; }
 
   static constexpr HostOffset kNoEnd{std::numeric_limits<std::uint64_t>::max()};
 
  private:
   void compact() {
-    // Stable: the active tables were the first to be added.
+    // Stable, because the active tables were added first.
     std::ranges::stable_sort(uses_, {}, &TableUse::table);
     std::size_t kept = 0;
     for (const TableUse& use : uses_) {
@@ -105,11 +105,11 @@ void ReferenceWalk::for_words(HostOffset table, std::uint64_t words, Visit&& vis
       visit(done + i, word_at(buffer_.data() + i * kWord));
     }
     done += held;
-    if (held < wanted) return;  // the end of the file; whoever points there was told
+    if (held < wanted) return;  // the end of the file; reported for the pointer to it
   }
 }
 
-void ReferenceWalk::run(const ReferenceSink& sink, EntryJudge* judge, FindingList* findings) {
+void ReferenceWalk::run(const ReferenceSink& sink, EntryChecker* checker, FindingList* findings) {
   for (const Region& region : regions_) {
     sink({region.structure,
           region.at,
@@ -124,11 +124,11 @@ void ReferenceWalk::run(const ReferenceSink& sink, EntryJudge* judge, FindingLis
   for (HostOffset from(0); from != TableList::kNoEnd;) {
     TableList tables(from);
     for (const Region& region : regions_) {
-      if (region.is_l1()) walk_l1(region, to_tables, judge, tables);
+      if (region.is_l1()) walk_l1(region, to_tables, checker, tables);
     }
-    walk_l2(tables.finish(), sink, judge);
+    walk_l2(tables.finish(), sink, checker);
     from = tables.end();
-    // L1 entries are shown once, however many lists it takes.
+    // L1 entries are checked once, even if it takes several lists.
     to_tables = nullptr;
   }
 }
@@ -138,17 +138,17 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
   for_words(region.at, region.length / kWord, [&](std::uint64_t index, std::uint64_t raw) {
     const BitmapTableEntry entry = decode_bitmap_table_entry(raw);
     const HostOffset at = region.at + index * kWord;
-    std::string complaint = format_violation(entry, geometry_);
+    std::string violation = format_violation(entry, geometry_);
     const bool countable = entry.data != HostOffset(0) &&
                            geometry_.offset_in_cluster(entry.data.bytes()) == 0 &&
                            entry.data < HostOffset(image_.file_size());
-    if (complaint.empty() && entry.data != HostOffset(0) &&
+    if (violation.empty() && entry.data != HostOffset(0) &&
         (!countable || geometry_.cluster_size() > image_.file_size() - entry.data.bytes())) {
-      complaint = "its cluster of bits ends past the end of the file";
+      violation = "its bitmap data cluster ends past the end of the file";
     }
-    if (!complaint.empty() && findings != nullptr) {
+    if (!violation.empty() && findings != nullptr) {
       findings->add(
-          {Flaw::BadBitmap, Severity::Harmless, at, "bitmap table entry: " + complaint, raw, {}, {}});
+          {Flaw::BadBitmap, Severity::Harmless, at, "bitmap table entry: " + violation, raw, {}, {}});
     }
     if (!countable) return;
     sink({Structure::BitmapBits,
@@ -161,7 +161,7 @@ void ReferenceWalk::walk_bitmap_table(const Region& region, const ReferenceSink&
   });
 }
 
-void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, EntryJudge* judge,
+void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, EntryChecker* checker,
                             TableList& tables) {
   const bool active = region.structure == Structure::L1Table;
   const std::uint64_t coverage = geometry_.l2_coverage();
@@ -171,7 +171,7 @@ void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, Ent
     const std::uint64_t begin = index * coverage;
     const std::uint64_t end = std::max(begin, std::min(begin + coverage, region.visible));
     const GuestRange visible{GuestOffset(begin), GuestOffset(end)};
-    if (sink != nullptr && judge != nullptr) judge->judge(entry, {at, raw, visible, active});
+    if (sink != nullptr && checker != nullptr) checker->check(entry, {at, raw, visible, active});
     const bool countable = entry.table != HostOffset(0) &&
                            geometry_.offset_in_cluster(entry.table.bytes()) == 0 &&
                            entry.table < HostOffset(image_.file_size());
@@ -188,12 +188,12 @@ void ReferenceWalk::walk_l1(const Region& region, const ReferenceSink* sink, Ent
 }
 
 void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const ReferenceSink& sink,
-                            EntryJudge* judge) {
+                            EntryChecker* checker) {
   const std::uint64_t cluster_size = geometry_.cluster_size();
   const std::size_t most = std::max<std::size_t>(buffer_.size() / cluster_size, 1);
   for (std::size_t i = 0; i < tables.size();) {
     throw_if_cancelled();
-    std::size_t count = 1;  // tables side by side are read at once
+    std::size_t count = 1;  // adjacent tables are read at once
     while (count < most && i + count < tables.size() &&
            tables[i + count].table - tables[i].table == count * cluster_size) {
       ++count;
@@ -203,34 +203,34 @@ void ReferenceWalk::walk_l2(const std::vector<TableUse>& tables, const Reference
     const std::span<const std::byte> bytes = std::span(buffer_).first(held);
     for (std::size_t k = 0; k < count && k * cluster_size < held; ++k) {
       const std::span<const std::byte> rest = bytes.subspan(k * cluster_size);
-      walk_table(tables[i + k], rest.first(std::min<std::size_t>(rest.size(), cluster_size)), sink, judge);
+      walk_table(tables[i + k], rest.first(std::min<std::size_t>(rest.size(), cluster_size)), sink, checker);
     }
     i += count;
   }
 }
 
 void ReferenceWalk::walk_table(const TableUse& use, std::span<const std::byte> bytes,
-                               const ReferenceSink& sink, EntryJudge* judge) {
+                               const ReferenceSink& sink, EntryChecker* checker) {
   const std::size_t step = geometry_.l2_entry_bytes() / kWord;
   const std::size_t words = bytes.size() / geometry_.l2_entry_bytes() * step;
   for (std::size_t i = skip_zero_words(bytes.data(), 0, words); i < words;
        i = skip_zero_words(bytes.data(), i + step, words)) {
-    i -= i % step;  // the second word of an entry may be the one that is not 0
+    i -= i % step;  // the second word of an entry may be the nonzero one
     const std::uint64_t raw = word_at(bytes.data() + i * kWord);
     const std::uint64_t bitmap = step == 2 ? word_at(bytes.data() + (i + 1) * kWord) : 0;
-    visit(use, i / step, raw, bitmap, sink, judge);
+    visit(use, i / step, raw, bitmap, sink, checker);
   }
 }
 
 void ReferenceWalk::visit(const TableUse& use, std::uint64_t index, std::uint64_t raw, std::uint64_t bitmap,
-                          const ReferenceSink& sink, EntryJudge* judge) const {
+                          const ReferenceSink& sink, EntryChecker* checker) const {
   const L2Entry entry = decode_l2(raw, bitmap, geometry_, image_.header().version, data_file_);
   const HostOffset at = use.table + index * geometry_.l2_entry_bytes();
   const std::uint64_t begin = use.visible.begin.bytes() + index * geometry_.cluster_size();
   const std::uint64_t end =
       std::max(begin, std::min(begin + geometry_.cluster_size(), use.visible.end.bytes()));
   const GuestRange visible{GuestOffset(begin), GuestOffset(end)};
-  if (judge != nullptr) judge->judge(entry, {at, raw, visible, use.active});
+  if (checker != nullptr) checker->check(entry, {at, raw, visible, use.active});
   if (entry.storage == Storage::None || data_file_ || entry.host >= HostOffset(image_.file_size())) {
     return;
   }

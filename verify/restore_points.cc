@@ -15,7 +15,7 @@ namespace {
 
 std::string or_unknown(const std::string& text) { return text.empty() ? "unknown" : text; }
 
-// The identity of the layer that is below layer `index` today; empty: it has none.
+// The id of the layer that is currently below layer `index`; empty: it has none.
 std::string id_below(const Chain& chain, std::size_t index) {
   if (index + 1 >= chain.layers().size()) return {};
   const std::optional<Identity> identity = chain.layers()[index + 1].identity();
@@ -24,7 +24,7 @@ std::string id_below(const Chain& chain, std::size_t index) {
 
 bool has_parent(const Chain& chain, std::size_t index) { return index + 1 < chain.layers().size(); }
 
-// Adds what is wrong with one manifest to its verdict, a line each.
+// Adds the problems of one manifest to its verdict.
 class ManifestCheck {
  public:
   ManifestCheck(const Chain& chain, std::size_t index, std::string path, ManifestVerdict& verdict)
@@ -37,28 +37,28 @@ class ManifestCheck {
   void check(const std::vector<TrustedKey>& trusted) {
     check_identity();
     check_signature(trusted);
-    // What is said of the chain counts only from a manifest that belongs here.
+    // The place in the chain is checked only for a manifest that belongs to this layer.
     verdict_.belongs = verdict_.outcome == Outcome::Done;
     if (verdict_.belongs) check_place();
   }
 
-  // `below`: the verdict on the manifest of the layer below, which exists.
+  // `below`: the verdict on the manifest of the layer below; that manifest exists.
   void check_parent_root(const ManifestVerdict& below) {
     if (!below.summary) return take(Error(below.outcome, below.problems.front()));
     const std::string root = below.summary->named_root();
     if (root == header().parent_root) return;
-    add_misplaced(fmt::format("was written on a disk with root {}, and {} says {}", header().parent_root,
+    add_misplaced(fmt::format("records {} as the root of its parent, but {} has {}", header().parent_root,
                               manifest_of(chain_.layers()[index_ + 1]), or_unknown(root)));
   }
 
   void check_root(const Digest& folded) {
     verdict_.root_follows = folded == *verdict_.summary->root;
     if (verdict_.root_follows) return;
-    add(Outcome::Mismatch, fmt::format("its root is {}, and the digests of the chain's manifests give {}",
+    add(Outcome::Mismatch, fmt::format("its root is {}, but the digests in the chain's manifests give {}",
                                        verdict_.summary->named_root(), named(header().algorithm, folded)));
   }
 
-  // This manifest is none the worse for one below that cannot be read.
+  // An I/O error of a manifest below makes the check of this one incomplete, not bad.
   void take(const Error& error) {
     if (is_cancelled(error)) throw error;
     if (error.outcome() == Outcome::BadManifest || error.outcome() == Outcome::Mismatch) {
@@ -66,8 +66,8 @@ class ManifestCheck {
       verdict_.problems.emplace_back(error.what());
       return;
     }
-    add(Outcome::Incomplete, fmt::format("its root cannot be followed to the bottom: a manifest below cannot be "
-                                         "read: {}",
+    add(Outcome::Incomplete, fmt::format("its root cannot be checked against the layers below: a manifest "
+                                         "cannot be read: {}",
                                          error.what()));
   }
 
@@ -79,41 +79,41 @@ class ManifestCheck {
  private:
   const ManifestHeader& header() const { return verdict_.summary->header; }
 
-  // What the layer and its manifest both say has to be the same.
+  // Fields that are in both the layer's identity and its manifest have to be equal.
   void check_identity() {
     const std::optional<Identity> identity = layer_.identity();
     const auto compare = [&](const char* what, const std::string& in_manifest, const std::string& in_layer) {
       if (in_manifest == in_layer) return;
-      add(
-          Outcome::BadManifest,
-          fmt::format("says that {} is {}, and {} says {}; put the manifest back that was written with it",
-                      what, or_unknown(in_manifest), layer_.path(), or_unknown(in_layer)));
+      add(Outcome::BadManifest,
+          fmt::format("{} is {}, but {} has {}; put back the manifest that was written with it", what,
+                      or_unknown(in_manifest), layer_.path(), or_unknown(in_layer)));
     };
     if (identity) {
-      compare("the layer", header().layer_id, identity->id);
-      compare("the checkpoint", header().checkpoint, identity->checkpoint);
-      compare("what its changes count from", header().since, identity->since);
+      compare("its layer id", header().layer_id, identity->id);
+      compare("its checkpoint", header().checkpoint, identity->checkpoint);
+      compare("the checkpoint that its changes start at", header().since, identity->since);
       if (!header().accepted.empty()) {
         compare("the recorded digest", header().accepted, identity->digest);
-      } else if (!identity->digest.empty()) {  // a layer that was sealed afterwards does not know its own
-        compare("the root", verdict_.summary->named_root(), identity->digest);
+      } else if (!identity->digest.empty()) {  // a layer that was sealed later does not record its own
+        compare("its root", verdict_.summary->named_root(), identity->digest);
       }
-      // Where another tool has changed the layer's backing file, that is checked against the chain.
+      // If another tool has changed the backing file, check_place() compares with the chain instead.
       if (header().is_resealed()) return;
-      compare("the parent", header().parent_id, identity->parent_id);
+      compare("its parent's layer id", header().parent_id, identity->parent_id);
       if (!identity->parent_digest.empty()) {
-        compare("the parent's root", header().parent_root, identity->parent_digest);
+        compare("its parent's root", header().parent_root, identity->parent_digest);
       }
       if (header().overlay != identity->overlay) {
-        add(Outcome::BadManifest, "is of another kind of layer");
+        add(Outcome::BadManifest, header().overlay ? "is for an overlay, but its layer is a full image"
+                                                   : "is for a full image, but its layer is an overlay");
       }
     } else if (!header().layer_id.empty()) {
-      add(Outcome::BadManifest, fmt::format("is the manifest of layer {}, and {} has no identity",
-                                                 header().layer_id, layer_.path()));
+      add(Outcome::BadManifest,
+          fmt::format("belongs to layer {}, but {} has no identity", header().layer_id, layer_.path()));
     }
   }
 
-  // The layer's place is not the one that the manifest records.
+  // The layer's place in the chain is not the one that the manifest records.
   void add_misplaced(const std::string& what) {
     verdict_.is_misplaced = true;
     add(Outcome::Mismatch, what);
@@ -122,44 +122,43 @@ class ManifestCheck {
   void check_place() {
     const bool overlay = has_parent(chain_, index_);
     if (header().overlay != overlay) {
-      add_misplaced(overlay ? "is of a layer without a parent" : "is of a layer with a parent");
+      add_misplaced(overlay ? "is for a layer without a parent" : "is for a layer with a parent");
     }
     if (header().is_resealed()) {
       const std::string below = id_below(chain_, index_);
       if (overlay && header().parent_id != below) {
-        add_misplaced(fmt::format("was sealed on layer {}, and its backing file is layer {}",
-                                      or_unknown(header().parent_id), or_unknown(below)));
+        add_misplaced(
+            fmt::format("was sealed for a layer with the parent {}, but the backing file is layer {}",
+                        or_unknown(header().parent_id), or_unknown(below)));
       }
     } else if (chain_.has_link_problem(index_)) {
-      add_misplaced("was written with a layer on another parent than its backing file");
+      add_misplaced("was written for a layer with another parent than its backing file");
     }
     if (header().length != layer_.true_length() ||
         align_up(header().length, kSectorSize) != layer_.virtual_size()) {
-      add_misplaced(fmt::format("is of a disk of {} bytes, and {} has {} ({} with its last sector)",
-                                    header().length, layer_.path(), layer_.true_length(),
-                                    layer_.virtual_size()));
+      add_misplaced(fmt::format("is for a disk of {} bytes, but {} has {} ({} in whole sectors)",
+                                header().length, layer_.path(), layer_.true_length(), layer_.virtual_size()));
     }
   }
 
   void check_signature(const std::vector<TrustedKey>& trusted) {
     const std::optional<ManifestSignature>& signature = verdict_.summary->signature;
     if (signature && !is_own_signature(*signature, verdict_.summary->own_digest)) {
-      return add(Outcome::BadManifest, "its signature is not of the key that it names");
+      return add(Outcome::BadManifest, "its signature was not made with the key that it names");
     }
     if (trusted.empty()) return;
     if (!signature) return add(Outcome::BadManifest, "is not signed");
     if (!is_cryptographic(header().algorithm)) {
-      return add(Outcome::BadManifest,
-                      fmt::format("has {} digests, which anybody can forge: its signature "
-                                  "proves nothing",
-                                  to_string(header().algorithm)));
+      return add(Outcome::BadManifest, fmt::format("has {} digests, which do not detect tampering: its "
+                                                   "signature proves nothing",
+                                                   to_string(header().algorithm)));
     }
     for (const TrustedKey& key : trusted) {
       if (!key.accepts(*signature, verdict_.summary->own_digest)) continue;
       verdict_.trusted_key = key.path();
       return;
     }
-    add(Outcome::BadManifest, "none of the trusted keys made its signature");
+    add(Outcome::BadManifest, "its signature was not made with any of the trusted keys");
   }
 
   const Chain& chain_;
@@ -192,7 +191,7 @@ const RestorePoints::Point& RestorePoints::load(std::size_t index) {
   try {
     if (verdict.exists) {
       auto file = std::make_shared<const File>(File::open_to_read(path));
-      // A file that is read as raw may be a qcow2 image all the same, and the manifest be that image's.
+      // A qcow2 image may be used as a raw file; its manifest is then not for the raw file.
       verdict.exists = layer.raw() == nullptr || ManifestReader(file).header().layer_id.empty();
       if (verdict.exists) point.manifest = std::make_shared<const Manifest>(std::move(file));
     }
@@ -200,7 +199,7 @@ const RestorePoints::Point& RestorePoints::load(std::size_t index) {
       verdict.summary = point.manifest->summary();
       check.check(trusted_);
     } else if (!trusted_.empty()) {
-      check.add(Outcome::BadManifest, "is not there, so nothing is signed");
+      check.add(Outcome::BadManifest, "missing, so there is no signature");
     }
   } catch (const Error& error) {
     if (is_cancelled(error)) throw;
@@ -243,7 +242,7 @@ ManifestVerdict RestorePoints::verdict_with_root(std::size_t index) {
   return verdict;
 }
 
-// Why the digests do not reach the bottom: a manifest below is bad, or there is none.
+// Why the root cannot be computed: a manifest below is bad or missing.
 void RestorePoints::explain_gap(std::size_t index, ManifestVerdict& verdict) {
   ManifestCheck check(chain_, index, points_[index].manifest->path(), verdict);
   for (std::size_t i = index + 1; i < points_.size(); ++i) {
@@ -253,11 +252,11 @@ void RestorePoints::explain_gap(std::size_t index, ManifestVerdict& verdict) {
     }
   }
   check.add(Outcome::Incomplete,
-            "its root cannot be followed to the bottom: a layer below has no manifest, or one of another "
-            "algorithm; qchain verify --seal writes what is missing");
+            "its root cannot be checked against the layers below: one has no manifest, or one with "
+            "another algorithm; seal the chain to write what is missing");
 }
 
-// Whether the digests of a manifest are of what the layer is here.
+// Whether a manifest describes the layer as it is in this chain.
 bool RestorePoints::is_usable(std::size_t index) {
   const std::shared_ptr<const Manifest> manifest = load(index).manifest;
   if (!manifest) return false;
@@ -276,7 +275,7 @@ std::unique_ptr<ChainDigests> RestorePoints::digests(std::size_t index) {
   return none ? nullptr : std::make_unique<ChainDigests>(chain_, index, manifests);
 }
 
-// Layers from the bottom up to and with `first` whose digests are usable together: how many.
+// The number of layers from the bottom, up to and including `first`, whose digests can be used together.
 std::size_t RestorePoints::usable_from_bottom(std::size_t first) {
   std::size_t count = 0;
   for (std::size_t i = points_.size(); i-- > first; ++count) {
@@ -306,7 +305,7 @@ void RestorePoints::fold_all() {
   try {
     fold(points_.size() - count, count);
   } catch (const Error& error) {
-    if (is_cancelled(error)) throw;  // else verdict_with_root() says which layers it concerns
+    if (is_cancelled(error)) throw;  // else verdict_with_root() reports the layers concerned
   }
 }
 
@@ -314,11 +313,7 @@ void RestorePoints::require_resolved_links() {
   for (const Survey::Problem& problem : chain_.link_problems()) {
     const ManifestVerdict& found = verdict(problem.layer);
     if (found.belongs && !found.is_misplaced && found.summary->header.is_resealed()) continue;
-    throw Error(
-        problem.outcome,
-        fmt::format("{}; qchain verify tells whether the content is what was recorded, and qchain verify "
-                    "--seal makes it provable again where it is",
-                    problem.message));
+    throw Error(problem.outcome, problem.message, Remedy::VerifyAndSeal);
   }
 }
 

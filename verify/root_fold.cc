@@ -8,15 +8,15 @@ namespace qchain {
 
 namespace {
 
-// Blocks that are looked at together: 256 MiB of the disk.
+// Blocks that are processed together: 256 MiB of the disk.
 constexpr std::uint64_t kWindow = 4096;
-// Zeros that are added between two looks for a cancellation: 64 GiB.
+// Zero blocks between two checks for cancellation: 64 GiB.
 constexpr std::uint64_t kMostZeros = std::uint64_t{1} << 20;
 
-// The digests of a window of blocks as a layer describes them; an empty one: zeros.
+// The digests of a window of blocks at some layer; an empty digest: zeros.
 using Window = std::vector<Digest>;
 
-// One layer's manifest on the way through the disk.
+// A position in one layer's manifest.
 class LayerCursor {
  public:
   LayerCursor(const Manifest& manifest, bool is_wanted)
@@ -25,21 +25,20 @@ class LayerCursor {
     advance();
   }
 
-  // The first block from `at` on where this layer may hold anything but zeros; as far as that is known
-  // without reading on.
+  // The first block from `at` on where this layer may hold anything but zeros, as far as the current record
+  // shows.
   std::uint64_t next_data(std::uint64_t at) {
     while (!ended_ && record_.end() <= at) advance();
     if (ended_) return ~std::uint64_t{0};
     return record_.held == Held::Zeros ? record_.end() : std::max(at, record_.first);
   }
 
-  // All layers have zeros in [at, end).
+  // Adds [at, end), where all layers have zeros.
   void add_zeros(std::uint64_t at, std::uint64_t end) {
     if (disk_ && at < header_.blocks()) disk_->add_zeros(length_of(at, std::min(end, header_.blocks())));
   }
 
-  // Turns the window, which begins at block `at` and is what the layers below describe, into what this layer
-  // describes.
+  // Updates the window, which starts at block `at` and has the digests at the layer below, to this layer.
   void apply(std::uint64_t at, Window& window) {
     const std::uint64_t end = at + window.size();
     while (!ended_ && record_.first < end) {
@@ -47,8 +46,9 @@ class LayerCursor {
       if (record_.end() > end) break;
       advance();
     }
-    // Whatever the layers below have past the end of this one, those above see zeros there.
-    for (std::uint64_t i = end > header_.blocks() ? header_.blocks() - std::min(at, header_.blocks()) : window.size();
+    // Past the end of this layer there are zeros, whatever the layers below hold.
+    for (std::uint64_t i = end > header_.blocks() ? header_.blocks() - std::min(at, header_.blocks())
+                                                  : window.size();
          i < window.size(); ++i) {
       window[i] = {};
     }
@@ -67,7 +67,7 @@ class LayerCursor {
     return std::min(header_.length, end * kDigestBlock) - first * kDigestBlock;
   }
 
-  // What the current record says of the window.
+  // Applies the current record to the window.
   void put(std::uint64_t at, Window& window) const {
     const std::uint64_t end = std::min(record_.end(), at + window.size());
     for (std::uint64_t block = std::max(record_.first, at); block < end; ++block) {

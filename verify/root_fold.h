@@ -8,10 +8,11 @@
 
 namespace qchain {
 
-/// The digests of the disk at the first `wanted` layers of a chain, from its manifests alone, in one pass over
-/// all of them: time for each record and, for each wanted layer, each block of the disk. `manifests` are of
-/// all layers, from the top to the bottom, and of one algorithm. Throws Error (BadManifest) where a file is
-/// not what was read when it was opened.
-std::vector<Digest> fold_roots(std::span<const std::shared_ptr<const Manifest>> manifests, std::size_t wanted);
+/// The digests of the disk at the first `wanted` layers of a chain, from its manifests alone, in one pass
+/// over all of them. Takes time for each record and, for each wanted layer, each block of the disk.
+/// `manifests`: of all layers, from the top to the bottom, all with the same algorithm. Throws Error
+/// (BadManifest) if a file has changed since it was opened.
+std::vector<Digest> fold_roots(std::span<const std::shared_ptr<const Manifest>> manifests,
+                               std::size_t wanted);
 
 }  // namespace qchain

@@ -34,8 +34,8 @@ Algorithm algorithm_for(RestorePoints& points, std::size_t index, const ParentDi
 [[noreturn]] void refuse_change(const std::string& path, const std::string& what, const std::string& before,
                                 const std::string& now) {
   throw ContentChanged(Outcome::Mismatch,
-                       fmt::format("{}: {} was {}, and what is there now gives {}; nothing was sealed", path,
-                                   what, before, now.empty() ? "none" : now),
+                       fmt::format("{}: {} was {}, but is now {}; nothing was sealed", path, what, before,
+                                   now.empty() ? "none" : now),
                        Remedy::AcceptChanged);
 }
 
@@ -64,8 +64,7 @@ ManifestHeader header_for(RestorePoints& points, std::size_t index, const Parent
   header.parent_id = identity->parent_id;
   header.checkpoint = identity->checkpoint;
   header.since = identity->since;
-  const bool elsewhere =
-      std::ranges::any_of(chain.link_problems(), [&](const auto& problem) { return problem.layer == index; });
+  const bool elsewhere = chain.has_link_problem(index);
   const bool other_parent = !identity->parent_digest.empty() && identity->parent_digest != parent.root;
   if (!elsewhere && !other_parent && header.overlay == identity->overlay) return header;
   header.origin = "seal";
@@ -108,11 +107,11 @@ std::string recorded_digest(RestorePoints& points, std::size_t index, const Mani
   const Chain& chain = points.chain();
   const bool known = before.belongs && before.summary->root;
   if (known && !before.summary->header.accepted.empty()) {
-    return named(before.summary->header.algorithm, *before.summary->root);
+    return before.summary->named_root();
   }
   const std::optional<Identity> identity = chain.layers()[index].identity();
   if (identity && !identity->digest.empty()) return identity->digest;
-  return known ? named(before.summary->header.algorithm, *before.summary->root) : std::string();
+  return known ? before.summary->named_root() : std::string();
 }
 
 // Writes the manifest, of what is there now, whose digest has to be `required` where that is not empty.
@@ -242,7 +241,7 @@ Sealed seal_layer(RestorePoints& points, std::size_t index, const SealOptions& o
   const auto require_key = [&] {
     if (!is_signed || options.key != nullptr) return;
     throw Error(Outcome::Usage,
-                fmt::format("{}: is signed, and would lose its signature: name the key",
+                fmt::format("{}: is signed and would lose its signature; give the key",
                             points.manifest(index)->path()),
                 Remedy::NameSigningKey);
   };

@@ -7,12 +7,12 @@
 
 namespace qchain {
 
-/// Which part of the disk is looked at. Everything, by default.
+/// Which part of the disk is checked; by default, everything.
 struct Selection {
-  /// Part `part` (from 1 on) of `parts` that together are everything: the disk is dealt out in stripes.
+  /// Part `part`, from 1 to `parts`; together the parts cover the disk. It is divided in stripes.
   unsigned part = 1;
   unsigned parts = 1;
-  /// Where not empty: nothing but these ranges, in order, extended to whole blocks.
+  /// If not empty: only these ranges, sorted, extended to whole blocks.
   std::vector<GuestRange> only;
 
   bool is_everything() const { return parts == 1 && only.empty(); }

@@ -17,7 +17,7 @@ namespace qchain {
 namespace {
 
 constexpr std::size_t kMaxKeyFile = 16384;
-// So that a signature over something else can never pass for one over a manifest.
+// Domain separation: a signature of other data must not be valid for a manifest.
 constexpr std::string_view kDomain = "qchain manifest 1\n";
 
 struct FreeBio {
@@ -41,12 +41,12 @@ std::unique_ptr<void, FreeKey> load(const std::string& path, const char* what, R
   const std::unique_ptr<BIO, FreeBio> bio(BIO_new_mem_buf(bytes.data(), static_cast<int>(bytes.size())));
   std::unique_ptr<void, FreeKey> key(bio ? read(bio.get()) : nullptr);
   if (!key || EVP_PKEY_get_id(pkey(key)) != EVP_PKEY_ED25519) {
-    throw Error(Outcome::Usage, fmt::format("{}: holds no {} key of type Ed25519 in PEM form", path, what));
+    throw Error(Outcome::Usage, fmt::format("{}: not an Ed25519 {} key in PEM format", path, what));
   }
   return key;
 }
 
-// A key with a passphrase is not asked for it: nobody may be there.
+// Never prompts for a passphrase: qchain may run unattended.
 int no_passphrase(char*, int, int, void*) { return -1; }
 
 std::vector<unsigned char> message_of(const Digest& own_digest) {
@@ -84,7 +84,7 @@ ManifestSignature SigningKey::sign(const Digest& own_digest) const {
       EVP_DigestSignInit(context.get(), nullptr, nullptr, nullptr, pkey(key_)) == 1 &&
       EVP_DigestSign(context.get(), reinterpret_cast<unsigned char*>(signature.signature.data()), &length,
                      message.data(), message.size()) == 1;
-  if (!done) throw Error(Outcome::Io, "OpenSSL could not make an Ed25519 signature");
+  if (!done) throw Error(Outcome::Io, "OpenSSL: cannot make an Ed25519 signature");
   return signature;
 }
 

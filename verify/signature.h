@@ -1,4 +1,4 @@
-// Ed25519 signatures over manifests, by OpenSSL.
+// Ed25519 signatures of manifests, with OpenSSL.
 #pragma once
 
 #include <memory>
@@ -8,15 +8,15 @@
 
 namespace qchain {
 
-/// Frees a key of OpenSSL.
+/// Frees an OpenSSL key.
 struct FreeKey {
   void operator()(void* key) const noexcept;
 };
 
-/// A private key, from a PEM file as `openssl genpkey -algorithm ed25519` writes it.
+/// A private key from a PEM file, such as `openssl genpkey -algorithm ed25519` writes.
 class SigningKey {
  public:
-  /// Throws Error: Io where the file cannot be read, Usage where it holds no such key.
+  /// Throws Error: Io if the file cannot be read, Usage if it is not such a key.
   explicit SigningKey(const std::string& path);
   ManifestSignature sign(const Digest& own_digest) const;
 
@@ -24,15 +24,15 @@ class SigningKey {
   std::unique_ptr<void, FreeKey> key_;
 };
 
-/// Whether `signature` was made with the key that it names. Who has that key is another question.
+/// Whether `signature` was made with the key that it names; that key need not be trusted.
 bool is_own_signature(const ManifestSignature& signature, const Digest& own_digest);
 
-/// A public key, from a PEM file as `openssl pkey -pubout` writes it.
+/// A public key from a PEM file, such as `openssl pkey -pubout` writes.
 class TrustedKey {
  public:
-  /// Throws as SigningKey does.
+  /// Throws like SigningKey.
   explicit TrustedKey(const std::string& path);
-  /// Whether `signature` was made with the key that belongs to this one, over this manifest.
+  /// Whether `signature` is a signature of this manifest with the matching private key.
   bool accepts(const ManifestSignature& signature, const Digest& own_digest) const;
   const std::string& path() const noexcept { return path_; }
 
@@ -41,7 +41,7 @@ class TrustedKey {
   std::unique_ptr<void, FreeKey> key_;
 };
 
-/// Reads the keys of all these files. Throws as SigningKey does.
+/// Reads the keys from all these files. Throws like SigningKey.
 std::vector<TrustedKey> trusted_keys(const std::vector<std::string>& paths);
 
 }  // namespace qchain

@@ -9,7 +9,7 @@
 
 namespace qchain {
 
-/// A Run while its verb works. Has to outlive what it hands out.
+/// A Run in progress. Has to outlive the functions that it returns.
 class ActiveRun {
  public:
   explicit ActiveRun(const Run& run)

@@ -31,7 +31,7 @@ DigestResult digest(const DigestRequest& r, const Run& how) {
   const ActiveRun run(how);
   const Algorithm algorithm = algorithm_named(r.algorithm);
   if (is_nbd_uri(r.source)) return digest_export(r, algorithm, run);
-  if (r.owner != nullptr) throw Error(Outcome::Usage, "only an export has an owner");
+  if (r.owner != nullptr) throw Error(Outcome::Usage, "an owner can be given only for an export");
   const OpenedChain source = open_chain(r.source, r.is_raw ? ImageFormat::Raw : ImageFormat::Qcow2, r.open,
                                         Links::Warn, run, Remedy::SourceIsRaw);
   return digest_with(algorithm, *source.chain, source.chain->top().true_length(),

@@ -46,7 +46,7 @@ FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::s
   build.finish();
   flat.root = build.identity().digest;
   if (!options.expected_root.empty() && flat.root != options.expected_root) {
-    throw Error(Outcome::Mismatch, fmt::format("{}: the digest of the disk is {}, and {} was recorded",
+    throw Error(Outcome::Mismatch, fmt::format("{}: the digest of the disk is {}, but {} was recorded",
                                                chain.name(), flat.root, options.expected_root));
   }
   build.commit();

@@ -39,8 +39,8 @@ void warn_about_recovery(const NbdExport& live, const ActiveRun& run) {
   const Recovered recovered = live.recovered();
   if (recovered.failed_requests == 0 && recovered.reconnects == 0) return;
   run.warn(
-      fmt::format("{}: {} requests failed and were repeated, {} connections were lost and made again: all of "
-                  "it was read in the end; look at the server's storage",
+      fmt::format("{}: {} requests failed and were retried, {} connections were lost and reopened; all data "
+                  "was read, but check the server's storage",
                   live.name(), recovered.failed_requests, recovered.reconnects));
 }
 

@@ -19,7 +19,7 @@ std::string recorded_time() {
   const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), seconds);
   if (error != std::errc() || end != text.data() + text.size() || seconds < 0) {
     throw Error(Outcome::Usage,
-                fmt::format("SOURCE_DATE_EPOCH: \"{}\" is no number of seconds", escaped(text)));
+                fmt::format("SOURCE_DATE_EPOCH: \"{}\": invalid number of seconds", escaped(text)));
   }
   return iso_time(seconds);
 }

@@ -1,12 +1,12 @@
-// What the commands that write a layer have in common.
+// Shared by the commands that write a layer.
 #pragma once
 
 #include <string>
 
 namespace qchain {
 
-/// The time that a layer records; SOURCE_DATE_EPOCH makes it reproducible. Throws Error (Usage) where that is
-/// no number.
+/// The time to record in a layer: SOURCE_DATE_EPOCH if set, for reproducible output. Throws Error (Usage) if
+/// that is not a number.
 std::string recorded_time();
 
 }  // namespace qchain

@@ -21,7 +21,7 @@ void warn_about(const Chain& chain, const ActiveRun& run) {
   for (const Layer& layer : chain.layers()) {
     if (layer.image() != nullptr && layer.image()->header().has_incompatible(kIncompatibleCorrupt)) {
       run.warn(
-          fmt::format("{}: is marked as corrupt: QEMU found damage in its metadata; look at it with "
+          fmt::format("{}: marked as corrupt: QEMU found damage in its metadata; run "
                       "qemu-img check",
                       layer.path()));
     }

@@ -11,13 +11,13 @@
 
 namespace qchain {
 
-/// Whether layers have to match their backing files.
+/// What to do about layers that do not match their backing files.
 enum class Links {
-  Warn,     ///< What is done does not depend on it.
+  Warn,     ///< The operation does not depend on it.
   Require,  ///< RestorePoints::require_resolved_links()
 };
 
-/// A chain and its restore points: one descriptor for each file of both.
+/// A chain and its restore points.
 struct OpenedChain {
   explicit OpenedChain(std::unique_ptr<Chain> opened, std::vector<TrustedKey> trusted = {})
       : chain(std::move(opened)), points(*chain, std::move(trusted)) {}
@@ -26,14 +26,14 @@ struct OpenedChain {
   RestorePoints points;
 };
 
-/// Opens a chain as the options allow. Warns of layers that QEMU has marked as corrupt, and of those that do
-/// not match their backing files. `if_not_qcow2`: what the caller can do where it is no qcow2 image.
-/// `trust_keys`: paths of keys, one of which has to accept the signature of every manifest; empty: any.
-/// Throws Error.
+/// Opens a chain. Warns about layers that QEMU has marked as corrupt, and about layers that do not match
+/// their backing files. `if_not_qcow2`: the remedy if it is not a qcow2 image. `trust_keys`: paths of keys,
+/// one of which has to verify the signature of every manifest; empty: signatures are not required. Throws
+/// Error.
 OpenedChain open_chain(const std::string& path, ImageFormat format, const OpenOptions& options, Links links,
                        const ActiveRun& run, Remedy if_not_qcow2 = Remedy::None,
                        const std::vector<std::string>& trust_keys = {});
-/// As much of a qcow2 chain as there is; see Chain::open_for_salvage(). Warns likewise.
+/// Opens as much of a qcow2 chain as possible; see Chain::open_for_salvage(). Warns likewise.
 OpenedChain open_for_salvage(const std::string& path, const OpenOptions& options, const ActiveRun& run);
 
 }  // namespace qchain

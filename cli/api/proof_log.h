@@ -1,4 +1,4 @@
-// IMAGE.proofs: when and how far a layer was proven, one JSON object a line. A log, and no part of the proof.
+// IMAGE.proofs: a log of when and how far a layer was verified, one JSON object per line.
 #pragma once
 
 #include <optional>
@@ -11,7 +11,7 @@ namespace qchain {
 /// Throws Error (Io).
 void append_proof(const std::string& image, const LoggedProof& proof);
 
-/// The last line of the log; nullopt: there is none that can be read.
+/// The last line of the log; nullopt: missing or unreadable.
 std::optional<LoggedProof> last_proof(const std::string& image);
 
 }  // namespace qchain

@@ -17,7 +17,7 @@ namespace qchain {
 
 namespace {
 
-constexpr std::size_t kMaxRecordedName = 128;  // the identity has room for 1 KiB in all
+constexpr std::size_t kMaxRecordedName = 128;  // the identity is limited to 1 KiB in total
 
 Changes changes_for(const PullRequest& r) {
   if (r.parent.empty()) return {};
@@ -79,8 +79,8 @@ LayerRecipe recipe_for(const PullRequest& r, NbdExport& live, OpenedChain* paren
 void tell_about(const LayerBuild& build, const PullRequest& r, const ActiveRun& run) {
   if (build.backing_name().starts_with("../")) {
     run.note(
-        "the parent is outside the output's directory: whoever reads the chain has to allow its directory as "
-        "a backing root");
+        "the parent is outside the output's directory: to read the chain, its directory has to be "
+        "allowed as a backing root");
   }
   if (!build.unknown_because().empty()) {
     run.warn(fmt::format("the digest of the whole disk will be unknown: {}", build.unknown_because()));
@@ -153,8 +153,7 @@ PullResult pull(const PullRequest& r, const Run& how) {
       parent ? write_increment(r, live, *parent, build, run) : write_full(r, live, build);
   warn_about_recovery(live, run);
   build.identity().checked = written.checked;
-  // Everything is durable before the header makes it an image, and the export is the same one after the last
-  // byte was read.
+  // All data is durable before the header is written, and the export is confirmed after the last read.
   build.finish();
   require_point_in_time(live, r.owner);
   build.commit();

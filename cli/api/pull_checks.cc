@@ -35,8 +35,7 @@ void require_valid_format(const PullRequest& r) {
   }
   parse_compression(r.compression);
   const bool no_manifest = r.digest == "none";
-  if (no_manifest && !r.sign_key.empty())
-    usage("a signing key signs the manifest, and none is to be written");
+  if (no_manifest && !r.sign_key.empty()) usage("a signing key was given, but no manifest is to be written");
   if (no_manifest || r.digest.empty()) return;
   const Algorithm algorithm = algorithm_named(r.digest);
   if (!is_cryptographic(algorithm) && !r.sign_key.empty()) {
@@ -44,11 +43,11 @@ void require_valid_format(const PullRequest& r) {
   }
 }
 
-// What needs a parent, and is given without one.
+// Rejects options that need a parent if there is none.
 void require_parent_where_needed(const PullRequest& r) {
   if (!r.parent.empty()) return;
   const auto needs_parent = [](bool given, const char* what) {
-    if (given) usage(fmt::format("{}: only for an increment; name its parent", what));
+    if (given) usage(fmt::format("{}: only for an increment; give its parent", what));
   };
   needs_parent(!r.bitmap.empty(), "bitmap");
   needs_parent(r.shallow, "shallow");
@@ -66,7 +65,7 @@ void require_valid(const PullRequest& r) {
   require_valid_names(r);
   require_valid_format(r);
   require_parent_where_needed(r);
-  if (r.shallow && !r.bitmap.empty()) usage("shallow: excludes a bitmap");
+  if (r.shallow && !r.bitmap.empty()) usage("shallow and bitmap are mutually exclusive");
 }
 
 void require_since(const PullRequest& r, const Layer& parent, const ActiveRun& run) {
@@ -79,13 +78,14 @@ void require_since(const PullRequest& r, const Layer& parent, const ActiveRun& r
   }
   if (r.since.empty()) {
     throw Error(Outcome::Usage,
-                fmt::format("{} is at checkpoint {}: does the bitmap count from there?", parent.path(), at),
+                fmt::format("{}: the parent is at checkpoint {}; confirm that the bitmap starts there",
+                            parent.path(), at),
                 Remedy::NameParentPoint);
   }
   if (r.since != at) {
     throw Error(Outcome::Mismatch,
-                fmt::format("{} is at checkpoint {}, and the changes count from {}: what happened in "
-                            "between would be lost; choose the parent at {}",
+                fmt::format("{}: is at checkpoint {}, but the bitmap starts at {}: changes in between "
+                            "would be lost; use the parent at {}",
                             parent.path(), at, r.since, r.since));
   }
 }
@@ -94,12 +94,12 @@ void check_writable(const NbdExport& live, bool require_read_only, const ActiveR
   if (live.is_read_only()) return;
   if (require_read_only)
     throw Error(Outcome::Usage,
-                fmt::format("{}: the export is writable, and a read-only one is required", live.name()),
+                fmt::format("{}: the export is writable, but a read-only one is required", live.name()),
                 Remedy::AllowWritable);
-  run.warn(
-      fmt::format("{}: the export is writable: what is written to it during the pull gives a disk of no one "
-                  "point in time; pull from a backup job or a read-only export",
-                  live.name()));
+  run.warn(fmt::format(
+      "{}: the export is writable: if it is written to during the pull, the copy is not a consistent "
+      "point in time; pull from a backup job or a read-only export",
+      live.name()));
 }
 
 void require_same_source(const PullRequest& r, const NbdExport& live, const Layer& parent) {
@@ -108,8 +108,8 @@ void require_same_source(const PullRequest& r, const NbdExport& live, const Laye
   const auto compare = [&](const char* what, const std::string& recorded, const std::string& here) {
     if (recorded.empty() || here.empty() || recorded == here) return;
     throw Error(Outcome::Mismatch,
-                fmt::format("{}: the parent {} was pulled from {} \"{}\", and this is \"{}\": is it "
-                            "another disk?",
+                fmt::format("{}: the parent {} was pulled from {} \"{}\", not \"{}\": this may be "
+                            "another disk",
                             live.name(), parent.path(), what, recorded, here),
                 Remedy::AllowOtherExport);
   };
@@ -122,10 +122,11 @@ void require_same_source(const PullRequest& r, const NbdExport& live, const Laye
 
 void note_about(const NbdExport& live, bool is_full, const ActiveRun& run) {
   if (is_full && !live.offered_bitmaps().empty()) {
-    run.note(
-        fmt::format("a full image: the dirty bitmap {} on offer is ignored", live.offered_bitmaps().front()));
+    run.note(fmt::format("full image: ignoring the dirty bitmap {} of the export",
+                         live.offered_bitmaps().front()));
   }
-  if (!live.has_allocation()) run.note("the server does not tell zeros from data: every byte is read");
+  if (!live.has_allocation())
+    run.note("the server does not report zeros (base:allocation): reading every byte");
 }
 
 }  // namespace qchain

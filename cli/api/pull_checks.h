@@ -1,4 +1,4 @@
-// What a pull refuses before the first byte is read.
+// Checks of a pull before the first byte is read.
 #pragma once
 
 #include "cli/api/active_run.h"
@@ -8,16 +8,16 @@
 
 namespace qchain {
 
-/// What no combination of other things can make right. Throws Error (Usage).
+/// Rejects invalid requests. Throws Error (Usage).
 void require_valid(const PullRequest& request);
-/// The changes have to count from the point in time that the parent is. Throws Error: Usage where that is
-/// not said; Mismatch.
+/// Checks that the dirty bitmap starts at the checkpoint of the parent. Throws Error: Usage if `since` is
+/// missing, Mismatch if it differs.
 void require_since(const PullRequest& request, const Layer& parent, const ActiveRun& run);
-/// Throws Error (Usage) where a writable export was not wanted; warns of it otherwise.
+/// For a writable export: throws Error (Usage) if a read-only one is required, else warns.
 void check_writable(const NbdExport& live, bool require_read_only, const ActiveRun& run);
-/// The parent has to come from where the new layer comes from. Throws Error (Mismatch).
+/// Checks that the parent was pulled from the same export and disk. Throws Error (Mismatch).
 void require_same_source(const PullRequest& request, const NbdExport& live, const Layer& parent);
-/// Notes what there is to know of the export.
+/// Notes about the export.
 void note_about(const NbdExport& live, bool is_full, const ActiveRun& run);
 
 }  // namespace qchain

@@ -10,7 +10,7 @@ namespace qchain {
 
 namespace {
 
-// The sample is drawn by the layer's id, so that the same layer is checked in the same way again.
+// The seed of the sample depends on the layer's id, so that a pull can be repeated.
 std::uint64_t seed_for(const std::string& layer_id) {
   std::uint64_t hash = 0xCBF29CE484222325;  // FNV-1a
   for (const char c : layer_id) hash = (hash ^ static_cast<unsigned char>(c)) * 0x100000001B3;
@@ -38,7 +38,7 @@ class IncrementWriter {
     } catch (const BitmapContradiction& contradiction) {
       require_sound_parent(parent_.points, increment_->first_missed());
       if (request_.on_missed == OnMissed::Fail) throw contradiction.with("; nothing was published");
-      run_.warn(fmt::format("{}: starting over, with everything read and compared", contradiction.what()));
+      run_.warn(fmt::format("{}: starting over and comparing everything", contradiction.what()));
       options_.trust = Trust::Nothing;
       write_once();
     }
@@ -48,22 +48,24 @@ class IncrementWriter {
   }
 
  private:
-  // What keeps a bitmap from being trusted from the beginning.
+  // Checks for reasons not to trust the bitmap from the start.
   void find_reasons_for_doubt() {
     if (is_resized()) {
       compare_all(
-          fmt::format("the disk has {} bytes and the parent {}, and what the bitmap says after a "
-                      "resize is not relied on",
+          fmt::format("the disk has {} bytes and the parent {}, and dirty bitmaps are not reliable "
+                      "after a resize",
                       live_.size(), parent_.chain->size()));
     }
-    const ParentState state = check_parent(parent_.points, worker_count(request_.nbd, run_.workers(), Work::Read),
-                                           [this](const std::string& message) { run_.note(message); });
-    if (state == ParentState::Unproven) compare_all("what the parent holds is not known from a manifest");
+    const ParentState state =
+        check_parent(parent_.points, worker_count(request_.nbd, run_.workers(), Work::Read),
+                     [this](const std::string& message) { run_.note(message); });
+    if (state == ParentState::Unproven)
+      compare_all("the parent's content cannot be checked without a manifest");
   }
 
   void compare_all(const std::string& why) {
     options_.trust = Trust::Nothing;
-    run_.note(why + ": all data is read and compared with the parent");
+    run_.note(why + ": reading all data and comparing it with the parent");
   }
 
   void write_once() {
@@ -77,14 +79,15 @@ class IncrementWriter {
   void handle_misses() const {
     const std::string first = to_string(increment_->first_missed().front().range);
     if (request_.on_missed == OnMissed::Fail && !is_resized()) {
-      throw Error(Outcome::Mismatch,
-                  fmt::format("{}: the dirty bitmap missed {} bytes, the first at {}; nothing was published",
-                              live_.name(), increment_->missed_bytes(), first));
+      throw Error(
+          Outcome::Mismatch,
+          fmt::format("{}: the dirty bitmap missed {} changed bytes, first at {}; nothing was published",
+                      live_.name(), increment_->missed_bytes(), first));
     }
     run_.warn(fmt::format(
-        "the dirty bitmap says clean of {} bytes that are not what the parent holds, the first at {}: they "
-        "are in the layer; was the disk made smaller and larger again, or written to while the bitmap was "
-        "off?",
+        "the dirty bitmap marks {} bytes as clean that differ from the parent, first at {}; they are in "
+        "the new layer; the disk may have been shrunk and grown, or written to while the bitmap was "
+        "disabled",
         increment_->missed_bytes(), first));
   }
 
@@ -104,14 +107,14 @@ class IncrementWriter {
   LayerBuild& build_;
   const ActiveRun& run_;
   IncrementOptions options_;
-  std::optional<Increment> increment_;  // of the last attempt
+  std::optional<Increment> increment_;  // of the latest attempt
   WrittenLayer written_;
 };
 
 }  // namespace
 
-IncrementResult write_increment(const PullRequest& request, NbdExport& live, OpenedChain& parent, LayerBuild& build,
-                                const ActiveRun& run) {
+IncrementResult write_increment(const PullRequest& request, NbdExport& live, OpenedChain& parent,
+                                LayerBuild& build, const ActiveRun& run) {
   return IncrementWriter(request, live, parent, build, run).write();
 }
 

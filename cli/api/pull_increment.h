@@ -1,4 +1,4 @@
-// How far a dirty bitmap is trusted, and what happens when it is caught missing a change.
+// How far the dirty bitmap is trusted, and what happens when it has missed a change.
 #pragma once
 
 #include <string>
@@ -14,13 +14,13 @@ namespace qchain {
 struct IncrementResult {
   WrittenLayer written;
   std::uint64_t missed_bytes = 0;
-  std::string checked;  ///< What of the clean ranges was compared.
+  std::string checked;  ///< How much of the clean ranges was compared.
 };
 
-/// Writes what changed since `parent` into `build`. One contradiction between bitmap and parent, and it
-/// starts over, with everything read and compared, or throws, as the request wants it. Throws Error
-/// (Mismatch) where it is another disk, or the parent is not what was written.
-IncrementResult write_increment(const PullRequest& request, NbdExport& live, OpenedChain& parent, LayerBuild& build,
-                                const ActiveRun& run);
+/// Writes what changed since `parent` into `build`. If the bitmap turns out to have missed a change, starts
+/// over and compares everything, or throws, depending on the request. Throws Error (Mismatch) if this is
+/// another disk, or the parent was modified.
+IncrementResult write_increment(const PullRequest& request, NbdExport& live, OpenedChain& parent,
+                                LayerBuild& build, const ActiveRun& run);
 
 }  // namespace qchain

@@ -19,7 +19,7 @@ namespace {
 GuestRange range_of(const RawPullRequest& r, std::uint64_t size) {
   if (!r.range) return guest_range(0, size);
   if (r.range->length > size || r.range->offset > size - r.range->length) {
-    throw Error(Outcome::Usage, fmt::format("range {}:{} ends past the disk, which has {} bytes",
+    throw Error(Outcome::Usage, fmt::format("range {}:{} ends past the end of the disk, which has {} bytes",
                                             r.range->offset, r.range->length, size));
   }
   return guest_range(r.range->offset, r.range->length);
@@ -47,7 +47,7 @@ class RawPull {
     try {
       return confirmed(copy_raw(source(), range_, stream, TargetContent::Stream, options_));
     } catch (const Error& error) {
-      throw error.with(fmt::format("; what went to {} is not complete", stream.path()));
+      throw error.with(fmt::format("; the data written to {} is not complete", stream.path()));
     }
   }
 
@@ -80,7 +80,7 @@ RawPullResult pull_raw(const RawPullRequest& r, const Run& how) {
   if (r.descriptor >= 0) {
     const File stream(fcntl(r.descriptor, F_DUPFD_CLOEXEC, 3),
                       r.descriptor == STDOUT_FILENO ? "standard output" : "the stream");
-    if (stream.descriptor() < 0) throw system_error("the stream: cannot be written to", errno);
+    if (stream.descriptor() < 0) throw system_error("the stream: cannot write", errno);
     return RawPull(r, run).to_stream(stream);
   }
   if (r.output.empty()) throw Error(Outcome::Usage, "missing output file");

@@ -14,28 +14,26 @@ void require_valid(const RestoreRequest& r) {
   const auto usage = [](const char* message) { throw Error(Outcome::Usage, message); };
   if (r.image.empty()) usage("missing image");
   if (r.no_verify && !r.trust_keys.empty()) {
-    usage("keys are to be trusted for manifests, and without verification nobody looks at them");
+    usage("trusted keys cannot be used without verification");
   }
   if (r.salvage && (r.no_verify || !r.trust_keys.empty())) {
-    usage("a salvage goes neither without verification nor with keys to trust");
+    usage("salvage cannot be combined with no verification or with trusted keys");
   }
-  if (r.as_layer && r.read_back) usage("reading back is for raw targets: a layer is proven by verify");
+  if (r.as_layer && r.read_back) usage("reading back is only for raw output: verify the new layer instead");
 }
 
-// What a manifest says of itself and its layer; nothing is written before that is known to be good.
-void require_good_manifests(const RestoreRequest& r, const std::vector<LayerProof>& layers) {
+// Checks all manifests before anything is written.
+void require_good_manifests(const std::vector<LayerProof>& layers) {
   for (const LayerProof& layer : layers) {
     if (layer.failure.outcome != Outcome::Done) throw Error(layer.failure.outcome, layer.failure.message);
     const ManifestVerdict& verdict = layer.manifest;
     if (verdict.outcome == Outcome::Done || verdict.outcome == Outcome::Incomplete) continue;
-    throw Error(verdict.outcome,
-                fmt::format("{}; nothing was written; 'qchain verify {}' names what is damaged",
-                            verdict.problems.front(), r.image),
+    throw Error(verdict.outcome, fmt::format("{}; nothing was written", verdict.problems.front()),
                 Remedy::Salvage);
   }
 }
 
-// What a salvage takes from manifests has to be good all the same; else it does without.
+// A salvage uses only valid manifests.
 bool are_good(const std::vector<LayerProof>& layers, const ActiveRun& run) {
   bool good = true;
   for (const LayerProof& layer : layers) {
@@ -51,22 +49,22 @@ RestoreProof prepare_proof(const RestoreRequest& r, OpenedChain& from, const Act
   RestoreProof proof;
   if (r.no_verify) return proof;
   const std::vector<LayerProof> layers = check_manifests(from.points);
-  if (!r.salvage) require_good_manifests(r, layers);
+  if (!r.salvage) require_good_manifests(layers);
   if (r.salvage && !are_good(layers, run)) return proof;
   proof.digests = from.points.digests(0);
   const ManifestVerdict& top = layers.front().manifest;
   if (top.summary && top.summary->root) {
-    proof.root = named(top.summary->header.algorithm, *top.summary->root);
+    proof.root = top.summary->named_root();
     proof.root_follows = top.root_follows;
   }
-  // What the manifests do not tell, the digest in the header does, of the whole.
+  // If the manifests are incomplete, the digest in the header covers the whole disk.
   const std::optional<Identity> identity = from.chain->top().identity();
   const bool is_told = proof.digests && proof.digests->is_complete() && proof.root_follows;
   if (!is_told && identity && r.trust_keys.empty()) proof.recorded = identity->digest;
   return proof;
 }
 
-// Of a chain with a layer that is gone or damaged, all that can be had is wanted where that was asked for.
+// With salvage and no_verify, a chain with missing or damaged layers is opened as far as possible.
 OpenedChain open_to_restore(const RestoreRequest& r, const ActiveRun& run) {
   if (r.salvage) return open_for_salvage(r.image, r.open, run);
   return open_chain(r.image, ImageFormat::Qcow2, r.open, r.no_verify ? Links::Warn : Links::Require, run,
@@ -85,7 +83,7 @@ RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
   result.is_in_place = is_in_place;
   result.has_manifest = job.proof.digests != nullptr;
   result.is_verified = job.is_verified() && !job.request.no_verify;
-  result.has_recorded_digest = job.recorded_fits;
+  result.has_recorded_digest = job.recorded_matches;
   result.unknown_bytes = job.unknown_bytes;
   result.root = job.proof.root;
   result.layer_id = job.layer_id;

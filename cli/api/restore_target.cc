@@ -47,14 +47,12 @@ std::vector<StageFactory> proving_stages(RestoreJob& job) {
 
 void require_recorded(RestoreJob& job, DiskDigest& whole) {
   const std::string found = named(algorithm_of(job.proof.recorded), whole.finish());
-  job.recorded_fits = found == job.proof.recorded;
-  if (job.recorded_fits || job.is_lenient()) return;
-  throw Error(
-      Outcome::Mismatch,
-      fmt::format("{}: the digest of the disk is {}, and its header records {}; qchain verify names what is "
-                  "damaged",
-                  job.chain.name(), found, job.proof.recorded),
-      Remedy::Salvage);
+  job.recorded_matches = found == job.proof.recorded;
+  if (job.recorded_matches || job.is_lenient()) return;
+  throw Error(Outcome::Mismatch,
+              fmt::format("{}: the digest of the disk is {}, but its header records {}", job.chain.name(),
+                          found, job.proof.recorded),
+              Remedy::Salvage);
 }
 
 void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
@@ -127,7 +125,7 @@ class LayerRestore : public RestoreTarget {
     const FlatLayer flat = write_flat_layer(job.chain, source, job.request.destination, options);
     if (job.is_lenient()) job.unknown_bytes = job.losses.unknown_bytes;
     if (job.proof.digests) job.proof.digests->finish();
-    job.recorded_fits = !recorded.empty() && flat.root == recorded;
+    job.recorded_matches = !recorded.empty() && flat.root == recorded;
     job.copied = {flat.written.data_bytes, job.chain.top().true_length() - flat.written.data_bytes};
     job.layer_id = flat.id;
   }
@@ -139,7 +137,7 @@ class StreamRestore : public RestoreTarget {
   explicit StreamRestore(int descriptor)
       : out_(fcntl(descriptor, F_DUPFD_CLOEXEC, 3),
              descriptor == STDOUT_FILENO ? "standard output" : "the stream") {
-    if (out_.descriptor() < 0) throw system_error(out_.path() + ": cannot be written to", errno);
+    if (out_.descriptor() < 0) throw system_error(out_.path() + ": cannot write", errno);
   }
 
   void write(RestoreJob& job) override {
@@ -148,7 +146,7 @@ class StreamRestore : public RestoreTarget {
       copy(job, target, job.chain.top().true_length());
     } catch (const Error& error) {
       if (!target.is_touched()) throw;
-      throw error.with(fmt::format("; what went to {} is not complete", out_.path()));
+      throw error.with(fmt::format("; the data written to {} is not complete", out_.path()));
     }
   }
 
@@ -164,7 +162,7 @@ class PlaceRestore : public RestoreTarget {
   static std::uint64_t written_length(const RestoreJob& job, std::uint64_t size) {
     const std::uint64_t needed = job.chain.top().true_length();
     if (size < needed) {
-      throw Error(Outcome::Usage, fmt::format("{}: has {} bytes and the disk {}; use a larger one",
+      throw Error(Outcome::Usage, fmt::format("{}: has {} bytes, but the disk has {}; use a larger one",
                                               job.request.destination, size, needed));
     }
     return std::min(size, job.chain.size());
@@ -213,7 +211,7 @@ class DeviceRestore : public PlaceRestore {
       for (const File* const file : {&layer.file(), &layer.data()}) {
         if (!stack.overlaps(StorageStack(*file))) continue;
         throw Error(Outcome::Usage,
-                    fmt::format("{}: stands on the same storage as {}, a layer of the chain that is restored",
+                    fmt::format("{}: is on the same storage as {}, a layer of the chain that is restored",
                                 path, file->path()));
       }
     }
@@ -267,11 +265,11 @@ class ExportRestore : public PlaceRestore {
     if (!job.request.read_back) return;
     try {
       NbdExport live = reopen(name_);
-      OpaqueDevice whole(live);  // what the server says of zeros is no proof
+      OpaqueDevice whole(live);  // reads all data: the server's block status proves nothing
       FirstBytes written(whole, length);
       read_again(job, written);
     } catch (const Error& error) {
-      throw error.with("; it was not read back, so that perhaps " + not_complete(job.request.destination));
+      throw error.with("; it was not read back, so possibly " + not_complete(job.request.destination));
     }
   }
 

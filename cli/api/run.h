@@ -1,4 +1,5 @@
-// What all verbs take: how they run, how servers are spoken to, and whose point in time it is.
+// Parameters of all functions: threads, cancellation and callbacks; NBD connections; the owner of a backup
+// job.
 #pragma once
 
 #include <cstdint>
@@ -10,49 +11,48 @@
 
 namespace qchain {
 
-/// How a verb runs. The callbacks may come from any thread of the verb, one at a time of a kind; what they
-/// throw ends the verb.
+/// How a function runs. Callbacks may be called from any of its threads, each callback from one thread at a
+/// time. An exception from a callback ends the function.
 struct Run {
-  unsigned workers =
-      0;  ///< Threads; 0: by cores, and by how long servers take to answer. At most 16 are used.
-  const Cancellation* cancellation =
-      nullptr;  ///< Ends it within a second of request(); nullptr: nothing does.
-  /// `done` of `total` bytes of a phase, such as "pull" or "verify"; `done` only grows within one.
+  unsigned workers = 0;  ///< Threads, at most 16; 0: depends on CPU cores and server latency.
+  const Cancellation* cancellation = nullptr;  ///< Cancels it within a second of request(); nullptr: none.
+  /// `done` of `total` bytes of a phase, such as "pull" or "verify"; `done` never decreases within a phase.
   std::function<void(const char* phase, std::uint64_t done, std::uint64_t total)> progress;
-  std::function<void(const std::string& message)> note;  ///< Worth knowing.
-  std::function<void(const std::string& message)> warn;  ///< Not as it should be, and the work goes on.
+  std::function<void(const std::string& message)> note;  ///< Information.
+  std::function<void(const std::string& message)> warn;  ///< Problems that do not stop the work.
 };
 
-/// How an NBD server is spoken to.
+/// NBD connections.
 struct NbdOptions {
-  unsigned connections = 0;      ///< 1 to 16; 0: as Run::workers.
+  unsigned connections = 0;      ///< 1 to 16; 0: like Run::workers.
   unsigned requests = 0;         ///< In flight on each connection; 0: 16.
-  unsigned timeout = 0;          ///< Seconds for one answer of the server; 0: 30.
+  unsigned timeout = 0;          ///< Time limit for one reply of the server, in seconds; 0: 30.
   std::string tls_certificates;  ///< For nbds URIs: directory with ca-cert.pem.
   std::string tls_psk_file;      ///< For nbds URIs: file with the pre-shared key.
 };
 
-// ---- Whose point in time it is ----
+// ---- The owner of a backup job ----
 
-/// What the owner of a backup job knows of the disk.
+/// The disk of a backup job.
 struct OwnedDisk {
   std::string domain_name;
   std::string domain_uuid;
-  std::string target;  ///< Of the guest's disk, such as "vda".
+  std::string target;  ///< Name of the guest's disk, such as "vda".
 };
 
-/// Whoever began the backup job behind an export, and knows whether it still runs. When a job ends, QEMU goes
-/// on serving the live disk under the same name, without any error: only the owner can tell.
+/// The program that started the backup job behind an export, and knows whether it is still running. When a
+/// job ends, QEMU may continue to serve the live disk under the same name, without any error: only the owner
+/// knows.
 class QCHAIN_API JobOwner {
  public:
   virtual ~JobOwner() = default;
 
-  /// Called after the last read, before anything is published or judged. Returns where the job is still
-  /// running; throws Error (Inconclusive) where it has ended, or that cannot be told.
+  /// Called after the last read, before anything is published or compared. Returns if the job is still
+  /// running; throws Error (Inconclusive) if it has ended, or if that is unknown.
   virtual void require_running() = 0;
   /// For results and identities: "libvirt domain UUID, job NAME".
   virtual std::string description() const = 0;
-  /// nullptr where the owner knows of no guest.
+  /// nullptr if the owner does not know the disk.
   virtual const OwnedDisk* disk() const { return nullptr; }
 };
 

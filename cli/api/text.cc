@@ -18,8 +18,7 @@ namespace {
 
 constexpr std::string_view kSuffixes = "KMGTPE";
 
-// The length of the UTF-8 sequence at the beginning of `text`, which is not empty; 0 where there is no
-// valid one.
+// The length of the UTF-8 sequence at the start of `text`, which is not empty; 0 if it is invalid.
 std::size_t utf8_length(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
   const auto length = static_cast<std::size_t>(std::countl_one(byte(0)));
@@ -132,7 +131,8 @@ std::string iso_time(std::int64_t seconds) {
 }
 
 std::string accepted_text(const std::string& recorded_digest) {
-  return "sealed on the operator's word over a different recorded digest, " + escaped(recorded_digest);
+  return "sealed at the operator's request although the recorded digest is different: " +
+         escaped(recorded_digest);
 }
 
 }  // namespace qchain

@@ -1,4 +1,4 @@
-// Values as people write and read them.
+// Conversion of values to and from text.
 #pragma once
 
 #include <cstdint>
@@ -9,21 +9,21 @@ namespace qchain {
 
 /// Bytes from "4096", "64K", "1M", "2G" or "16T". Throws Error (Usage).
 std::uint64_t parse_size(const std::string& text);
-/// A decimal number from `least` to `most`, which may have a + in front. Throws Error (Usage).
+/// A decimal number from `least` to `most`, with an optional leading +. Throws Error (Usage).
 unsigned parse_number(std::string_view text, unsigned least, unsigned most);
 /// "1.5 GiB", "64 KiB", "512 bytes".
 std::string human_size(std::uint64_t bytes);
-/// `text` with control bytes and invalid UTF-8 written as \xNN, so that a file's name can neither steer a
-/// terminal nor break a document.
+/// `text` with control characters and invalid UTF-8 escaped as \xNN, so that names cannot control a terminal
+/// or break a JSON document.
 std::string escaped(const std::string& text);
-/// `text` with line breaks between words, so that no line is longer than `width` (a word that is longer stays
-/// whole) and all but the first begin with `indent` spaces; with one at the end. It stands at column `indent`
-/// itself. Line breaks in `text` remain.
+/// `text`, which starts at column `indent`, wrapped between words to lines of at most `width` columns (longer
+/// words are not broken), with `indent` spaces before all lines but the first and a line break at the end.
+/// Keeps line breaks in `text`.
 std::string wrapped(const std::string& text, std::size_t indent, std::size_t width);
 /// Seconds since 1970 as "2026-11-24T18:29:17Z".
 std::string iso_time(std::int64_t seconds);
 
-/// That a layer was sealed although its content is not the recorded one, in words.
+/// The message that a layer was sealed although its content differs from the recorded digest.
 std::string accepted_text(const std::string& recorded_digest);
 
 }  // namespace qchain

@@ -94,7 +94,7 @@ class Verification {
   }
 
  private:
-  bool is_drill() const { return request_.against.empty(); }
+  bool verifies_from_manifests() const { return request_.against.empty(); }
 
   void add(Outcome outcome, const std::string& message, Remedy remedy = Remedy::None) {
     result_.selected = worse(result_.selected, outcome);
@@ -126,7 +126,7 @@ class Verification {
       const std::vector<Finding>& kept = layer.findings.kept();
       if (status.metadata.outcome == Outcome::Mismatch) {
         const auto worst = std::ranges::max_element(kept, {}, &Finding::severity);
-        add(Outcome::Mismatch, fmt::format("{}: metadata: {}{}; qchain check lists all", layer.path,
+        add(Outcome::Mismatch, fmt::format("{}: metadata: {}{}; run 'qchain check' for details", layer.path,
                                            describe(*worst), kept.size() > 1 ? " and more" : ""));
       }
       for (const std::string& what : layer.unchecked) {
@@ -144,11 +144,11 @@ class Verification {
     options.deadline = deadline_;
     options.progress = run_.progress("verify", chain->size());
     const std::vector<LayerProof> layers =
-        is_drill() ? prove_chain(points, options) : check_manifests(points);
+        verifies_from_manifests() ? prove_chain(points, options) : check_manifests(points);
     for (std::size_t i = 0; i < layers.size(); ++i) add_layer(i, *chain, layers[i]);
     add_links(*chain, layers);
     result_.root = result_.layers.front().manifest->root;
-    if (is_drill()) return;
+    if (verifies_from_manifests()) return;
     attempt([&] { prove_against(*chain, points, std::ranges::all_of(layers, has_usable_manifest)); });
   }
 
@@ -161,12 +161,12 @@ class Verification {
       status.checkpoint = identity->checkpoint;
     }
     // What manifests cannot tell, the live side does.
-    if (is_drill() || layer.manifest.outcome != Outcome::Incomplete) {
+    if (verifies_from_manifests() || layer.manifest.outcome != Outcome::Incomplete) {
       for (const std::string& problem : layer.manifest.problems) add(layer.manifest.outcome, problem);
     }
     note_about(layer);
     if (layer.failure.outcome != Outcome::Done) add(layer.failure.outcome, layer.failure.message);
-    if (!is_drill()) return;
+    if (!verifies_from_manifests()) return;
     if (layer.proof) {
       status.content = status_of(*layer.proof, *layer.manifest.summary, request_.selection);
       add_proof(*layer.proof, layer.file);
@@ -187,7 +187,7 @@ class Verification {
   void note_about(const LayerProof& layer) {
     if (!layer.same_content.empty()) {
       note(fmt::format(
-               "{}: the content is what was recorded ({}); the layer was rewritten by another tool since",
+               "{}: the content has the recorded digest ({}), but another tool has rewritten the layer",
                layer.file, layer.same_content),
            Remedy::SealAgain);
     }
@@ -225,7 +225,7 @@ class Verification {
     result_.asserted_bytes += proof.zero_blocks * kDigestBlock;
     if (proof.different_bytes != 0) {
       add(Outcome::Mismatch,
-          fmt::format("{}: {} are not what the manifest says, the first at guest {}", read_from,
+          fmt::format("{}: {} do not match the manifest, first at guest {}", read_from,
                       human_size(proof.different_bytes), to_string(proof.different.front().range)));
     }
     for (const UnreadRange& unread : proof.unread) {
@@ -233,12 +233,12 @@ class Verification {
           fmt::format("{}: guest {}: {}", read_from, to_string(unread.range), unread.message));
     }
     if (proof.unknown_bytes != 0) {
-      add(Outcome::Incomplete, fmt::format("{}: no manifest tells what {} of it should be", read_from,
-                                           human_size(proof.unknown_bytes)));
+      add(Outcome::Incomplete,
+          fmt::format("{}: {} are not covered by a manifest", read_from, human_size(proof.unknown_bytes)));
     }
     if (proof.stopped_at) {
       add(Outcome::Incomplete,
-          fmt::format("{}: stopped at guest offset {:#x}: the time was up", read_from, *proof.stopped_at));
+          fmt::format("{}: stopped at guest offset {:#x}: time limit reached", read_from, *proof.stopped_at));
     }
   }
 
@@ -288,10 +288,10 @@ class Verification {
     live.chain_bytes = chain.top().true_length();
     add_proof(proof, request_.against);
     if (is_of_another_length(live)) {
-      add(Outcome::Mismatch, fmt::format("{}: has {} bytes, and the chain {}", request_.against,
+      add(Outcome::Mismatch, fmt::format("{}: has {} bytes, but the chain has {}", request_.against,
                                          live.live_bytes, live.chain_bytes));
     }
-    add(Outcome::Incomplete, "the live export was compared with the manifests alone: no layer was read");
+    add(Outcome::Incomplete, "the live export was compared only with the manifests; no layer was read");
   }
 
   void add_live(const Chain& chain, const Comparison& comparison, std::uint64_t live_bytes) {
@@ -304,8 +304,8 @@ class Verification {
     add_findings(comparison);
     result_.asserted_bytes += comparison.compared_bytes - comparison.read_bytes;
     if (is_of_another_length(live)) {
-      add(Outcome::Mismatch, fmt::format("{}: the chain has {} bytes and the live export {}", request_.image,
-                                         live.chain_bytes, live.live_bytes));
+      add(Outcome::Mismatch, fmt::format("{}: the chain has {} bytes, but the live export has {}",
+                                         request_.image, live.chain_bytes, live.live_bytes));
     }
     for (std::size_t i = 0; i < kCauses; ++i) {
       if (comparison.bytes_of[i] != 0) add_cause(comparison, static_cast<Cause>(i), comparison.bytes_of[i]);
@@ -319,7 +319,7 @@ class Verification {
     }
     if (comparison.stopped_at) {
       add(Outcome::Incomplete,
-          fmt::format("stopped at guest offset {:#x}: the time was up", *comparison.stopped_at));
+          fmt::format("stopped at guest offset {:#x}: time limit reached", *comparison.stopped_at));
     }
   }
 
@@ -327,7 +327,7 @@ class Verification {
   void add_cause(const Comparison& comparison, Cause cause, std::uint64_t bytes) {
     const auto first = std::ranges::find(comparison.different, cause, &Discrepancy::cause);
     const std::string where =
-        first == comparison.different.end() ? "" : ", the first at guest " + to_string(first->range);
+        first == comparison.different.end() ? "" : ", first at guest " + to_string(first->range);
     add(cause == Cause::Moving ? Outcome::Inconclusive : Outcome::Mismatch,
         fmt::format("{}: {} differ from {} ({}){}", request_.image, human_size(bytes), request_.against,
                     to_string(cause), where));
@@ -343,11 +343,11 @@ void require_valid(const VerifyRequest& r) {
   const auto usage = [](const char* message) { throw Error(Outcome::Usage, message); };
   if (r.image.empty()) usage("missing image");
   if (r.against.empty() && (r.manifest_only || r.no_extents || r.owner != nullptr)) {
-    usage("only a live export is compared with manifests alone, read whole, or owned: name it");
+    usage("manifest_only, no_extents and owner require a live export");
   }
   if (r.selection.part < 1 || r.selection.part > r.selection.parts ||
       r.selection.parts > Selection::kMaxParts) {
-    usage("the selection is not a part of the whole");
+    usage("invalid selection");
   }
 }
 

@@ -28,7 +28,7 @@ namespace qchain {
 struct VerifyRequest {
   std::string image;  ///< Path of the topmost layer.
   OpenOptions open;
-  /// URI of a live export that the chain is compared with; empty: the chain is compared with its own
+  /// URI of a live export to compare with the chain; empty: the chain is compared with its own
   /// manifests, as in a restore drill: metadata, links, every stored digest, the digest of the disk at every
   /// layer.
   std::string against;

@@ -15,7 +15,7 @@ BackupDisk disk_of(const pugi::xml_node& node) {
   disk.target = node.attribute("name").value();
   disk.export_name = node.attribute("exportname").as_string(disk.target.c_str());
   disk.export_bitmap = node.attribute("exportbitmap").value();
-  // libvirt's default for a disk of which only changes are exported.
+  // libvirt's default for an incremental backup.
   if (disk.export_bitmap.empty() && node.attribute("incremental"))
     disk.export_bitmap = "backup-" + disk.target;
   return disk;

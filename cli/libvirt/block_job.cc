@@ -17,7 +17,7 @@ std::vector<BlockJob> parse_jobs(const std::string& answer) {
       jobs.push_back({job.at("id"), job.at("type"), job.at("status")});
     }
   } catch (const nlohmann::json::exception&) {
-    throw Error(Outcome::Io, fmt::format("QEMU's answer to query-jobs is no list of jobs: {}",
+    throw Error(Outcome::Io, fmt::format("QEMU's reply to query-jobs is not a list of jobs: {}",
                                          escaped(answer.substr(0, 200))));
   }
   return jobs;

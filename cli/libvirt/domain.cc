@@ -15,7 +15,7 @@ namespace qchain {
 
 namespace {
 
-// libvirt's libraries, loaded once and never unloaded: calls that nobody waits for any more may be inside.
+// libvirt's libraries, loaded once and never unloaded, because abandoned calls may still be running.
 class Api {
  public:
   // Throws Error (Io).
@@ -92,7 +92,7 @@ LibvirtError::Kind kind_of(int code) {
   switch (code) {
     case VIR_ERR_OPERATION_TIMEOUT:
       return LibvirtError::Kind::Busy;
-    case VIR_ERR_INTERNAL_ERROR:  // "client socket is closed", and others
+    case VIR_ERR_INTERNAL_ERROR:  // such as "client socket is closed"
     case VIR_ERR_SYSTEM_ERROR:
     case VIR_ERR_RPC:
       return LibvirtError::Kind::Unreachable;
@@ -156,7 +156,7 @@ std::string LibvirtDomain::name() const {
 std::string LibvirtDomain::uuid() const { return handles_->uuid; }
 
 int LibvirtDomain::run_id() const {
-  // A handle keeps the id that the domain had when it was looked up.
+  // A handle keeps the id from when it was looked up.
   const Api& api = Api::get();
   const Domain now{api.virDomainLookupByUUIDString(handles_->connection.get(), handles_->uuid.c_str())};
   if (!now) fail(handles_->called, last_code() == VIR_ERR_NO_DOMAIN ? Outcome::Usage : Outcome::Io);
@@ -176,7 +176,7 @@ std::optional<std::string> LibvirtDomain::backup_xml() const {
   if (xml) return std::string(xml.get());
   const int code = last_code();
   if (code == VIR_ERR_NO_DOMAIN_BACKUP || code == VIR_ERR_OPERATION_INVALID)
-    return std::nullopt;  // none; shut off
+    return std::nullopt;  // none, or shut off
   fail(fmt::format("{}: cannot ask for its backup job", handles_->called));
 }
 

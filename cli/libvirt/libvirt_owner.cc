@@ -19,17 +19,16 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
-// What tells this job from any other.
+// What identifies this job.
 struct JobFacts {
   OwnedDisk disk;
   int run_id = -1;
-  std::string
-      backup_xml;  // holds the number of the scratch node, which no two jobs of one run of the domain share
+  std::string backup_xml;  // has the number of the scratch node, which is unique while the domain runs
   std::string job_id;
   bool local = false;
 };
 
-// Where a job was to be, and is not, or not as it should be.
+// The job is not running, or not as expected.
 [[noreturn]] void not_running(const std::string& domain, const std::string& why) {
   throw Error(Outcome::Inconclusive, fmt::format("libvirt domain {}: {}", escaped(domain), why));
 }
@@ -44,27 +43,27 @@ const BackupDisk& disk_of_export(const BackupXml& job, const std::string& domain
                                           escaped(domain), escaped(export_name), escaped(exports)));
 }
 
-// Which of the domain's disks is pulled; throws where that is not one of this job.
+// The disk that is pulled; throws if it is not part of this job.
 std::string target_of(const JobFacts& facts, const std::string& export_name, const std::string& nbd_uri) {
   const std::string& domain = facts.disk.domain_name;
   const BackupXml job = parse_backup_xml(facts.backup_xml);
   const NbdAddress address = nbd_address(nbd_uri);
   const auto refuse = [&](const std::string& why) {
-    throw Error(Outcome::Usage, fmt::format("{}: is not of the backup job of libvirt domain {}: {}",
+    throw Error(Outcome::Usage, fmt::format("{}: does not belong to the backup job of libvirt domain {}: {}",
                                             escaped(nbd_uri), escaped(domain), why));
   };
-  if (!job.pull) refuse("that is a push job, which exports nothing");
+  if (!job.pull) refuse("it is a push-mode job, which has no export");
   const std::string elsewhere = mismatch(address, job.server, facts.local);
   if (!elsewhere.empty()) refuse(elsewhere);
   return disk_of_export(job, domain, export_name.empty() ? address.export_name : export_name).target;
 }
 
-// The block job of a disk, by QEMU's own word; throws where it does not run.
+// The block job of a disk according to QEMU; throws if it is not running.
 BlockJob running_job(const LibvirtDomain& domain, const std::string& target) {
   const std::vector<BlockJob> jobs = parse_jobs(domain.monitor(R"({"execute": "query-jobs"})"));
   const std::optional<BlockJob> job = backup_job_of(jobs, target);
   if (!job)
-    not_running(domain.name(), fmt::format("QEMU has no backup job of disk {} any more", escaped(target)));
+    not_running(domain.name(), fmt::format("QEMU no longer has a backup job for disk {}", escaped(target)));
   if (!job->is_alive()) {
     not_running(domain.name(), fmt::format("QEMU's backup job {} is {}, no longer running", escaped(job->id),
                                            escaped(job->status)));
@@ -81,27 +80,27 @@ JobFacts learn(const OwnerOptions& options, const std::string& export_name, cons
   facts.local = domain.is_local();
   const std::optional<std::string> xml = domain.backup_xml();
   if (!xml)
-    not_running(domain.name(), "no backup job is running; begin one (virsh backup-begin), and pull then");
+    not_running(domain.name(), "no backup job is running; start one (virsh backup-begin) before the pull");
   facts.backup_xml = *xml;
   facts.disk.target = target_of(facts, export_name, nbd_uri);
   facts.job_id = running_job(domain, facts.disk.target).id;
   return facts;
 }
 
-// Throws unless the job of `facts` is running. QEMU is asked first: as a job's XML never comes back, what
-// holds of the XML afterwards held when QEMU answered, and the answer was about this job and no later one.
+// Throws unless the job of `facts` is running. Queries QEMU first: if the XML is still the same afterwards,
+// the reply was about this job and not a later one, because a job's XML does not recur.
 void confirm(const std::string& connect_uri, const JobFacts& facts) {
   const LibvirtDomain domain(connect_uri, facts.disk.domain_uuid);
   const BlockJob job = running_job(domain, facts.disk.target);
-  if (domain.run_id() != facts.run_id) not_running(domain.name(), "the guest was restarted meanwhile");
+  if (domain.run_id() != facts.run_id) not_running(domain.name(), "the guest was restarted");
   if (domain.backup_xml() != facts.backup_xml || job.id != facts.job_id) {
-    not_running(domain.name(), "its backup job is another one than at the beginning");
+    not_running(domain.name(), "its backup job is not the one that was running at the start");
   }
 }
 
 enum class Unreachable { Fail, TryAgain };
 
-// Makes a call, and makes it again where libvirtd was busy or, if wanted, unreachable: until the deadline.
+// Retries a call until the deadline while libvirtd is busy or, if wanted, unreachable.
 template <class Call>
 auto persist(const Call& call, Unreachable unreachable, Clock::time_point deadline) {
   constexpr std::chrono::milliseconds kPause{100};
@@ -119,8 +118,8 @@ auto persist(const Call& call, Unreachable unreachable, Clock::time_point deadli
   }
 }
 
-// A connection for each question: it outlives a restart of libvirtd, and a call that nobody waits for any
-// more owns it.
+// Opens a new connection for each query: libvirtd may have been restarted, and an abandoned call owns its
+// connection.
 class LibvirtOwner : public JobOwner {
  public:
   LibvirtOwner(const OwnerOptions& options, JobFacts facts)
@@ -138,7 +137,7 @@ class LibvirtOwner : public JobOwner {
       throw Error(
           Outcome::Inconclusive,
           fmt::format(
-              "{}: what was read may be of two points in time; begin a new backup job, and start over",
+              "{}: the data may be from different points in time; start a new backup job and pull again",
               error.what()));
     }
   }

@@ -30,7 +30,7 @@ std::string percent_decoded(std::string_view text) {
   return decoded;
 }
 
-// What stands before `separator`; the rest of `text` is what stands behind it.
+// Returns the text before `separator`, and leaves the text after it in `text`.
 std::string_view take_until(std::string_view& text, std::string_view separator) {
   const std::size_t at = text.find(separator);
   const std::string_view taken = text.substr(0, at);

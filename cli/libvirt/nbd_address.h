@@ -6,7 +6,7 @@
 
 namespace qchain {
 
-/// Where an NBD URI leads.
+/// The address in an NBD URI.
 struct NbdAddress {
   enum class Transport { Tcp, Unix, Other };
   Transport transport = Transport::Other;
@@ -16,12 +16,11 @@ struct NbdAddress {
   std::string export_name;
 };
 
-/// Takes a URI that libnbd accepts apart; of another, it tells what it can.
+/// Parses a URI that libnbd accepts; of other URIs, as much as possible.
 NbdAddress nbd_address(const std::string& uri);
 
-/// Why an export at `address` cannot be one of `server`; empty where it can, or where that cannot be told.
-/// Paths of sockets and the ports of this machine are compared where libvirt is `local`: else something may
-/// be forwarded.
+/// Why an export at `address` cannot be one of `server`; empty if it can, or if that is unknown. Compares
+/// socket paths and local ports only if libvirt is `local`, because they may be forwarded otherwise.
 std::string mismatch(const NbdAddress& address, const BackupServer& server, bool local);
 
 }  // namespace qchain

@@ -10,18 +10,18 @@
 
 namespace qchain {
 
-/// Waits until `ended` says true, asking it with the time it may wait itself. Throws Error: Inconclusive,
-/// saying that `what` has not ended, after `timeout`; Interrupted or Terminated within a second of a signal;
-/// and what thread creation may throw.
+/// Waits until `ended` returns true; passes it the time that it may wait. Throws Error: Inconclusive after
+/// `timeout`, with `what` in the message; Interrupted or Terminated within a second of a signal; and what
+/// thread creation may throw.
 void wait_for_call(const std::function<bool(std::chrono::milliseconds)>& ended, std::chrono::seconds timeout,
                    const std::string& what);
 
 /// Names the thread "libvirt-call", for debuggers and ps.
 void name_this_thread() noexcept;
 
-/// Runs a call that cannot be cancelled, such as a remote procedure call, in a thread of its own, and returns
-/// or throws what it does. Where that takes too long, this throws as wait_for_call() does, and the call goes
-/// on without anybody: so it has to own everything that it touches.
+/// Runs a call that cannot be cancelled, such as a remote procedure call, in its own thread, and returns or
+/// throws its result. If it takes too long, throws like wait_for_call(), and the call continues in the
+/// background: it has to own everything that it uses.
 template <class Call>
 auto timed_call(Call call, std::chrono::seconds timeout, const std::string& what) -> decltype(call()) {
   std::packaged_task<decltype(call())()> task([call = std::move(call)]() mutable {

@@ -3,7 +3,7 @@
 
 Disks are made in a temporary folder, which needs about 20 GiB, and removed afterwards. QCHAIN_RELEASE is the program that
 is measured; without it, build/release/cli/qchain. Exits with 1 if a row failed or a result was wrong; a bar that is missed
-is shown, and is no failure.
+is shown, and is not a failure.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", nargs="?", const="-",
                         help="write all that was measured; without FILE to standard output")
     parser.add_argument("--markdown", metavar="FILE", help="write the page of results")
-    parser.add_argument("--from", dest="source", metavar="FILE", help="take what --json wrote earlier, and measure only the rows of --only anew")
+    parser.add_argument("--from", dest="source", metavar="FILE", help="take what --json wrote earlier, and measure only the rows of --only again")
     parser.add_argument("--folder", metavar="DIR",
                         help="where the disks are made (default: the folder for temporary files; tiny ones in memory)")
     parser.add_argument("--list", action="store_true", help="list the rows")

@@ -80,7 +80,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a row says: a value, the bar it is held against, and whether it is met; without a bar, just the value."""
+    """The result of a row: a value, its target, and whether that is met; without a target, just the value."""
 
     text: str
     bar: str = ""
@@ -132,8 +132,8 @@ def _run_once(folder: Path, contender: Contender, quick: bool) -> tuple[dict[str
         contender.after()
     done = json.loads(report.read_text())
     if done["code"] != contender.exit_code:
-        complaint = "".join(line for _, line in done["lines"])
-        raise WrongResult(f"{contender.name}: exit {done['code']}: {' '.join(map(str, contender.argv))}: {complaint[-2000:]}")
+        error = "".join(line for _, line in done["lines"])
+        raise WrongResult(f"{contender.name}: exit {done['code']}: {' '.join(map(str, contender.argv))}: {error[-2000:]}")
     return done, said
 
 

@@ -294,7 +294,7 @@ def _latency(b: Bench) -> Iterator[Verdict]:
 
 
 def _small_fragments(size: int, percent: int) -> Sequence[Argument]:
-    """A disk whose data lies in blocks of 4 KiB: the words for nbdkit."""
+    """A disk with data in blocks of 4 KiB: the arguments for nbdkit."""
     return "sparse-random", f"size={size}", f"percent={percent}", "runlength=4096", "seed=1"
 
 

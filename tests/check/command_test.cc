@@ -50,31 +50,31 @@ TEST_F(CommandTest, ASoundImage) {
   EXPECT_TRUE(json["layers"][0]["findings"].empty());
 }
 
-TEST_F(CommandTest, LeaksFailWhereTheyAreToldTo) {
-  Patient patient(image());
-  patient.put(Anatomy(patient).refcount_at(0x50000), 7, 2);
-  EXPECT_EQ(run_check({patient.path()}).outcome, Outcome::Mismatch);  // COPIED with refcount 7
-  patient.heal();
-  patient.truncate(patient.size() + 65536);
-  patient.put(Anatomy(patient).refcount_at(patient.size()), 1, 2);
-  EXPECT_EQ(run_check({patient.path()}).outcome, Outcome::Done);
-  EXPECT_EQ(run_check({patient.path(), "--strict"}).outcome, Outcome::Mismatch);
-  const Json json = Json::parse(run_check({patient.path(), "--json", "--strict"}).output);
+TEST_F(CommandTest, LeaksFailWithStrict) {
+  DamagedImage damaged(image());
+  damaged.put(MetadataMap(damaged).refcount_at(0x50000), 7, 2);
+  EXPECT_EQ(run_check({damaged.path()}).outcome, Outcome::Mismatch);  // COPIED with refcount 7
+  damaged.restore();
+  damaged.truncate(damaged.size() + 65536);
+  damaged.put(MetadataMap(damaged).refcount_at(damaged.size()), 1, 2);
+  EXPECT_EQ(run_check({damaged.path()}).outcome, Outcome::Done);
+  EXPECT_EQ(run_check({damaged.path(), "--strict"}).outcome, Outcome::Mismatch);
+  const Json json = Json::parse(run_check({damaged.path(), "--json", "--strict"}).output);
   EXPECT_EQ(json["exit_code"], 1);
   EXPECT_EQ(json["layers"][0]["leaks"], 1);
   EXPECT_EQ(json["layers"][0]["leaked_bytes"], 65536);
   const Json& finding = json["layers"][0]["findings"][0];
   EXPECT_EQ(finding["code"], "refcount-high");
   EXPECT_EQ(finding["severity"], "leak");
-  EXPECT_EQ(finding["host_offset"], patient.size());
+  EXPECT_EQ(finding["host_offset"], damaged.size());
   EXPECT_TRUE(finding["guest_offset"].is_null());
 }
 
-TEST_F(CommandTest, DamageIsToldWithFileOffsetAndRemedy) {
-  Patient patient(image());
-  const Anatomy anatomy(patient);
-  patient.put(anatomy.l2.at(3).at, 0x80000000FF000000);
-  const Result text = run_check({patient.path()});
+TEST_F(CommandTest, DamageIsReportedWithFileOffsetAndRemedy) {
+  DamagedImage damaged(image());
+  const MetadataMap metadata(damaged);
+  damaged.put(metadata.l2.at(3).at, 0x80000000FF000000);
+  const Result text = run_check({damaged.path()});
   EXPECT_EQ(text.outcome, Outcome::Mismatch);
   EXPECT_NE(text.output.find("past-end at 0x40018"), std::string::npos) << text.output;
   EXPECT_NE(text.output.find("0x80000000ff000000"), std::string::npos) << text.output;

@@ -1,5 +1,4 @@
-// Counting, without images: windows beside a plain map, refcounts beside bits, findings that are
-// merged.
+// Counting, without images: windows compared with a map, refcounts compared with bits, merging of findings.
 
 #include <gtest/gtest.h>
 
@@ -52,7 +51,7 @@ TEST_F(CountTest, WindowsSeeEveryReferenceOnce) {
   }
 }
 
-TEST_F(CountTest, UsesThatGetAlong) {
+TEST_F(CountTest, UsesThatMayBeShared) {
   const auto use = [](std::initializer_list<Structure> structures) {
     ClusterUse all;
     for (const Structure structure : structures) all.add(structure, 1, CopiedBit::Meaningless);

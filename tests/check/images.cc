@@ -195,53 +195,53 @@ std::uint64_t count(const CheckReport& report, Flaw flaw) {
   return total;
 }
 
-std::uint64_t Patient::number(std::uint64_t offset, unsigned bytes) const {
+std::uint64_t DamagedImage::number(std::uint64_t offset, unsigned bytes) const {
   std::uint64_t value = 0;
   for (unsigned i = 0; i < bytes; ++i) {
     value =
-        value << 8 | (offset + i < whole_.size() ? std::to_integer<std::uint64_t>(whole_[offset + i]) : 0);
+        value << 8 | (offset + i < sound_.size() ? std::to_integer<std::uint64_t>(sound_[offset + i]) : 0);
   }
   return value;
 }
 
-void Patient::put(std::uint64_t offset, std::uint64_t value, unsigned bytes) {
+void DamagedImage::put(std::uint64_t offset, std::uint64_t value, unsigned bytes) {
   Bytes raw(bytes);
   for (unsigned i = 0; i < bytes; ++i) raw[i] = static_cast<std::byte>(value >> (8 * (bytes - 1 - i)));
   put(offset, raw);
 }
 
-void Patient::put(std::uint64_t offset, const Bytes& bytes) {
+void DamagedImage::put(std::uint64_t offset, const Bytes& bytes) {
   File file(open(path_.c_str(), O_RDWR | O_CLOEXEC), path_);
   file.write(HostOffset(offset), bytes);
-  wounds_.emplace_back(offset, bytes.size());
+  damage_.emplace_back(offset, bytes.size());
 }
 
-void Patient::flip(std::uint64_t offset, unsigned bit) {
+void DamagedImage::flip(std::uint64_t offset, unsigned bit) {
   put(offset, word(offset) ^ std::uint64_t{1} << bit);
 }
 
-void Patient::truncate(std::uint64_t size) {
+void DamagedImage::truncate(std::uint64_t size) {
   File(open(path_.c_str(), O_RDWR | O_CLOEXEC), path_).resize(size);
   cut_ = true;
 }
 
-void Patient::heal() {
+void DamagedImage::restore() {
   File file(open(path_.c_str(), O_RDWR | O_CLOEXEC), path_);
   if (cut_) {
-    file.write(HostOffset(0), whole_);
+    file.write(HostOffset(0), sound_);
   } else {
-    for (const auto& [offset, length] : wounds_) {
-      if (offset >= whole_.size()) continue;
-      const std::size_t held = std::min<std::size_t>(length, whole_.size() - offset);
-      file.write(HostOffset(offset), std::span(whole_).subspan(offset, held));
+    for (const auto& [offset, length] : damage_) {
+      if (offset >= sound_.size()) continue;
+      const std::size_t held = std::min<std::size_t>(length, sound_.size() - offset);
+      file.write(HostOffset(offset), std::span(sound_).subspan(offset, held));
     }
   }
-  file.resize(whole_.size());
-  wounds_.clear();
+  file.resize(sound_.size());
+  damage_.clear();
   cut_ = false;
 }
 
-Anatomy::Anatomy(const Patient& image) {
+MetadataMap::MetadataMap(const DamagedImage& image) {
   const bool v3 = image.number(4, 4) >= 3;
   extended_l2 = v3 && (image.word(72) >> 4 & 1) != 0;
   cluster_size = std::uint64_t{1} << image.number(20, 4);
@@ -271,11 +271,11 @@ Anatomy::Anatomy(const Patient& image) {
   }
 }
 
-bool Anatomy::is_plain(const Entry& entry) const {
+bool MetadataMap::is_plain(const Entry& entry) const {
   return !is_compressed(entry) && (entry.raw & 1) == 0 && host(entry) != 0;
 }
 
-std::uint64_t Anatomy::refcount_at(std::uint64_t host) const {
+std::uint64_t MetadataMap::refcount_at(std::uint64_t host) const {
   const std::uint64_t cluster = host / cluster_size;
   const std::uint64_t per_block = cluster_size * 8 >> refcount_order;
   for (const Entry& block : refcount_blocks) {

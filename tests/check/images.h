@@ -1,4 +1,4 @@
-// Images for the metadata check: made by QEMU, judged by QEMU, damaged byte by byte.
+// Images for the metadata check: made and checked by QEMU, damaged byte by byte.
 #pragma once
 
 #include <cstdint>
@@ -27,38 +27,38 @@ struct Shape {
 };
 Shape random_shape(Random& random);
 
-/// Creates an image and lets QEMU do a random sequence of writes, zero writes, discards, compressed
-/// writes, snapshots, bitmaps and resizes. What QEMU refuses is left out.
+/// Creates an image and lets QEMU do a random sequence of writes, zero writes, discards, compressed writes,
+/// snapshots, bitmaps and resizes. What QEMU refuses is left out.
 void make_random_image(Random& random, const Shape& shape, const std::string& path);
 
-/// What qemu-img check says. Where it hangs, as on an image that is its own backing file, it cannot open it.
+/// The result of qemu-img check. CannotOpen also if it hangs, as with an image that is its own backing file.
 enum class QemuVerdict { Clean, Leaks, Corrupt, CannotOpen };
 QemuVerdict check_by_qemu(const std::string& path);
 const char* to_string(QemuVerdict verdict);
 
-/// What we say of a chain.
+/// Our result for a chain.
 CheckReport check_by_us(const std::string& path, Payloads payloads = Payloads::Doubtful);
-/// The same with the same words as QEMU: a harmless fault is Corrupt.
+/// Our result as a QemuVerdict: a harmless fault is Corrupt.
 QemuVerdict verdict_of(const CheckReport& report);
 /// Whether QEMU found damage that we did not: a corruption has to be one for us too, a leak at least a leak.
-/// What QEMU calls corrupt in an image with the dirty bit may be refcounts that we call stale.
+/// What QEMU reports as corrupt in an image with the dirty bit may be refcounts that we report as stale.
 bool is_missed(QemuVerdict by_qemu, const CheckReport& by_us);
-/// QEMU 7.2 damages images: where a compressed cluster is discarded and its host cluster is taken for plain
-/// data, the next compressed write of the same process goes there too. The refcount fits, and check is blind.
-/// Where QEMU notices, it marks the image corrupt, and check does not mention that either.
+/// QEMU 7.2 can damage images: after a compressed cluster is discarded and its host cluster is reused for
+/// data, the next compressed write of the same process goes there too. The refcount matches, so qemu-img
+/// check does not find it. If QEMU notices, it marks the image corrupt, which check does not report either.
 bool is_damage_that_qemu_misses(const CheckReport& report);
 /// All findings and problems, for messages.
 std::string words_of(const CheckReport& report);
 std::uint64_t count(const CheckReport& report, Flaw flaw);
 
-/// An image file that is damaged and mended.
-class Patient {
+/// An image file that can be damaged and restored.
+class DamagedImage {
  public:
-  explicit Patient(std::string path) : path_(std::move(path)), whole_(read_file(path_)) {}
+  explicit DamagedImage(std::string path) : path_(std::move(path)), sound_(read_file(path_)) {}
 
   const std::string& path() const { return path_; }
-  std::uint64_t size() const { return whole_.size(); }
-  /// As it was when it was sound.
+  std::uint64_t size() const { return sound_.size(); }
+  /// A value of the undamaged image.
   std::uint64_t word(std::uint64_t offset) const { return number(offset, 8); }
   std::uint64_t number(std::uint64_t offset, unsigned bytes) const;
 
@@ -67,19 +67,18 @@ class Patient {
   void flip(std::uint64_t offset, unsigned bit);
   void truncate(std::uint64_t size);
   /// Undoes all damage.
-  void heal();
+  void restore();
 
  private:
   std::string path_;
-  Bytes whole_;
+  Bytes sound_;
   bool cut_ = false;
-  std::vector<std::pair<std::uint64_t, std::size_t>> wounds_;  // offset, length
+  std::vector<std::pair<std::uint64_t, std::size_t>> damage_;  // offset, length
 };
 
-/// Where the metadata of an image is, as far as a test needs to know: found by a reading of its
-/// own.
-struct Anatomy {
-  explicit Anatomy(const Patient& image);
+/// The location of an image's metadata, as far as tests need it; found independently of the code under test.
+struct MetadataMap {
+  explicit MetadataMap(const DamagedImage& image);
 
   struct Entry {
     std::uint64_t at = 0;
@@ -101,7 +100,7 @@ struct Anatomy {
   bool is_plain(const Entry& entry) const;
   bool is_compressed(const Entry& entry) const { return (entry.raw >> 62 & 1) != 0; }
   std::uint64_t host(const Entry& entry) const { return entry.raw & 0x00FFFFFFFFFFFE00; }
-  /// The first entry that `wanted` holds for.
+  /// The first L2 entry for which `wanted` returns true.
   template <class Wanted>
   const Entry* first(Wanted&& wanted) const {
     for (const Entry& entry : l2) {
@@ -109,7 +108,7 @@ struct Anatomy {
     }
     return nullptr;
   }
-  /// Where the refcount of a cluster is. Of order 3 to 6.
+  /// The offset of the refcount of a cluster. For orders 3 to 6.
   std::uint64_t refcount_at(std::uint64_t host) const;
 };
 

@@ -1,4 +1,4 @@
-// What an image lists: snapshots and bitmaps, as QEMU wrote them and as nobody should.
+// The snapshots and bitmaps of an image, as QEMU writes them, and invalid ones.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -55,11 +55,11 @@ TEST_F(ListTest, SnapshotsAsQemuListsThem) {
 TEST_F(ListTest, ASnapshotTableThatEndsEarly) {
   const std::string path = create("1M");
   must({"qemu-img", "snapshot", "-c", "one", path});
-  Patient image(path);
-  const std::uint64_t table = Anatomy(image).snapshot_table;
+  DamagedImage image(path);
+  const std::uint64_t table = MetadataMap(image).snapshot_table;
   image.put(table + 36, 0xFFFFFFF0, 4);  // extra data
   EXPECT_NE(read_snapshots(open(path), 10).problem, "");
-  image.heal();
+  image.restore();
   image.put(60, 65536, 4);  // count
   const SnapshotList list = read_snapshots(open(path), 70000);
   EXPECT_NE(list.problem, "");
@@ -71,8 +71,9 @@ TEST_F(ListTest, NamesOfAnyLengthAreKeptInPart) {
   const std::string path = create("1M");
   for (const char* name : {"one", "two"}) must({"qemu-img", "snapshot", "-c", name, path});
   must({"qemu-img", "bitmap", "-f", "qcow2", "--add", path, "b"});
-  Patient image(path);
-  const std::uint64_t table = Anatomy(image).snapshot_table, directory = Anatomy(image).bitmap_directory;
+  DamagedImage image(path);
+  const std::uint64_t table = MetadataMap(image).snapshot_table,
+                      directory = MetadataMap(image).bitmap_directory;
   image.truncate(1 << 20);
   image.put(table + 14, 60000, 2);      // takes the second snapshot in
   image.put(directory + 18, 60000, 2);  // and this one ends behind the directory
@@ -134,11 +135,11 @@ TEST_F(ListTest, BitmapsWithTheirDirtyBytes) {
     EXPECT_EQ(ours.dirty_bytes, dirty) << granularity;
   }
 
-  Patient image(path);
+  DamagedImage image(path);
   image.put(88, 0);
   EXPECT_NE(read_bitmaps(open(path), 10).bitmaps.at(0).unusable, "");
-  image.heal();
-  image.put(Anatomy(image).bitmap_directory + 12, Bitmap::kInUse, 4);
+  image.restore();
+  image.put(MetadataMap(image).bitmap_directory + 12, Bitmap::kInUse, 4);
   EXPECT_NE(read_bitmaps(open(path), 10).bitmaps.at(0).unusable, "");
   EXPECT_EQ(read_bitmaps(open(path), 10).bitmaps.at(1).unusable, "");
 }
@@ -146,15 +147,15 @@ TEST_F(ListTest, BitmapsWithTheirDirtyBytes) {
 TEST_F(ListTest, BitmapsFarBeyondTheFile) {
   const std::string path = create("1M");
   must({"qemu-img", "bitmap", "-f", "qcow2", "--add", path, "b"});
-  Patient image(path);
-  const std::uint64_t directory = Anatomy(image).bitmap_directory;
+  DamagedImage image(path);
+  const std::uint64_t directory = MetadataMap(image).bitmap_directory;
   for (const std::uint64_t far : {std::uint64_t{1} << 40, std::uint64_t{1} << 63, ~std::uint64_t{0} << 12}) {
     image.put(directory, far);  // the table
     EXPECT_NE(read_bitmaps(open(path), 10).bitmaps.at(0).unusable, "");
     CheckReport report = check_by_us(path, Payloads::Doubtful);
     EXPECT_EQ(report.outcome(false), Outcome::Mismatch) << words_of(report);
     EXPECT_TRUE(report.problems.empty()) << words_of(report);
-    image.heal();
+    image.restore();
 
     for (std::uint64_t at = 0; at < 4096; at += 8) {  // the directory, by the header's extension
       if (image.word(at) == directory) image.put(at, far);
@@ -165,7 +166,7 @@ TEST_F(ListTest, BitmapsFarBeyondTheFile) {
     report = check_by_us(path, Payloads::Doubtful);
     EXPECT_EQ(report.outcome(false), Outcome::Mismatch) << words_of(report);
     EXPECT_TRUE(report.problems.empty()) << words_of(report);
-    image.heal();
+    image.restore();
   }
 }
 

@@ -1,5 +1,5 @@
-// QEMU is the oracle: what it wrote is clean for us exactly when it is clean for qemu-img check,
-// and what it calls corrupt is corrupt for us.
+// QEMU is the oracle: an image that it wrote is clean for us exactly if it is clean for qemu-img check, and
+// an image that it reports as corrupt is corrupt for us.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -13,8 +13,8 @@ namespace {
 
 class OracleTest : public RandomTest {
  protected:
-  // Flips a bit, asks both, and mends it.
-  void compare_after_flip(Patient& image, std::uint64_t offset, unsigned bit, const char* what) {
+  // Flips a bit, checks with both, and restores the image.
+  void compare_after_flip(DamagedImage& image, std::uint64_t offset, unsigned bit, const char* what) {
     image.flip(offset, bit);
     const QemuVerdict qemu = check_by_qemu(image.path());
     const CheckReport report = check_by_us(image.path());
@@ -25,7 +25,7 @@ class OracleTest : public RandomTest {
                     << ": QEMU says " << to_string(qemu) << ", we say " << to_string(ours) << "\n"
                     << words_of(report) << run({"qemu-img", "check", "-f", "qcow2", image.path()}).output;
     }
-    image.heal();
+    image.restore();
   }
 
   void show_seen() const {
@@ -53,7 +53,7 @@ TEST_F(OracleTest, WhatQemuWroteIsCleanExactlyWhenQemuSaysSo) {
   show_seen();
 }
 
-// A small image with a bit of everything that both call clean.
+// A small image with a bit of everything that is clean for both.
 std::string clean_image(Random& random, const std::string& path) {
   for (;;) {
     Shape shape = random_shape(random);
@@ -75,12 +75,12 @@ TEST_F(OracleTest, WhatQemuCallsCorruptIsCorrupt) {
   for (int i = 0; i < 5; ++i) {
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     SCOPED_TRACE(clean_image(random, path));
-    Patient image(path);
-    const Anatomy anatomy(image);
-    const auto some = [&](const std::vector<Anatomy::Entry>& entries, int times, const char* what,
+    DamagedImage image(path);
+    const MetadataMap metadata(image);
+    const auto some = [&](const std::vector<MetadataMap::Entry>& entries, int times, const char* what,
                           std::uint64_t behind = 0) {
       for (int k = 0; k < times && !entries.empty(); ++k) {
-        const Anatomy::Entry& entry = entries[random.below(entries.size())];
+        const MetadataMap::Entry& entry = entries[random.below(entries.size())];
         compare_after_flip(image, entry.at + behind, random.bits(0, 63), what);
       }
     };
@@ -89,26 +89,27 @@ TEST_F(OracleTest, WhatQemuCallsCorruptIsCorrupt) {
         compare_after_flip(image, begin + random.below(bytes / 8) * 8, random.bits(0, 63), what);
       }
     };
-    std::vector<Anatomy::Entry> mapped;
-    for (const Anatomy::Entry& entry : anatomy.l2) {
+    std::vector<MetadataMap::Entry> mapped;
+    for (const MetadataMap::Entry& entry : metadata.l2) {
       if (entry.raw != 0) mapped.push_back(entry);
     }
-    some(anatomy.l1, 8, "L1 entry");
+    some(metadata.l1, 8, "L1 entry");
     some(mapped, 24, "L2 entry");
-    some(anatomy.l2, 4, "any L2 entry");
-    if (anatomy.extended_l2) some(mapped, 10, "subcluster bitmap", 8);
-    some(anatomy.refcount_blocks, 6, "refcount table entry");
-    const std::uint64_t clusters = image.size() / anatomy.cluster_size;
-    const std::uint64_t refcounts = (clusters << anatomy.refcount_order) / 8 + 8;
-    in(anatomy.refcount_blocks.front().raw, std::min(anatomy.cluster_size, refcounts), 10, "refcount block");
-    if (anatomy.snapshot_table != 0) {
-      in(anatomy.snapshot_table, 80, 12, "snapshot table");
-      in(image.word(anatomy.snapshot_table), 8 * image.number(anatomy.snapshot_table + 8, 4), 6,
+    some(metadata.l2, 4, "any L2 entry");
+    if (metadata.extended_l2) some(mapped, 10, "subcluster bitmap", 8);
+    some(metadata.refcount_blocks, 6, "refcount table entry");
+    const std::uint64_t clusters = image.size() / metadata.cluster_size;
+    const std::uint64_t refcounts = (clusters << metadata.refcount_order) / 8 + 8;
+    in(metadata.refcount_blocks.front().raw, std::min(metadata.cluster_size, refcounts), 10,
+       "refcount block");
+    if (metadata.snapshot_table != 0) {
+      in(metadata.snapshot_table, 80, 12, "snapshot table");
+      in(image.word(metadata.snapshot_table), 8 * image.number(metadata.snapshot_table + 8, 4), 6,
          "snapshot's L1 table");
     }
-    if (anatomy.bitmap_directory != 0) {
-      in(anatomy.bitmap_directory, 32, 12, "bitmap directory");
-      in(image.word(anatomy.bitmap_directory), 8, 4, "bitmap table");
+    if (metadata.bitmap_directory != 0) {
+      in(metadata.bitmap_directory, 32, 12, "bitmap directory");
+      in(image.word(metadata.bitmap_directory), 8, 4, "bitmap table");
     }
     in(0, 112, 10, "header");
     in(112, 240, 6, "header extensions");
@@ -134,22 +135,22 @@ TEST_F(OracleTest, WhatWeWroteIsSound) {
   }
 }
 
-TEST_F(OracleTest, GarbageIsJudgedAndNotTrusted) {
+TEST_F(OracleTest, GarbageIsCheckedAndNotTrusted) {
   for (int i = 0; i < 3; ++i) {
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     SCOPED_TRACE(clean_image(random, path));
-    Patient image(path);
-    const Anatomy anatomy(image);
+    DamagedImage image(path);
+    const MetadataMap metadata(image);
     std::vector<std::uint64_t> words;  // of all metadata
     const auto region = [&](std::uint64_t begin, std::uint64_t bytes) {
       for (std::uint64_t at = begin; at < begin + bytes; at += 8) words.push_back(at);
     };
     region(0, 512);
-    region(anatomy.l1_table, 64);
-    region(anatomy.refcount_table, 64);
-    if (anatomy.snapshot_table != 0) region(anatomy.snapshot_table, 160);
-    if (anatomy.bitmap_directory != 0) region(anatomy.bitmap_directory, 128);
-    for (const Anatomy::Entry& entry : anatomy.l2) region(entry.at, anatomy.extended_l2 ? 16 : 8);
+    region(metadata.l1_table, 64);
+    region(metadata.refcount_table, 64);
+    if (metadata.snapshot_table != 0) region(metadata.snapshot_table, 160);
+    if (metadata.bitmap_directory != 0) region(metadata.bitmap_directory, 128);
+    for (const MetadataMap::Entry& entry : metadata.l2) region(entry.at, metadata.extended_l2 ? 16 : 8);
     for (int k = 0; k < 400; ++k) {
       for (std::uint64_t n = random.between(1, 6); n > 0; --n) {
         // Plausible offsets as often as any bits.
@@ -161,7 +162,7 @@ TEST_F(OracleTest, GarbageIsJudgedAndNotTrusted) {
       for (const LayerCheck& layer : report.layers) {
         EXPECT_LE(layer.findings.kept().size(), kFlaws * FindingList::kKeptPerFlaw);
       }
-      image.heal();
+      image.restore();
     }
   }
 }

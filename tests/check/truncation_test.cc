@@ -1,4 +1,4 @@
-// A file that was cut: whatever the guest loses is found, also where qemu-img check is content.
+// A truncated file: any data that is lost is reported, also where qemu-img check reports nothing.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -28,10 +28,10 @@ TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     make_random_image(random, shape, path);
     if (verdict_of(check_by_us(path, Payloads::All)) != QemuVerdict::Clean) continue;
-    Patient image(path);
+    DamagedImage image(path);
     const Bytes whole = content(path);
     for (int k = 0; k < 14; ++k) {
-      // Near the end as often as anywhere: that is where QEMU is content.
+      // Often near the end, where QEMU reports nothing.
       const std::uint64_t most =
           random.chance(50) ? std::min<std::uint64_t>(image.size() - 1, 3000) : image.size() - 1;
       image.truncate(image.size() - random.between(1, most));
@@ -46,7 +46,7 @@ TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
             << " bytes: QEMU says " << to_string(qemu) << "\n"
             << words_of(report);
       }
-      image.heal();
+      image.restore();
     }
     std::filesystem::remove(path);
   }

@@ -50,11 +50,11 @@ class ChainMaker {
     return fmt::format("{} {}", begin, std::min(length, size - begin));
   }
 
-  void tell(const std::vector<std::string>& command) {
+  void log(const std::vector<std::string>& command) {
     chain_.story.push_back(fmt::format("{}", fmt::join(command, " ")));
   }
   bool has_run(const std::vector<std::string>& command) {
-    tell(command);
+    log(command);
     return run(command).status == 0;
   }
 
@@ -86,10 +86,10 @@ class ChainMaker {
     if (data_file) {
       chain_.data_files.push_back(path() + ".data");
       options += fmt::format(",data_file={}", chain_.data_files.back());
-      // The data file alone is then the disk, so that nothing can be beneath it.
+      // The data file alone is then the disk, so that it has no backing file.
       if (below.empty() && random_.chance(50)) options += ",data_file_raw=on";
     }
-    // Beneath preallocated clusters a backing file shows only through subclusters.
+    // Preallocated clusters inherit from a backing file only with subclusters.
     if ((below.empty() || shape.extended_l2) && random_.chance(25)) {
       options += ",preallocation=" + random_.one_of<std::string>({"metadata", "metadata", "falloc", "full"});
     }
@@ -99,7 +99,7 @@ class ChainMaker {
       create.insert(create.end(), {"-b", name, "-F", below.ends_with(".raw") ? "raw" : "qcow2"});
     }
     create.insert(create.end(), {path(), std::to_string(shape.size)});
-    tell(create);
+    log(create);
     must(create);
     live(shape, data_file);
     if (random_.chance(5)) make_size_odd();
@@ -180,13 +180,13 @@ class ChainMaker {
     return "-s " + pattern;
   }
 
-  // QEMU floors a size that is no multiple of 512.
+  // QEMU rounds down a size that is not a multiple of 512.
   void make_size_odd() {
-    Patient image(path());
+    DamagedImage image(path());
     const std::uint64_t size = image.word(24);
     if (size <= 512) return;
     image.put(24, size - random_.between(1, 511));
-    chain_.story.push_back(fmt::format("its size becomes {}", Patient(path()).word(24)));
+    chain_.story.push_back(fmt::format("its size becomes {}", DamagedImage(path()).word(24)));
   }
 
   Random& random_;

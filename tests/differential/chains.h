@@ -1,5 +1,5 @@
-// Chains at random, made by QEMU's tools with every feature of the format that they can be asked for, and
-// what those tools say of them.
+// Random chains, made by QEMU's tools with every feature of the format that they support, and the results of
+// those tools.
 #pragma once
 
 #include <cstdint>
@@ -13,7 +13,7 @@
 
 namespace qchain::tests {
 
-/// A chain, and how it came about.
+/// A chain, and how it was made.
 struct RandomChain {
   std::vector<std::string> layers;          ///< Paths, from the top.
   std::vector<std::string> data_files;      ///< External ones.

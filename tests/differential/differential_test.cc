@@ -61,7 +61,7 @@ class DifferentialTest : public testing::Test {
   std::map<std::string, int> seen_;
 };
 
-// What the check says of one layer alone, whatever is beneath it.
+// The result of the check for one layer alone, whatever is below it.
 CheckReport check_of_layer(const RandomChain& chain, std::size_t layer) {
   CheckReport report =
       check_chain(survey(chain.layers[layer], ImageFormat::Qcow2, chain.options()), Payloads::All);
@@ -103,8 +103,8 @@ class SoundChainTest : public DifferentialTest {
     EXPECT_EQ(digest_of(chain, length, options), digest_of(flat, length, options));
   }
 
-  // Both maps are cut where either changes, and compared piece by piece: data or zeros, and the place of the
-  // data. What a zero cluster may have behind it, and how its zeros came about, is QEMU's own affair.
+  // Splits both maps where either changes, and compares the pieces: data or zeros, and the offset of the
+  // data. Ignores whether a zero cluster has a host cluster, and how its zeros were made.
   static void compare_maps(const RandomChain& files, const std::vector<Mapping>& map, std::uint64_t size) {
     const auto json = nlohmann::json::parse(
         must({"qemu-img", "map", "--output=json", "-f", files.format_name(), files.top()}));
@@ -195,7 +195,7 @@ class SoundChainTest : public DifferentialTest {
     }
   }
 
-  // So that what a run says to have tested can be seen.
+  // Prints what a run has tested.
   void see_features(const Chain& chain, const std::vector<Mapping>& map) {
     see(fmt::format("chains of {} layers", chain.layers().size()));
     for (const Layer& layer : chain.layers()) {
@@ -238,8 +238,8 @@ TEST_F(SoundChainTest, AreReadMappedAndCheckedAsByQemu) {
 
 class DamagedChainTest : public DifferentialTest {
  protected:
-  // Does one thing to a layer, or to its data file, and says what.
-  std::string damage(Random& random, Patient& image, const Anatomy& anatomy) {
+  // Damages a layer or its data file, and returns a description.
+  std::string damage(Random& random, DamagedImage& image, const MetadataMap& metadata) {
     if (random.chance(25)) {
       const std::uint64_t most =
           random.chance(50) ? std::min<std::uint64_t>(image.size() - 1, 3000) : image.size() - 1;
@@ -247,15 +247,15 @@ class DamagedChainTest : public DifferentialTest {
       image.truncate(image.size() - lost);
       return fmt::format("{} bytes cut off", lost);
     }
-    if (random.chance(15) && anatomy.l2.size() > 1) {
-      const Anatomy::Entry& from = anatomy.l2[random.below(anatomy.l2.size())];
-      const Anatomy::Entry& to = anatomy.l2[random.below(anatomy.l2.size())];
+    if (random.chance(15) && metadata.l2.size() > 1) {
+      const MetadataMap::Entry& from = metadata.l2[random.below(metadata.l2.size())];
+      const MetadataMap::Entry& to = metadata.l2[random.below(metadata.l2.size())];
       image.put(to.at, from.raw);
       return "an L2 entry copied over another";
     }
-    const auto [what, word] = place(random, image, anatomy);
+    const auto [what, word] = place(random, image, metadata);
     unsigned bit = random.bits(0, 63);
-    // A disk of petabytes is a matter of its own.
+    // Not a disk of petabytes.
     if (word == 24) bit %= 22;
     image.flip(word, bit);
     return fmt::format("bit {} of the word at {:#x} flipped: {}", bit, word, what);
@@ -265,8 +265,8 @@ class DamagedChainTest : public DifferentialTest {
     const char* what;
     std::uint64_t word;
   };
-  Place place(Random& random, const Patient& image, const Anatomy& anatomy) {
-    const auto entry = [&](const std::vector<Anatomy::Entry>& entries) {
+  Place place(Random& random, const DamagedImage& image, const MetadataMap& metadata) {
+    const auto entry = [&](const std::vector<MetadataMap::Entry>& entries) {
       return entries[random.below(entries.size())].at;
     };
     switch (random.below(10)) {
@@ -275,35 +275,35 @@ class DamagedChainTest : public DifferentialTest {
       case 1:
         return {"header extension", 112 + random.below(40) * 8};
       case 2:
-        if (!anatomy.l1.empty()) return {"L1 entry", entry(anatomy.l1)};
+        if (!metadata.l1.empty()) return {"L1 entry", entry(metadata.l1)};
         break;
       case 3:
-        return {"refcount table", entry(anatomy.refcount_blocks)};
+        return {"refcount table", entry(metadata.refcount_blocks)};
       case 4: {
-        const std::uint64_t clusters = image.size() / anatomy.cluster_size;
-        const std::uint64_t bytes = (clusters << anatomy.refcount_order) / 8 + 8;
-        const std::uint64_t words = std::min(anatomy.cluster_size, bytes) / 8;
+        const std::uint64_t clusters = image.size() / metadata.cluster_size;
+        const std::uint64_t bytes = (clusters << metadata.refcount_order) / 8 + 8;
+        const std::uint64_t words = std::min(metadata.cluster_size, bytes) / 8;
         return {"refcount",
-                anatomy.refcount_blocks.front().raw + random.below(std::max<std::uint64_t>(words, 1)) * 8};
+                metadata.refcount_blocks.front().raw + random.below(std::max<std::uint64_t>(words, 1)) * 8};
       }
       case 5:
-        if (anatomy.snapshot_table != 0)
-          return {"snapshot table", anatomy.snapshot_table + random.below(10) * 8};
-        if (anatomy.bitmap_directory != 0)
-          return {"bitmap directory", anatomy.bitmap_directory + random.below(5) * 8};
+        if (metadata.snapshot_table != 0)
+          return {"snapshot table", metadata.snapshot_table + random.below(10) * 8};
+        if (metadata.bitmap_directory != 0)
+          return {"bitmap directory", metadata.bitmap_directory + random.below(5) * 8};
         break;
       case 6:
         return {"anything", random.below(image.size() / 8) * 8};
       default:
         break;
     }
-    std::vector<Anatomy::Entry> mapped;
-    for (const Anatomy::Entry& candidate : anatomy.l2) {
+    std::vector<MetadataMap::Entry> mapped;
+    for (const MetadataMap::Entry& candidate : metadata.l2) {
       if (candidate.raw != 0) mapped.push_back(candidate);
     }
     if (mapped.empty()) return {"anything", random.below(image.size() / 8) * 8};
     const std::uint64_t at = entry(mapped);
-    if (anatomy.extended_l2 && random.chance(40)) return {"subclusters", at + 8};
+    if (metadata.extended_l2 && random.chance(40)) return {"subclusters", at + 8};
     return {"L2 entry", at};
   }
 
@@ -331,7 +331,7 @@ class DamagedChainTest : public DifferentialTest {
     }
   }
 
-  // Where both give bytes, they are the same; where QEMU gives none, we do not call the layer sound.
+  // If both return data, it is equal; if QEMU returns none, our check reports the layer.
   void compare_bytes(const RandomChain& files, const Folder& folder, std::size_t layer,
                      const std::string& what) {
     const std::optional<Bytes> ours = read_by_us(files);
@@ -355,13 +355,13 @@ TEST_F(DamagedChainTest, AnyDamageEndsInAnswersOrErrors) {
   for_each_case(12, [&](Random& random, const Folder&, const RandomChain& files) {
     const std::size_t layer = random.below(files.layers.size());
     if (files.is_raw(layer)) return;
-    Patient image(files.layers[layer]);
-    const Anatomy anatomy(image);
+    DamagedImage image(files.layers[layer]);
+    const MetadataMap metadata(image);
     for (int round = 0; round < 20; ++round) {
       for (std::uint64_t hits = random.between(1, 6); hits > 0; --hits) {
         // Into the header, the L1 table or anything.
         const std::uint64_t at =
-            random.one_of<std::uint64_t>({random.below(14) * 8, anatomy.l1_table + random.below(8) * 8,
+            random.one_of<std::uint64_t>({random.below(14) * 8, metadata.l1_table + random.below(8) * 8,
                                           random.below(image.size() / 8) * 8});
         image.flip(at, random.bits(0, 63));
       }
@@ -378,7 +378,7 @@ TEST_F(DamagedChainTest, AnyDamageEndsInAnswersOrErrors) {
                   outcome == Outcome::Incomplete || outcome == Outcome::Io)
           << to_string(outcome);
       see(fmt::format("any damage: {}", to_string(outcome)));
-      image.heal();
+      image.restore();
     }
   });
 }
@@ -388,21 +388,21 @@ TEST_F(DamagedChainTest, WhatQemuFindsIsFoundAndNoByteIsMadeUp) {
     for (int k = 0; k < 10; ++k) {
       const std::size_t layer = random.below(files.layers.size());
       if (files.is_raw(layer)) continue;
-      Patient image(files.layers[layer]);
-      const Anatomy anatomy(image);
-      const std::string what = damage(random, image, anatomy);
+      DamagedImage image(files.layers[layer]);
+      const MetadataMap metadata(image);
+      const std::string what = damage(random, image, metadata);
       compare_checks(files, layer, what);
       compare_bytes(files, folder, layer, what);
-      image.heal();
+      image.restore();
     }
     for (const std::string& data : files.data_files) {
-      Patient image(data);
+      DamagedImage image(data);
       if (image.size() < 2) continue;
       image.truncate(random.between(1, image.size() - 1));
       const std::size_t layer = static_cast<std::size_t>(
           std::ranges::find(files.layers, data.substr(0, data.size() - 5)) - files.layers.begin());
       compare_bytes(files, folder, layer, "its data file cut");
-      image.heal();
+      image.restore();
     }
   });
 }

@@ -1,6 +1,5 @@
-// Every bit of the metadata of a chain that we wrote, flipped one at a time: each flip is refused, reported,
-// or changes no byte of the disk. What only a manifest can tell is listed here, and nothing else gets
-// through.
+// Flips every bit of the metadata of a chain that we wrote, one at a time: each flip is refused, reported, or
+// changes no byte of the disk. Flips that only a manifest can detect are listed here.
 
 #include <fmt/format.h>
 #include <gtest/gtest.h>
@@ -22,20 +21,20 @@ namespace {
 
 constexpr std::uint64_t kMaxRead = 64 << 20;  // of a disk whose size was changed
 
-// What became of the chain, from best to worst.
-enum class Fate : std::uint8_t {
-  Refused,   // it is not opened, or not read
+// The effect of a flip, from best to worst.
+enum class Effect : std::uint8_t {
+  Refused,   // the chain cannot be opened or read
   Reported,  // the check finds something
-  Harmless,  // the disk is as before
-  Longer,    // nothing is said, and the disk is as before but for the length of its last sector
-  Silent,    // nothing is said, and the disk is another
+  Harmless,  // the disk is unchanged
+  Longer,    // undetected; the disk is unchanged except for the length of its last sector
+  Silent,    // undetected; the disk has changed
 };
-constexpr std::array<const char*, 5> kFates{"refused", "reported", "harmless", "LENGTH", "SILENT"};
+constexpr std::array<const char*, 5> kEffects{"refused", "reported", "harmless", "LENGTH", "SILENT"};
 
-// How much has to be noticed.
-enum class Duty : std::uint8_t {
-  Disk,   // what changes the disk
-  Every,  // any change: QEMU would destroy data with the next write
+// What has to be detected.
+enum class MustDetect : std::uint8_t {
+  DiskChange,  // changes of the content of the disk
+  AnyChange,   // all changes: QEMU would destroy data with the next write
 };
 
 // Bits of one layer that mean one thing.
@@ -43,23 +42,23 @@ struct Field {
   std::string name;
   std::uint64_t at = 0;  // offset in the file
   std::uint64_t bytes = 0;
-  Duty duty = Duty::Disk;
+  MustDetect must_detect = MustDetect::DiskChange;
 };
 
-// A flip that makes another chain that somebody may have meant.
+// A flip that yields another valid chain.
 struct Exception {
   const char* field;   // the beginning of its name
   std::uint64_t bits;  // of a field of 8 bytes; of others, all or none
-  Fate worst;
+  Effect worst;
   const char* why;
-  int times = 0;  // each exception has to be met, or it is none
+  int times = 0;  // each exception has to occur
 };
 
-class OnlyAManifestCanTell {
+class ManifestOnlyExceptions {
  public:
-  bool excuses(const std::string& field, std::uint64_t bit, Fate fate) {
+  bool allow(const std::string& field, std::uint64_t bit, Effect effect) {
     for (Exception& exception : exceptions_) {
-      if (!field.starts_with(exception.field) || fate > exception.worst) continue;
+      if (!field.starts_with(exception.field) || effect > exception.worst) continue;
       if (exception.bits != kAny && (exception.bits >> bit & 1) == 0) continue;
       ++exception.times;
       return true;
@@ -67,8 +66,8 @@ class OnlyAManifestCanTell {
     return false;
   }
 
-  // So that the list says no more than it must.
-  void expect_met(const std::vector<std::string>& fields) const {
+  // Fails for exceptions that did not occur.
+  void expect_used(const std::vector<std::string>& fields) const {
     for (const Exception& exception : exceptions_) {
       const bool expected = std::ranges::any_of(
           fields, [&](const std::string& field) { return std::string(exception.field).starts_with(field); });
@@ -81,15 +80,15 @@ class OnlyAManifestCanTell {
   static constexpr std::uint64_t kZeroFlag = 1;
 
   std::vector<Exception> exceptions_{
-      {"virtual size", kAny, Fate::Silent, "a disk of any size that the L1 table covers is valid"},
-      {"L2 entry: data", kZeroFlag, Fate::Silent, "a zero cluster may keep its host cluster"},
-      {"L2 entry: unallocated", kZeroFlag, Fate::Silent, "a zero cluster needs no host cluster"},
-      {"L2 entry: zeros", kZeroFlag, Fate::Silent, "and without the flag it is unallocated"},
-      {"subclusters: data", kAny, Fate::Silent, "a host cluster need not be allocated as a whole"},
-      {"subclusters: unallocated", kAny, Fate::Silent, "zero subclusters need no host cluster"},
-      {"subclusters: zeros", kAny, Fate::Silent, "and without their bits they are unallocated"},
-      {"extension 5143484E: id", kAny, Fate::Longer, "an image without an identity has whole sectors"},
-      {"extension 5143484E: data", kAny, Fate::Longer,
+      {"virtual size", kAny, Effect::Silent, "a disk of any size that the L1 table covers is valid"},
+      {"L2 entry: data", kZeroFlag, Effect::Silent, "a zero cluster may keep its host cluster"},
+      {"L2 entry: unallocated", kZeroFlag, Effect::Silent, "a zero cluster needs no host cluster"},
+      {"L2 entry: zeros", kZeroFlag, Effect::Silent, "and without the flag it is unallocated"},
+      {"subclusters: data", kAny, Effect::Silent, "a host cluster need not be allocated as a whole"},
+      {"subclusters: unallocated", kAny, Effect::Silent, "zero subclusters need no host cluster"},
+      {"subclusters: zeros", kAny, Effect::Silent, "and without their bits they are unallocated"},
+      {"extension 5143484E: id", kAny, Effect::Longer, "an image without an identity has whole sectors"},
+      {"extension 5143484E: data", kAny, Effect::Longer,
        "the identity knows where in the last sector the disk ends"},
   };
 };
@@ -101,7 +100,7 @@ class MutationTest : public RandomTest {
     Bytes bytes;               // whole sectors
   };
 
-  // A chain of three layers, with all combinations of what they can hold of a place.
+  // A chain of three layers, with all combinations of what they can hold of a cluster.
   void write_chain(const std::vector<LayerOptions>& layers) {
     const std::vector<std::uint64_t> grains = [] {
       std::vector<std::uint64_t> all(36, 1024);
@@ -137,35 +136,35 @@ class MutationTest : public RandomTest {
   std::string path(std::size_t layer) const { return folder_ / fmt::format("layer{}", layer); }
   std::string top() const { return path(2); }
 
-  // All that points to something, as a reading of its own finds it.
-  static std::vector<Field> fields_of(const Patient& image, bool extensions) {
+  // All pointers, found independently of the code under test.
+  static std::vector<Field> fields_of(const DamagedImage& image, bool extensions) {
     std::vector<Field> fields = header_fields();
     if (extensions) add_extensions(image, fields);
-    const Anatomy anatomy(image);
-    add_tables(image, anatomy, fields);
-    add_refcounts(image, anatomy, fields);
+    const MetadataMap metadata(image);
+    add_tables(image, metadata, fields);
+    add_refcounts(image, metadata, fields);
     return fields;
   }
 
   // Flips every bit of the fields of a layer; of its extensions, where they are something new.
   void mutate(std::size_t layer, bool extensions) {
-    Patient image(path(layer));
+    DamagedImage image(path(layer));
     for (const Field& field : fields_of(image, extensions)) {
       for (std::uint64_t bit = 0; bit < field.bytes * 8; ++bit) {
         const std::uint64_t at = field.at + field.bytes - 1 - bit / 8;
         image.put(at, image.number(at, 1) ^ (std::uint64_t{1} << bit % 8), 1);
-        judge(layer, field, bit, fate_of_chain(field.duty));
-        image.heal();
+        expect_detected(layer, field, bit, effect_on_chain(field.must_detect));
+        image.restore();
       }
     }
   }
 
   void show() const {
     std::printf("%-34s", "");
-    for (const char* const fate : kFates) std::printf("%10s", fate);
-    for (const auto& [field, fates] : seen_) {
+    for (const char* const effect : kEffects) std::printf("%10s", effect);
+    for (const auto& [field, effects] : seen_) {
       std::printf("\n%-34s", field.c_str());
-      for (const int times : fates) std::printf("%10d", times);
+      for (const int times : effects) std::printf("%10d", times);
     }
     std::printf("\n");
   }
@@ -229,7 +228,7 @@ class MutationTest : public RandomTest {
             {"header padding", 105, 7}};
   }
 
-  static void add_extensions(const Patient& image, std::vector<Field>& fields) {
+  static void add_extensions(const DamagedImage& image, std::vector<Field>& fields) {
     std::uint64_t at = sizeof(HeaderV3);
     for (bool more = true; more;) {
       const std::uint64_t id = image.number(at, 4);
@@ -248,25 +247,26 @@ class MutationTest : public RandomTest {
 
   // Entries of a kind are all alike: three of each.
   static void add_some(const std::string& name, const std::vector<std::uint64_t>& places, std::uint64_t bytes,
-                       Duty duty, std::vector<Field>& fields) {
+                       MustDetect must_detect, std::vector<Field>& fields) {
     if (places.empty()) return;
     std::vector<std::uint64_t> some{places.front(), places[places.size() / 2], places.back()};
     some.erase(std::unique(some.begin(), some.end()), some.end());
-    for (const std::uint64_t at : some) fields.push_back({name, at, bytes, duty});
+    for (const std::uint64_t at : some) fields.push_back({name, at, bytes, must_detect});
   }
 
-  static void add_tables(const Patient& image, const Anatomy& anatomy, std::vector<Field>& fields) {
-    for (const Anatomy::Entry& entry : anatomy.l1) fields.push_back({"L1 entry", entry.at, 8, Duty::Every});
-    fields.push_back({"behind the L1 table", anatomy.l1_table + image.number(36, 4) * 8, 8});
+  static void add_tables(const DamagedImage& image, const MetadataMap& metadata, std::vector<Field>& fields) {
+    for (const MetadataMap::Entry& entry : metadata.l1)
+      fields.push_back({"L1 entry", entry.at, 8, MustDetect::AnyChange});
+    fields.push_back({"behind the L1 table", metadata.l1_table + image.number(36, 4) * 8, 8});
     std::map<std::string, std::vector<std::uint64_t>> places;
-    for (const Anatomy::Entry& entry : anatomy.l2) {
-      const std::uint64_t bitmap = anatomy.extended_l2 ? image.word(entry.at + 8) : 0;
+    for (const MetadataMap::Entry& entry : metadata.l2) {
+      const std::uint64_t bitmap = metadata.extended_l2 ? image.word(entry.at + 8) : 0;
       std::string kind = "unallocated";
-      if (entry.guest >= anatomy.disk) {
+      if (entry.guest >= metadata.disk) {
         kind = "past the disk's end";
-      } else if (anatomy.is_compressed(entry)) {
+      } else if (metadata.is_compressed(entry)) {
         kind = "compressed";
-      } else if (anatomy.host(entry) != 0) {
+      } else if (metadata.host(entry) != 0) {
         kind = "data";
       } else if (entry.raw != 0 || bitmap != 0) {
         kind = "zeros";
@@ -274,25 +274,28 @@ class MutationTest : public RandomTest {
       places[kind].push_back(entry.at);
     }
     for (const auto& [kind, all] : places) {
-      add_some("L2 entry: " + kind, all, 8, kind == "data" && !anatomy.extended_l2 ? Duty::Every : Duty::Disk,
+      add_some("L2 entry: " + kind, all, 8,
+               kind == "data" && !metadata.extended_l2 ? MustDetect::AnyChange : MustDetect::DiskChange,
                fields);
-      if (!anatomy.extended_l2) continue;
+      if (!metadata.extended_l2) continue;
       std::vector<std::uint64_t> bitmaps = all;
       for (std::uint64_t& at : bitmaps) at += 8;
-      add_some("subclusters: " + kind, bitmaps, 8, Duty::Disk, fields);
+      add_some("subclusters: " + kind, bitmaps, 8, MustDetect::DiskChange, fields);
     }
   }
 
-  static void add_refcounts(const Patient& image, const Anatomy& anatomy, std::vector<Field>& fields) {
-    fields.push_back({"refcount table entry", anatomy.refcount_table, 8, Duty::Every});
-    fields.push_back({"refcount table entry, unused", anatomy.refcount_table + 8, 8, Duty::Every});
+  static void add_refcounts(const DamagedImage& image, const MetadataMap& metadata,
+                            std::vector<Field>& fields) {
+    fields.push_back({"refcount table entry", metadata.refcount_table, 8, MustDetect::AnyChange});
+    fields.push_back({"refcount table entry, unused", metadata.refcount_table + 8, 8, MustDetect::AnyChange});
     std::vector<std::uint64_t> places;
-    const std::uint64_t clusters = image.size() / anatomy.cluster_size;
+    const std::uint64_t clusters = image.size() / metadata.cluster_size;
     for (std::uint64_t i = 0; i < clusters; ++i) {
-      fields.push_back({"refcount", anatomy.refcount_at(i * anatomy.cluster_size), 2, Duty::Every});
+      fields.push_back(
+          {"refcount", metadata.refcount_at(i * metadata.cluster_size), 2, MustDetect::AnyChange});
     }
-    fields.push_back(
-        {"refcount past the end", anatomy.refcount_at(clusters * anatomy.cluster_size), 2, Duty::Every});
+    fields.push_back({"refcount past the end", metadata.refcount_at(clusters * metadata.cluster_size), 2,
+                      MustDetect::AnyChange});
   }
 
   Disk read() const {
@@ -302,38 +305,39 @@ class MutationTest : public RandomTest {
   }
 
   // The check runs where it can matter.
-  Fate fate_of_chain(Duty duty) const {
+  Effect effect_on_chain(MustDetect must_detect) const {
     const Survey found = survey(top(), ImageFormat::Qcow2, {});
-    if (!found.problems.empty()) return Fate::Refused;
-    const Fate fate = fate_of_disk();
-    if (fate <= Fate::Harmless && duty == Duty::Disk) return fate;
-    return check_chain(found, Payloads::All).outcome(true) != Outcome::Done ? Fate::Reported : fate;
+    if (!found.problems.empty()) return Effect::Refused;
+    const Effect effect = effect_on_disk();
+    if (effect <= Effect::Harmless && must_detect == MustDetect::DiskChange) return effect;
+    return check_chain(found, Payloads::All).outcome(true) != Outcome::Done ? Effect::Reported : effect;
   }
 
-  Fate fate_of_disk() const {
+  Effect effect_on_disk() const {
     try {
       const Disk now = read();
-      if (now.bytes != before_.bytes) return Fate::Silent;
-      return now.length == before_.length ? Fate::Harmless : Fate::Longer;
+      if (now.bytes != before_.bytes) return Effect::Silent;
+      return now.length == before_.length ? Effect::Harmless : Effect::Longer;
     } catch (const Error&) {
-      return Fate::Refused;
+      return Effect::Refused;
     }
   }
 
-  void judge(std::size_t layer, const Field& field, std::uint64_t bit, Fate fate) {
-    ++seen_[field.name][static_cast<std::size_t>(fate)];
-    const bool wrong = fate > Fate::Harmless || (fate == Fate::Harmless && field.duty == Duty::Every);
-    if (!wrong || excused_.excuses(field.name, bit, fate)) return;
+  void expect_detected(std::size_t layer, const Field& field, std::uint64_t bit, Effect effect) {
+    ++seen_[field.name][static_cast<std::size_t>(effect)];
+    const bool wrong = effect > Effect::Harmless ||
+                       (effect == Effect::Harmless && field.must_detect == MustDetect::AnyChange);
+    if (!wrong || exceptions_.allow(field.name, bit, effect)) return;
     ADD_FAILURE() << "layer " << layer << ", " << field.name << " at " << field.at << ", bit " << bit << ": "
-                  << kFates[static_cast<std::size_t>(fate)];
+                  << kEffects[static_cast<std::size_t>(effect)];
   }
 
   Folder folder_;
   Disk before_;
-  std::map<std::string, std::array<int, kFates.size()>> seen_;
+  std::map<std::string, std::array<int, kEffects.size()>> seen_;
 
  protected:
-  OnlyAManifestCanTell excused_;
+  ManifestOnlyExceptions exceptions_;
 };
 
 LayerOptions layer_with(unsigned cluster_bits, const char* compression = "none", bool extended_l2 = false) {
@@ -348,14 +352,14 @@ TEST_F(MutationTest, StandardEntries) {
   write_chain({layer_with(12), layer_with(12, "zlib"), layer_with(14, "zstd")});
   for (std::size_t layer = 0; layer < 3; ++layer) mutate(layer, true);
   show();
-  excused_.expect_met({"virtual size", "L2 entry", "extension"});
+  exceptions_.expect_used({"virtual size", "L2 entry", "extension"});
 }
 
 TEST_F(MutationTest, ExtendedEntries) {
   write_chain({layer_with(14), layer_with(14, "none", true), layer_with(14, "zstd", true)});
   for (std::size_t layer = 1; layer < 3; ++layer) mutate(layer, false);
   show();
-  excused_.expect_met({"virtual size", "subclusters"});
+  exceptions_.expect_used({"virtual size", "subclusters"});
 }
 
 }  // namespace

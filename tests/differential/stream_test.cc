@@ -28,12 +28,12 @@ class StreamTest : public RandomTest {
     must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", fmt::format("compression_type={}", compression),
           path, std::to_string(kCluster)});
     must({"qemu-io", "-f", "qcow2", "-c", "write -P 1 0 64k", path});
-    Patient image(path);
-    const Anatomy anatomy(image);
-    const std::uint64_t begin = anatomy.host(anatomy.l2.front()) + shift;
+    DamagedImage image(path);
+    const MetadataMap metadata(image);
+    const std::uint64_t begin = metadata.host(metadata.l2.front()) + shift;
     image.put(begin, stream);
     const std::uint64_t more_sectors = (begin + stream.size() - 1) / 512 - begin / 512;
-    image.put(anatomy.l2.front().at, std::uint64_t{1} << 62 | more_sectors << 54 | begin);
+    image.put(metadata.l2.front().at, std::uint64_t{1} << 62 | more_sectors << 54 | begin);
     return path;
   }
 
@@ -93,7 +93,7 @@ TEST_F(StreamTest, DeflateMayLookBack32KiB) {
   }
 }
 
-TEST_F(StreamTest, DeflateInAWrapperIsNone) {
+TEST_F(StreamTest, DeflateInAWrapperIsRefused) {
   expect_refused(image_of("zlib", deflated(thin_cluster(), 15)));
 }
 
@@ -137,12 +137,13 @@ TEST_F(StreamTest, AStreamThatIsTooShortOrTooLong) {
     Bytes stream;
     add_frame(content, stream);
     expect_refused(image_of("zstd", stream));
-    // QEMU takes a deflate stream that has more to say.
+    // QEMU accepts a deflate stream with more output.
     if (size < kCluster) expect_refused(image_of("zlib", deflated(content, -12)));
   }
 }
 
-// Whether a zero cluster has a host cluster is told by its entry alone; what is in there never shows.
+// Only the entry shows whether a zero cluster has a host cluster; the content of that cluster is never
+// visible.
 TEST_F(StreamTest, ZeroClustersWithAndWithoutPreallocation) {
   for (const bool extended : {false, true}) {
     must({"qemu-img", "create", "-q", "-f", "qcow2", folder_ / "base.qcow2", "256k"});
@@ -151,11 +152,11 @@ TEST_F(StreamTest, ZeroClustersWithAndWithoutPreallocation) {
     must({"qemu-img", "create", "-q", "-f", "qcow2", "-o", extended ? "extended_l2=on" : "extended_l2=off",
           "-b", "base.qcow2", "-F", "qcow2", path, "256k"});
     must({"qemu-io", "-f", "qcow2", "-c", "write -P 5 0 64k", "-c", "write -z 0 128k", path});
-    Patient image(path);
-    const Anatomy anatomy(image);
-    const std::uint64_t host = anatomy.host(anatomy.l2.at(0));
+    DamagedImage image(path);
+    const MetadataMap metadata(image);
+    const std::uint64_t host = metadata.host(metadata.l2.at(0));
     ASSERT_NE(host, 0U) << "preallocated";
-    ASSERT_EQ(anatomy.host(anatomy.l2.at(1)), 0U) << "not preallocated";
+    ASSERT_EQ(metadata.host(metadata.l2.at(1)), 0U) << "not preallocated";
     EXPECT_EQ(image.number(host, 1), 5U) << "the old data is still there";
 
     Bytes expected(256 << 10, std::byte{9});

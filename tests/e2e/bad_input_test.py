@@ -1,4 +1,4 @@
-"""Bad input of a pull: a clear message, the contract's exit code, nothing left, the parent untouched.
+"""Bad input of a pull: a clear message, the documented exit code, nothing left, the parent unchanged.
 
 `refuses` compares all files before and after, so that a partial file or a changed parent fails every one of these tests.
 """
@@ -117,7 +117,7 @@ class Wrong(Case):
                 self.refuses_pull((1, 3, 4), *self.on_full, says=["full.qcow2"])
 
     def test_a_parent_that_is_marked_as_corrupt(self) -> None:
-        """By QEMU, in incompatible bit 1: refused, or at least said."""
+        """By QEMU, in incompatible bit 1: refused, or at least a warning."""
         patch(self.path("full.qcow2"), 79, b"\2")
         self.assert_says(self.qchain("pull", self.uri, "-o", "out.qcow2", *self.on_full, expect=(0, 1, 4)), "full.qcow2", "corrupt")
 
@@ -180,7 +180,7 @@ class Wrong(Case):
         self.refuses(2)
 
     def test_suggestions(self) -> None:
-        """What is mistyped is named, and what was probably meant."""
+        """Names the mistyped option, and the one that was probably meant."""
         for argv, says in ((["pul"], """unknown command "pul"; did you mean "pull"? Run 'qchain --help' for the list"""),
                            (["frob"], """unknown command "frob". Run 'qchain --help' for the list"""),
                            (["--versoin"], 'did you mean "--version"?'),
@@ -192,7 +192,7 @@ class Wrong(Case):
                 self.refuses(2, *argv, says=[says])
 
     def test_a_document_where_the_words_are_wrong(self) -> None:
-        """One JSON document where --json is an option, and none where it is a value or stands behind "--"."""
+        """One JSON document if --json is an option, none if it is a value or follows "--"."""
         for argv in (["--parnet", "X", "--json"], ["--json", "--requests", "many"], [self.uri, "--json"], ["--json", "--parent"],
                      ["--json", "-o", "x", self.uri, "again"]):
             with self.subTest(argv=argv):
@@ -205,7 +205,7 @@ class Wrong(Case):
                 self.assertEqual(self.refuses(2, "pull", *argv, says=["--frob"]).out, "")
 
     def test_help(self) -> None:
-        """On standard output, at most 100 columns wide, whatever else is asked for."""
+        """On standard output, at most 100 columns wide, whatever other options are given."""
         for command in ("pull", "verify", "chaininfo", "check", "restore", "digest", "selftest"):
             with self.subTest(command=command):
                 done = self.qchain(command, "--progress", "loud", "--help")

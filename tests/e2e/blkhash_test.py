@@ -1,4 +1,4 @@
-"""The independent digest against the published vectors: what the other tests hold qchain to."""
+"""The independent digest implementation, which other tests compare qchain with, against the published vectors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The last proof of a backup: a machine starts from it, and finds the disk of that point in time."""
+"""A virtual machine boots from a backup and finds the disk of that point in time."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from export import Export
 
 SIZE = 4 * M
 SECTOR = 512
-# Two sectors side by side, in two clusters: one is in the full image alone, the other in every layer.
+# Two adjacent sectors in two clusters: one is only in the full image, the other in every layer.
 OLD, NEW = M - SECTOR, M
 
 # What the boot code writes to the port of isa-debug-exit ends QEMU with twice that and one.
@@ -87,7 +87,7 @@ class Boot(Case):
         images: list[str] = []
         for number, word in enumerate(["first", "second", "third"]):
             self.write(NEW, word.encode().ljust(SECTOR, b"\0"))
-            # Whole clusters that shrink, beside others.
+            # Whole compressible clusters, and others.
             self.write(2 * M, bytes(range(32)) * 4096 + os.urandom(64 << 10))
             image, since = f"{word}.qcow2", f"check{number - 1}"
             parent = ["--parent", images[-1], "--since", since] if images else []

@@ -59,13 +59,13 @@ class ChainTest(Case):
             yield server.uri
 
     def all_refuse(self, expect: int | tuple[int, ...], image: str, says: list[str]) -> None:
-        """No command reads through such a chain, and none leaves anything behind; chaininfo tells all the same."""
+        """No command reads through such a chain, and none leaves anything behind; chaininfo still shows it."""
         with self.live() as uri:
             for argv in (["verify", image], ["verify", image, "--against", uri], ["digest", image],
                          ["restore", image, "out.raw", "--no-verify"], ["chaininfo", image],
                          ["pull", uri, "-o", "next.qcow2", "--parent", image, "--since", "check3", "--bitmap", "none"]):
                 with self.subTest(command=" ".join(argv[:2])):
-                    codes = (expect, 2) if argv[0] == "pull" else expect  # 2: there is no such bitmap either
+                    codes = (expect, 2) if argv[0] == "pull" else expect  # 2: the bitmap does not exist either
                     done = self.refuses(codes, *argv)
                     if done.code != 2:
                         self.assert_says(done, *says)

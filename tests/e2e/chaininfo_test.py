@@ -1,4 +1,4 @@
-"""`qchain chaininfo`, and what an image may make qchain open: sound chains, and those that something happened to."""
+"""`qchain chaininfo`, and what an image may make qchain open: sound and damaged chains."""
 
 from __future__ import annotations
 
@@ -72,19 +72,19 @@ class ChainInfo(ChainTest):
         self.image("b.qcow2", size=M, backing="a.qcow2")
         self.image("c.qcow2", size=M, backing="b.qcow2")
         self.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "b.qcow2", "a.qcow2")
-        self.told(1, "c.qcow2", ["c.qcow2", "b.qcow2", "a.qcow2"], ["loop"])
+        self.shows(1, "c.qcow2", ["c.qcow2", "b.qcow2", "a.qcow2"], ["loop"])
         self.path("alias.qcow2").hardlink_to(self.path("a.qcow2"))
-        self.told(1, "alias.qcow2", ["b.qcow2"], ["loop"])
+        self.shows(1, "alias.qcow2", ["b.qcow2"], ["loop"])
 
     def test_an_image_that_is_its_own_backing_file(self) -> None:
         self.image("a.qcow2", size=M)
         self.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "a.qcow2", "a.qcow2")
-        self.told(1, "a.qcow2", ["a.qcow2"], ["loop"])
+        self.shows(1, "a.qcow2", ["a.qcow2"], ["loop"])
         for argv in (["digest", "a.qcow2"], ["restore", "a.qcow2", "out.raw", "--no-verify"], ["verify", "a.qcow2"]):
             self.refuses(1, *argv, says=["loop"])
 
     def test_pipes_where_files_are_expected(self) -> None:
-        """Nobody waits for a writer."""
+        """Does not wait for a writer."""
         self.image("top.qcow2", size=M)
         os.mkfifo(self.path("pipe"))
         self.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "pipe", "top.qcow2")
@@ -115,7 +115,7 @@ class ChainInfo(ChainTest):
     def test_a_missing_layer(self) -> None:
         self.build()
         self.path("check2.qcow2").unlink()
-        self.told(3, "check3.qcow2", ["check3.qcow2"], ["check2.qcow2", "No such file"])
+        self.shows(3, "check3.qcow2", ["check3.qcow2"], ["check2.qcow2", "No such file"])
         self.all_refuse(3, "check3.qcow2", ["check2.qcow2"])
 
     def test_an_encrypted_layer(self) -> None:
@@ -135,19 +135,19 @@ class ChainInfo(ChainTest):
     def test_a_foreign_format_below(self) -> None:
         self.run_tool("qemu-img", "create", "-q", "-f", "vmdk", "base.vmdk", "1M")
         self.run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.vmdk", "-F", "vmdk", "top.qcow2")
-        self.told(4, "top.qcow2", ["top.qcow2"], ["vmdk"])
+        self.shows(4, "top.qcow2", ["top.qcow2"], ["vmdk"])
         self.refuses(4, "digest", "top.qcow2", says=["vmdk"])
 
     def unreadable(self, name: str, says: list[str], shown: str = "") -> None:
-        """As the only layer and below another: what can be read is printed, with exit 4; no content is made up."""
-        self.told(4, name, [name, shown], says)
+        """As the only layer and below another: what can be read is printed, with exit 4; no content is invented."""
+        self.shows(4, name, [name, shown], says)
         self.run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", name, "-F", "qcow2", "over.qcow2", "1M")
-        self.told(4, "over.qcow2", ["over.qcow2", name], says)
+        self.shows(4, "over.qcow2", ["over.qcow2", name], says)
         for argv in (["digest", "over.qcow2"], ["restore", "over.qcow2", "out.raw", "--no-verify"], ["verify", "over.qcow2"]):
             self.refuses(4, *argv, says=says)
 
-    def told(self, expect: int, image: str, shown: list[str], says: list[str]) -> Done:
-        """Exits so, says so, and prints what can be read all the same, as text and as JSON."""
+    def shows(self, expect: int, image: str, shown: list[str], says: list[str]) -> Done:
+        """Exits with this code and message, and prints what can be read, as text and as JSON."""
         done = self.refuses(expect, "chaininfo", image, says=says)
         for text in shown:
             self.assertIn(text, done.out)
@@ -159,7 +159,7 @@ class ChainInfo(ChainTest):
         return done
 
     def test_control_bytes_in_names(self) -> None:
-        """A terminal must not be steered by the name of a file, and JSON must stay JSON."""
+        """A file name must not control the terminal or break the JSON."""
         wild = "a\x1b[31m\nb\x7f\tc.qcow2"
         self.image(wild, size=M)
         self.image("top.qcow2", size=M, backing=wild)
@@ -178,7 +178,7 @@ class ChainInfo(ChainTest):
             if "--json" in done.argv:
                 self.assertIsInstance(done.json, dict)
 
-    def test_a_name_that_is_no_utf8(self) -> None:
+    def test_a_name_that_is_not_utf8(self) -> None:
         name = b"\xff\xfe.qcow2"
         self.image("plain.qcow2", size=M)
         os.rename(self.path("plain.qcow2"), os.fsencode(self.folder) + b"/" + name)
@@ -233,7 +233,7 @@ class BackingNames(ChainTest):
                 self.refused("in/top.qcow2", backing.partition(":")[0])
 
     def test_a_backing_file_without_a_format(self) -> None:
-        """Never probed: refused, and the fix is named."""
+        """Never probed: refused, with the remedy."""
         self.overlay("base.qcow2")
         self.image("in/base.qcow2", size=M)
         content = self.path("in/top.qcow2").read_bytes()
@@ -241,7 +241,7 @@ class BackingNames(ChainTest):
         self.refused("in/top.qcow2", "qemu-img rebase")
 
     def test_raw_that_is_qcow2(self) -> None:
-        """The overlay's word binds: the header's bytes are the disk's."""
+        """The overlay's format is used: the bytes of the header are the disk's."""
         self.image("in/base.qcow2", "write -P 7 0 64k", size=M)
         self.overlay("base.qcow2", "raw")
         base = self.path("in/base.qcow2").read_bytes()

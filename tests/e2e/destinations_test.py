@@ -17,7 +17,7 @@ from harness import K, M, Argument, nbdkit, qemu_nbd, sha256
 
 
 class StandardOutput(DestinationCase):
-    """W1, and T10: what is said once a file is published cannot undo it."""
+    """W1, and T10: an output error after a file was published cannot undo it."""
 
     def test_restore_streams_the_disk(self) -> None:
         done = self.qchain("restore", "full.qcow2", "-")
@@ -61,7 +61,7 @@ class StandardOutput(DestinationCase):
         self.assert_written("./-")
 
     def test_standard_output_without_room_or_reader(self) -> None:
-        """Part of a disk is no success."""
+        """Part of a disk is not a success."""
         done = self.shell('"$@" >/dev/full', "restore", "full.qcow2", "-", expect=3)
         self.assert_says(done, "No space left", "not complete")
         done = self.shell('set -o pipefail; "$@" | head -c 1 >/dev/null', "restore", "full.qcow2", "-", expect=(3, 141))
@@ -141,7 +141,7 @@ class NotARegularFile(DestinationCase):
                         self.refuses_node("link", [*argv, *force])
 
     def test_a_fifo_with_a_reader(self) -> None:
-        """Somebody may wait for the disk there: it is not written, and the pipe stays."""
+        """Another process may read from it: it is not written, and the pipe stays."""
         os.mkfifo(self.path("pipe"))
         reader = os.open(self.path("pipe"), os.O_RDONLY | os.O_NONBLOCK)
         self.addCleanup(os.close, reader)
@@ -214,7 +214,7 @@ class Links(DestinationCase):
 
 
 class InUse(DestinationCase):
-    """W3 and W12: what QEMU holds is not replaced or written to, and what is replaced keeps its attributes."""
+    """W3 and W12: files that QEMU has open are not replaced or written to; a replaced file keeps its attributes."""
 
     def test_a_disk_that_qemu_writes_to(self) -> None:
         self.run_tool("qemu-img", "convert", "-O", "raw", "full.qcow2", "vm.raw")
@@ -286,7 +286,7 @@ class InUse(DestinationCase):
 
 
 class LongerThanTheDisk(DestinationCase):
-    """W4: what lies behind the end of the disk is told, or zeroed."""
+    """W4: data after the end of the disk is reported, or zeroed."""
 
     def assert_rest(self, target: Argument, read: Callable[[], bytes], length: int, *options: Argument) -> None:
         rest = length - SIZE
@@ -333,7 +333,7 @@ class LongerThanTheDisk(DestinationCase):
 
 
 class ThinDevices(DestinationCase):
-    """W11: the space of zeros is given back."""
+    """W11: the space of zeros is freed."""
 
     def allocated(self, device: Path) -> int:
         self.run_tool("sync", device)
@@ -365,7 +365,7 @@ class ThinDevices(DestinationCase):
 
 
 class OwnLayers(DestinationCase):
-    """W12: a chain is not restored over itself, whatever name its storage goes by."""
+    """W12: a chain is not restored over itself, under any name of its storage."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -393,7 +393,7 @@ class OwnLayers(DestinationCase):
             self.refuses_target(device, layer)
 
     @needs_loop
-    def test_a_loop_device_on_a_layer_beneath(self) -> None:
+    def test_a_loop_device_on_a_lower_layer(self) -> None:
         self.add_bitmap("c0", "dense.qcow2")
         self.write("write -P 8 1M 64k", image="dense.qcow2")
         with self.serve("dense.qcow2", bitmap="c0") as server:
@@ -432,7 +432,7 @@ class OwnLayers(DestinationCase):
 
     @needs_loop
     def test_the_device_that_holds_the_chain(self) -> None:
-        """A file system on it is mounted, and the layer lies there."""
+        """A file system on it is mounted, and has the layer."""
         self.run_tool("truncate", "-s", "48M", "fs.img")
         self.run_tool("mkfs.ext4", "-q", "-F", "fs.img")
         with self.loop(self.path("fs.img")) as device:
@@ -445,7 +445,7 @@ class OwnLayers(DestinationCase):
 
     @needs_loop
     def test_a_read_only_device(self) -> None:
-        """Nothing was written, so nothing is said to be incomplete."""
+        """Nothing was written, so nothing is reported as incomplete."""
         with self.loop(self.filled("disk", SIZE), "--read-only") as device:
             done = self.refuses((2, 3), "restore", "full.qcow2", device, says=[str(device)])
             self.assertNotIn("not complete", done.err)

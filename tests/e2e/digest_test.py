@@ -66,7 +66,7 @@ class Digest(ChainTest):
 
 
 class ForeignImages(ChainTest):
-    """Images that QEMU made: read as QEMU reads them, or refused with 4 and a word about what they have."""
+    """Images that QEMU made: read as QEMU reads them, or refused with 4 and the name of the feature."""
 
     def check(self, name: str) -> None:
         raw = self.flat(name, "by-qemu.raw")
@@ -125,11 +125,11 @@ class ForeignImages(ChainTest):
                     self.refuses((1, 3), "digest", "image.qcow2", says=["image.qcow2"])
                 with self.subTest(command="restore"):
                     self.refuses((1, 3), "restore", "image.qcow2", "restored.raw", says=["image.qcow2"])
-                with self.subTest(command="restore --no-verify"):  # all that can be had, and what is missing
+                with self.subTest(command="restore --no-verify"):  # all that can be read, and what is missing
                     done = self.qchain("restore", "image.qcow2", "rescued.raw", "--no-verify", "--force", expect=(1, 4))
                     self.assertEqual(self.path("rescued.raw").exists(), done.code == 4)
                     if done.code == 4:
-                        self.assertIn("not readable", done.out)
+                        self.assertIn("unreadable", done.out)
                         self.path("rescued.raw").unlink()
                 with self.subTest(command="verify"):
                     self.refuses((1, 3), "verify", "image.qcow2", says=["image.qcow2"])

@@ -60,7 +60,7 @@ class Faults(Case):
             self.refuses(3, "pull", server.uri, "-o", "out3.raw", "--format", "raw", "--range", "0:1025K", says=["0x100000"])
 
     def test_a_disk_that_cannot_be_read_at_all(self) -> None:
-        """It ends in good time, however many sectors there are to give up."""
+        """It ends soon, however many sectors are unreadable."""
         with nbdkit(self.folder, "--filter=error", "pattern", "1G", "error-pread-rate=100%") as server:
             self.refuses(3, "pull", server.uri, "-o", "out.qcow2", says=["cannot read"], timeout=60)
 
@@ -112,7 +112,7 @@ class Faults(Case):
     # -- no space ---------------------------------------------------------------------------------------------------
 
     def test_a_full_disk(self) -> None:
-        """Of an output that has no room on its file system nothing is left, and a parent beside it is untouched."""
+        """If the output does not fit on its file system, nothing is left, and a parent on it is not changed."""
         self.image("plain.qcow2", "write -P 1 0 64k", size=8 * M)
         self.image("live.qcow2", "write -P 1 0 64k", size=8 * M)
         self.run_tool("qemu-img", "bitmap", "--add", "live.qcow2", "b0")
@@ -141,11 +141,11 @@ class Faults(Case):
             return
         self.assertEqual(done.returncode, 3, done)
         self.assertIn("No space left", done.stderr)
-        self.assertIn("free on its file system", done.stderr, "nobody was warned before")
+        self.assertIn("free on its file system", done.stderr, "no warning before the pull")
         self.assertEqual(done.stdout.split(), ["plain.qcow2", sha256(self.path("plain.qcow2"))], done)
 
     def test_a_limit_of_the_length_of_files(self) -> None:
-        """What the limit has room for is written; of what it has not, nothing is left."""
+        """An output within the limit is written; of a larger one, nothing is left."""
         with nbdkit(self.folder, "pattern", "8M") as server:
             for mebibytes, expect in ((4, 3), (12, 0)):
                 for options in ([], ["--format", "raw"], ["--compress", "zlib:1", "--cluster-size", "4K"]):
@@ -174,7 +174,7 @@ class Faults(Case):
         return nbdkit(self.folder, "--filter=rate", "pattern", size, f"rate={rate}")
 
     def start_slowly(self, server: Server, *argv: Argument, **kwargs: object) -> subprocess.Popen[bytes]:
-        """Starts a pull, and waits until it is at it."""
+        """Starts a pull, and waits until it is reading."""
         process = self.start("pull", server.uri, *argv, **kwargs)
         to_file = any(str(word).startswith("out") for word in argv)
         self.wait_until_it(process, self.is_writing if to_file else has_written)
@@ -230,8 +230,8 @@ class Faults(Case):
             self.finish(process, 130, timeout=10)
         self.assertFalse(list(self.folder.glob("out*")))
 
-    def test_a_signal_while_nobody_answers(self) -> None:
-        """A server that accepts the connection, and never speaks."""
+    def test_a_signal_without_a_reply(self) -> None:
+        """A server that accepts the connection, and never sends anything."""
         with socket.socket(socket.AF_UNIX) as server:
             server.bind(str(self.path("mute.sock")))
             server.listen()
@@ -265,7 +265,7 @@ class Faults(Case):
             self.finish(process, (1, 3, 6), timeout=90)  # 1: what was compared differs
 
     def test_a_killed_pull_leaves_no_image(self) -> None:
-        """SIGKILL cannot be caught: what is left is not under the output's name, and is no qcow2 image."""
+        """SIGKILL cannot be caught: what is left is not under the output's name, and is not a qcow2 image."""
         with self.slow_server() as server:
             process = self.start_slowly(server, "-o", "out.qcow2")
             process.kill()
@@ -290,7 +290,7 @@ class Faults(Case):
 
 
 class EndOfTheJob(Case):
-    """The backup job ends, or another takes its place, while a pull is at it."""
+    """The backup job ends, or another takes its place, during a pull."""
 
     SIZE = 192 * M
 

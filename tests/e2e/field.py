@@ -1,4 +1,4 @@
-"""What the cases from the field have in common: a disk with a persistent bitmap, a full layer of it, and ways to interfere."""
+"""Shared by tests of cases from the field: a disk with a persistent bitmap, a full layer of it, and ways to interfere."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class FieldCase(Case):
         self.run_tool("qemu-img", "bitmap", "--add", image, name)
 
     def write(self, *commands: str, image: str = "d.qcow2") -> None:
-        """Writes to an image; its bitmaps take note."""
+        """Writes to an image; its bitmaps record it."""
         self.run_tool("qemu-io", "-f", "qcow2", *(word for command in commands for word in ("-c", command)), self.path(image))
 
     def increment(self, uri: str, *options: Argument, out: str = "inc.qcow2", parent: str = "full.qcow2",
@@ -51,7 +51,7 @@ class FieldCase(Case):
         return self.qchain("pull", uri, "-o", out, "--parent", parent, "--since", "c0", "--checkpoint", "c1", *options, expect=expect)
 
     def assert_right(self, image: str, uri: str) -> None:
-        """The image is the export, by qchain's word and by QEMU's."""
+        """The image equals the export, according to qchain and QEMU."""
         self.assert_sound(image)
         self.qchain("verify", image, "--against", uri)
         self.run_tool("qemu-img", "compare", "-f", "qcow2", "-F", "raw", self.path(image), uri)
@@ -84,7 +84,7 @@ class FieldCase(Case):
     # -- nodes and devices ------------------------------------------------------------------------------------------
 
     def node(self, name: str) -> tuple[object, ...]:
-        """What a name stands for, links not followed; of regular files the content too."""
+        """The state of a path, links not followed; for regular files with the content."""
         path = self.path(name)
         if not os.path.lexists(path):
             return ()
@@ -111,15 +111,15 @@ class FieldCase(Case):
 
 
 class DestinationCase(FieldCase):
-    """What writes a disk to a name, and what became of the name."""
+    """Commands that write a disk to a path, and checks of that path."""
 
     def writers(self, uri: str, out: Argument) -> list[list[Argument]]:
-        """Every command that writes a disk to a name, in both formats."""
+        """Every command that writes a disk to a path, in both formats."""
         return [["pull", uri, "-o", out, *options] for options in PULLS] + \
                [["restore", "full.qcow2", out, *options] for options in RESTORES]
 
     def refuses_node(self, name: str, argv: Sequence[Argument], expect: int | Sequence[int] = 2, says: Sequence[str] = ()) -> None:
-        """Refused in a word about the name; it is what it was, and so is everything beside it."""
+        """Refused with a message that names the path; it and its directory are unchanged."""
         node, names, content = self.node(name), self.names(), self.fingerprint()
         self.assert_says(self.qchain(*argv, expect=expect, timeout=30), *says)
         self.assertEqual((self.node(name), self.names(), self.fingerprint()), (node, names, content), argv)
@@ -132,7 +132,7 @@ class DestinationCase(FieldCase):
                 left.unlink()
 
     def assert_written(self, name: str) -> None:
-        """The name leads to the disk, in whichever format."""
+        """The path has the disk, in either format."""
         with self.path(name).open("rb") as file:
             is_qcow2 = file.read(4) == b"QFI\xfb"
         if is_qcow2:

@@ -1,4 +1,4 @@
-"""What happens to a libvirt guest between two backups: the next pull is right, or refuses.
+"""What happens to a libvirt guest between two backups: the next pull is right, or refused.
 
 The one thing that must never happen is exit 0 with wrong content. Whatever libvirt itself refuses needs no proof here.
 """
@@ -74,7 +74,7 @@ class GuestTest(Case):
 class BetweenTwoBackups(GuestTest):
 
     def lie(self, disk: str, image: str, parent: str, since: str) -> None:
-        """A bitmap that counts from a later time than it is said to: the name is all that NBD tells of it.
+        """A bitmap that starts later than claimed: NBD shows only its name.
 
         Unchecked, the proof finds what is missing; with all that is said to be clean compared, the layer is right. What a
         sample finds is chance, and no test.
@@ -83,7 +83,7 @@ class BetweenTwoBackups(GuestTest):
         self.qchain(*argv, "none")
         self.qchain("verify", image, "--against", self.uris[disk], expect=1)
         self.qchain(*argv, "all", "--on-missed", "fail", expect=1)
-        self.assert_says(self.qchain(*argv, "all"), "says clean")
+        self.assert_says(self.qchain(*argv, "all"), "as clean that differ")
         self.qchain("verify", image, "--against", self.uris[disk])
 
     def test_nothing(self) -> None:
@@ -135,7 +135,7 @@ class BetweenTwoBackups(GuestTest):
         self.next_or_refused("check2", "check1")
 
     def test_the_parents_checkpoint_deleted(self) -> None:
-        """The changes since check1 cannot be told any more: those since a later point do not fit its layer."""
+        """The changes since check1 are lost: those since a later checkpoint do not match its layer."""
         self.write("write -P 3 5M 64k")
         self.begin("check2", "check1")
         self.guest.end()  # the layer of check2 was never pulled
@@ -147,7 +147,7 @@ class BetweenTwoBackups(GuestTest):
         self.guest.end()
 
     def test_a_checkpoint_in_the_middle_deleted(self) -> None:
-        """Its changes go over to the one before: what counts from check1 is still right, and is no increment on check2."""
+        """Its changes are merged into the previous one: the changes since check1 are still right, but not since check2."""
         self.write("write -P 3 5M 64k")
         self.begin("check2", "check1")
         self.pull_all("check2", "check1")
@@ -181,7 +181,7 @@ class BetweenTwoBackups(GuestTest):
             self.lie(disk, image, f"{disk}.check2.qcow2", "check2")
         self.guest.end()
 
-    def test_a_job_aborted_and_begun_anew(self) -> None:
+    def test_a_job_aborted_and_restarted(self) -> None:
         self.write("write -P 3 5M 64k")
         self.begin("check2", "check1")
         self.write("write -P 4 6M 64k")  # while it runs
@@ -203,7 +203,7 @@ class BetweenTwoBackups(GuestTest):
         self.write("write -P 4 6M 64k")
         self.begin("check3", "check2")
         self.pull_all("check3", parent="check1", since="check2", expect=1)
-        for disk in DISKS:  # a lie on the command line is found by the proof
+        for disk in DISKS:  # a wrong --since is found by verify
             self.lie(disk, f"{disk}.lie.qcow2", f"{disk}.check1.qcow2", "check1")
         self.guest.end()
 

@@ -1,4 +1,4 @@
-"""What the end-to-end tests share: the tool under test, a folder to work in, servers, and QEMU's tools as the oracle.
+"""Shared by the end-to-end tests: the tool under test, a working directory, servers, and QEMU's tools as the oracle.
 
 Importing it puts the repository's fixtures on the module path.
 """
@@ -29,7 +29,7 @@ QCHAIN = Path(os.environ.get("QCHAIN") or _REPOSITORY / "build/dev/cli/qchain").
 
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
-# A finding of a sanitizer must not look like one of the tool's own exit codes.
+# A sanitizer report must not look like one of the tool's own exit codes.
 _ENVIRONMENT = {"ASAN_OPTIONS": "exitcode=99", "UBSAN_OPTIONS": "halt_on_error=1:exitcode=99:print_stacktrace=1"}
 _SANITIZER_WORDS = (b"Sanitizer", b"runtime error:")
 
@@ -48,7 +48,7 @@ def words(argv: Sequence[Argument]) -> list[str | bytes]:
 
 @dataclass(frozen=True)
 class Done:
-    """What a command did."""
+    """The result of a command."""
 
     argv: list[str | bytes]
     code: int
@@ -87,7 +87,7 @@ class Case(unittest.TestCase):
 
     def qchain(self, *argv: Argument, expect: int | Sequence[int] = 0, env: Mapping[str, str] | None = None,
                program: Path = QCHAIN, timeout: float = 120) -> Done:
-        """Runs qchain, which has to exit with `expect` (or one of several) and without a complaint of a sanitizer."""
+        """Runs qchain, which has to exit with `expect` (or one of several) and without a sanitizer report."""
         process = self.start(*argv, env=env, program=program)
         return self.finish(process, expect, timeout)
 
@@ -117,7 +117,7 @@ class Case(unittest.TestCase):
             self.fail(f"still running after {timeout:.0f} s: {Done(list(process.args), -9, out or b'', err or b'')}")
         done = Done(list(process.args), process.returncode, out or b"", err or b"")
         expected = (expect,) if isinstance(expect, int) else tuple(expect)
-        self.assertFalse(any(word in done.raw_err for word in _SANITIZER_WORDS), f"a sanitizer complains: {done}")
+        self.assertFalse(any(word in done.raw_err for word in _SANITIZER_WORDS), f"sanitizer report: {done}")
         self.assertIn(done.code, expected, done)
         return done
 
@@ -167,7 +167,7 @@ class Case(unittest.TestCase):
         return path
 
     def flat(self, image: PathLike, name: str) -> Path:
-        """The disk that an image describes as a raw file, by QEMU's word."""
+        """The disk that an image describes as a raw file, converted by QEMU."""
         self.run_tool("qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, self.path(name))
         return self.path(name)
 
@@ -256,7 +256,7 @@ def _serve(folder: Path, export: str, program: str, socket_option: str, pid_opti
     servers.mkdir(exist_ok=True)
     number = next(_numbers)
     socket, pid_file = servers / f"{number}.sock", servers / f"{number}.pid"
-    log = servers / f"{number}.log"  # and no pipe, which could fill
+    log = servers / f"{number}.log"  # not a pipe, which could fill up
     with log.open("wb") as said:
         process = subprocess.Popen(words([program, socket_option, socket, pid_option, pid_file, *argv]),
                                    stdin=subprocess.DEVNULL, stdout=said, stderr=said)

@@ -68,10 +68,10 @@ class Errors(Injected):
             before = self.prepare(scenario)
             functions = "read,pread,write,pwrite,recv,send,io_submit,aio_result"
             done, _ = self.run_injected(scenario, Injection(functions, 1, SHORT, repeat=True), expect=(0,))
-            self.judge(scenario, before, done)
+            self.check_result(scenario, before, done)
 
     def test_a_chain_that_cannot_be_read(self) -> None:
-        """Without the bytes there is no verdict about them."""
+        """Without the data there is no verdict about it."""
         scenario = self.scenario("restore raw")
         for argv in (["verify", "inc.qcow2"], ["check", "inc.qcow2"], ["digest", "inc.qcow2"]):
             for number in range(1, 10_000) if SOAK else (1, 5, 9):
@@ -86,7 +86,7 @@ class Errors(Injected):
 
 
 class Syncs(Injected):
-    """What is durable before what."""
+    """The order of writes and syncs."""
 
     def test_a_sync_that_fails(self) -> None:
         """Of a file: exit 3, and nothing is left. Of the folder, after the output has its name: a warning; before it, either."""
@@ -103,7 +103,7 @@ class Syncs(Injected):
                         if effect == "EINVAL" and is_folder:
                             continue  # a file system that does not sync folders
                         done, _ = self.run_injected(scenario, Injection("fsync,fdatasync", number, effect))
-                        self.judge(scenario, before, done)
+                        self.check_result(scenario, before, done)
                         allowed = (0,) if sync.begin > committed.end else (0, 3) if is_folder else (3,)
                         self.assertIn(done.code, allowed, done)
                         self.assertTrue(done.err, done)
@@ -115,7 +115,7 @@ class Syncs(Injected):
                 self.check_order(scenario, self.calls_of(scenario))
 
     def commit(self, scenario: Scenario, calls: list[Call]) -> Call:
-        """What gives the output its name."""
+        """The calls that give the output its name."""
         for call in calls:
             if call.function in ("rename", "link") and Path(call.detail).name == scenario.output and call.result == "0":
                 return call
@@ -156,7 +156,7 @@ class Syncs(Injected):
 
 
 class Kills(Injected):
-    """SIGKILL: the old state or the new one, and the next run is not in trouble."""
+    """SIGKILL: the old state or the new one, and the next run succeeds."""
 
     def at_publication(self, calls: list[Call]) -> list[int]:
         """From the last writes on."""
@@ -187,7 +187,7 @@ class WithoutUnnamedFiles(Kills):
 
 
 class Signals(Injected):
-    """SIGINT, SIGTERM and SIGHUP at chosen calls, between a look at the flag and the wait that follows too."""
+    """SIGINT, SIGTERM and SIGHUP at chosen calls, also between a check of the flag and the wait that follows."""
 
     def test_while_a_server_is_silent(self) -> None:
         """Every wait for a server ends: for its greeting, for block status, and for data."""
@@ -244,7 +244,7 @@ class Signals(Injected):
                     before = self.prepare(scenario)
                     with self.subTest(of=name, call=str(injection)):
                         done, _ = self.run_injected(scenario, injection, expect=(0, 130, 143))
-                        self.judge(scenario, before, done)
+                        self.check_result(scenario, before, done)
 
     def test_commands_that_read(self) -> None:
         for argv in (["verify", "inc.qcow2"], ["check", "inc.qcow2"], ["digest", "inc.qcow2"], ["chaininfo", "inc.qcow2"]):

@@ -1,4 +1,4 @@
-"""Scenarios for tests that let system calls fail, and the verdicts about what they leave."""
+"""Scenarios for tests with failing system calls, and checks of what they leave."""
 
 from __future__ import annotations
 
@@ -77,9 +77,9 @@ class Scenario:
 
 
 class Injected(Case):
-    """Runs scenarios under injections, and judges what they leave."""
+    """Runs scenarios under injections, and checks what they leave."""
 
-    always: Mapping[str, str] = {}  # what the file system does not have
+    always: Mapping[str, str] = {}  # functions that the file system does not support
     _shared: ClassVar[Shared | None] = None
 
     def setUp(self) -> None:
@@ -87,7 +87,7 @@ class Injected(Case):
         super().setUp()
         self.work = self.path("work")
         self.log = self.path("calls.log")
-        self.now: dict[str, str] | None = None  # what lies in `work`
+        self.now: dict[str, str] | None = None  # the content of `work`
         if Injected._shared is None:
             Injected._shared = self.make_shared()
         self.shared = Injected._shared
@@ -180,12 +180,12 @@ class Injected(Case):
         """What a run calls where nothing fails."""
         before = self.prepare(scenario)
         done, calls = self.run_injected(scenario, expect=(0,))
-        self.judge(scenario, before, done)
+        self.check_result(scenario, before, done)
         return calls
 
     # -- verdicts ---------------------------------------------------------------------------------------------------
 
-    def judge(self, scenario: Scenario, before: dict[str, str], done: Done, unlink_failed: bool = False) -> None:
+    def check_result(self, scenario: Scenario, before: dict[str, str], done: Done, unlink_failed: bool = False) -> None:
         """What has to hold after a run that was not killed."""
         after = self.now or {}
         if done.code == 0:
@@ -217,7 +217,7 @@ class Injected(Case):
         proven = self.plain("verify", scenario.output, folder=self.work, expect=CODES)
         self.assertEqual(proven.code, 0, f"after\n{done}\n{proven}")
 
-    def judge_killed(self, scenario: Scenario, before: dict[str, str], where: str) -> None:
+    def check_killed(self, scenario: Scenario, before: dict[str, str], where: str) -> None:
         """The old state or the new one; and the next run succeeds, and clears up."""
         after = self.now or {}
         old = scenario.output not in after or after[scenario.output] == before.get(scenario.output)
@@ -252,7 +252,7 @@ class Injected(Case):
                 hit = [call for call in calls if call.is_hit]
                 hits += bool(hit)
                 try:
-                    self.judge(scenario, before, done, unlink_failed=functions == "unlink")
+                    self.check_result(scenario, before, done, unlink_failed=functions == "unlink")
                 except AssertionError as error:
                     raise AssertionError(f"{injection}, {hit[0] if hit else 'not reached'}\n{error}") from None
             if not any(call.is_hit for call in read_log(self.log)):
@@ -270,10 +270,10 @@ class Injected(Case):
                 done, calls = self.run_injected(scenario, Injection(functions, index + 1, KILL), (*CODES, -signal.SIGKILL))
                 hit = [call for call in calls if call.is_hit]
                 if not hit:  # threads: a call more or less
-                    self.judge(scenario, before, done)
+                    self.check_result(scenario, before, done)
                     continue
                 self.assertEqual(done.code, -signal.SIGKILL, done)
-                self.judge_killed(scenario, before, str(hit[0]))
+                self.check_killed(scenario, before, str(hit[0]))
 
     def fail_in_turn(self, scenario: Scenario, functions: Iterable[str] = ERRORS, thorough: str = "") -> None:
         """Of each of these functions that is called: the first call and the last, or all of those in `thorough`, and with

@@ -1,4 +1,4 @@
-"""QEMU's image locks: what a running QEMU writes to is refused, and read all the same where that is asked for."""
+"""QEMU's image locks: an image that a running QEMU writes to is refused, unless reading it is requested."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SIZE = 4 * M
 
 
 class Locks(Case):
-    """A live disk, which a daemon of QEMU holds open to write, with an overlay of ours on it that nobody holds."""
+    """A live disk that a QEMU daemon has open for writing, with an overlay of ours that is not open."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -37,12 +37,12 @@ class Locks(Case):
             self.refuses(3, "pull", server.uri, "-o", "next.qcow2", "--parent", self.live, "--shallow", says=["in use"])
 
     def test_it_is_read_where_that_is_asked_for(self) -> None:
-        """And it is said what that is worth."""
+        """With a warning about consistency."""
         for argv in self.commands(self.live):
             with self.subTest(command=argv):
                 expect = 4 if argv[0] == "verify" else 0  # there is no manifest
                 done = self.qchain(*argv, "--force-share", expect=expect)
-                self.assert_says(done, "--force-share", "no point in time")
+                self.assert_says(done, "--force-share", "not a consistent point in time")
         self.assert_same_bytes("out.raw", "disk.raw")
         done = self.qchain("digest", self.live, "--force-share", "--json")
         self.assertEqual(done.json["digest"].rpartition(":")[2], blkhash.of_file(self.path("disk.raw")))

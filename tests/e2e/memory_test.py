@@ -1,4 +1,4 @@
-"""Peak memory of a release build, at sizes that count: a sanitizer's memory says nothing.
+"""Peak memory of a release build with large disks; not measured with sanitizers.
 
 QCHAIN_RELEASE is the program; without it, build/release/cli/qchain.
 """

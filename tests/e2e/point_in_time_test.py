@@ -1,4 +1,4 @@
-"""A point in time is claimed only with proof: whoever owns the pull job is asked after the last read.
+"""The point in time of a pull: the owner of the backup job is asked after the last read.
 
 QEMU's server goes on when a job has ended, and serves the live disk. libvirt stops it later: milliseconds later, or many
 seconds where other calls hold its job lock. Here the window is held open, and the guest writes while it is.
@@ -44,7 +44,7 @@ def written(pid: int, folder: Path) -> int:
 
 
 def alive(pid: int) -> bool:
-    """Whether a process is there, and is no zombie."""
+    """Whether a process exists and is not a zombie."""
     try:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     except OSError:
@@ -168,9 +168,9 @@ class LibvirtOwner(OwnerTest):
         process = self.pull_that_asks(*self.libvirt)
         self.cancel_in_qemu()
         self.resume_libvirtd()
-        self.assert_refused(process, "backup job", "vda", "nothing is published")
+        self.assert_refused(process, "backup job", "vda", "nothing was published")
 
-    def test_a_job_begun_anew_under_the_same_name(self) -> None:
+    def test_a_job_restarted_under_the_same_name(self) -> None:
         """QEMU's block job, its export and its socket have the same names again. The export was confirmed before."""
         self.begin()
         process = self.pull_that_asks(*self.libvirt)
@@ -181,7 +181,7 @@ class LibvirtOwner(OwnerTest):
         self.guest.io("vda", "write -P 2 0 1M")
         self.begin("check1")
         process.send_signal(signal.SIGCONT)
-        self.assert_refused(process, "another one", "nothing is published")
+        self.assert_refused(process, "not the one that was running at the start", "nothing was published")
 
     def test_a_guest_that_was_restarted(self) -> None:
         self.begin()
@@ -191,12 +191,12 @@ class LibvirtOwner(OwnerTest):
         self.guest.virsh("destroy")
         self.guest.virsh("start", "--paused")
         process.send_signal(signal.SIGCONT)
-        self.assert_refused(process, self.guest.domain, "nothing is published")
+        self.assert_refused(process, self.guest.domain, "nothing was published")
 
     def test_libvirt_that_does_not_answer(self) -> None:
         self.begin()
         process = self.pull_that_asks(*self.libvirt, "--owner-timeout", "1")
-        self.assert_refused(process, "no answer within 1 s", "nothing is published")
+        self.assert_refused(process, "no answer within 1 s", "nothing was published")
         self.resume_libvirtd()
 
     def test_libvirt_that_is_gone(self) -> None:
@@ -207,7 +207,7 @@ class LibvirtOwner(OwnerTest):
         os.kill(pid, signal.SIGKILL)
         wait_until(lambda: not alive(pid), "libvirtd does not die")
         process.send_signal(signal.SIGCONT)
-        self.assert_refused(process, self.guest.connect_uri, "nothing is published")
+        self.assert_refused(process, self.guest.connect_uri, "nothing was published")
 
     def test_libvirt_that_is_restarted(self) -> None:
         """The job runs on, and so does the proof."""
@@ -307,7 +307,7 @@ class LibvirtOwner(OwnerTest):
 
 
 class CommandOwner(OwnerTest):
-    """--still-running: whoever began the job has a command that tells."""
+    """--still-running: a command that checks whether the job is running."""
 
     FIRST = "test -e asked || { : >asked; exit 0; }; "  # what follows is for the second time
 
@@ -327,7 +327,7 @@ class CommandOwner(OwnerTest):
         self.guest.end()
 
     def test_verify_and_digest_ask_too(self) -> None:
-        """What differs from a disk that goes on is no finding."""
+        """Differences from a disk that has changed since are not findings."""
         self.begin()
         self.qchain("pull", self.uri, "-o", "out.qcow2")
         for command in (("verify", "out.qcow2", "--against", self.uri),
@@ -372,7 +372,7 @@ class CommandOwner(OwnerTest):
         self.guest.end()
 
     def test_a_job_that_ends_after_the_last_read(self) -> None:
-        """The command has the last word: while it waits, the job ends, and it says so."""
+        """The command is asked last: the job ends while it waits, and it reports that."""
         self.begin()
         process = self.held_pull("read answer <go; exit $answer")
         self.cancel_in_qemu()
@@ -411,7 +411,7 @@ class CommandOwner(OwnerTest):
         return process
 
     def assert_group_is_gone(self) -> None:
-        """A killed child is gone once whoever adopted it has reaped it."""
+        """A killed child is gone once its new parent has reaped it."""
         for path in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
                 if int((path / "stat").read_text().rpartition(")")[2].split()[2]) == self.group:

@@ -37,7 +37,7 @@ class ProcessCase(FieldCase):
 
 
 class ClosedDescriptors(ProcessCase):
-    """T6 and V17: whatever is closed, no message gets into a file, a device or a connection."""
+    """T6 and V17: whichever descriptors are closed, no message gets into a file, a device or a connection."""
 
     def test_pull(self) -> None:
         """From a server that makes it warn, with progress."""
@@ -53,7 +53,7 @@ class ClosedDescriptors(ProcessCase):
                         self.assert_same_bytes("out.raw", "full.raw")
 
     def test_increments(self) -> None:
-        """With a missed change to tell of."""
+        """With a missed change to report."""
         self.run_tool("qemu-img", "create", "-q", "-f", "qcow2", "-b", "d.qcow2", "-F", "qcow2", "snap.qcow2")
         self.write("write -P 9 33M 64k", image="snap.qcow2")
         with self.serve("snap.qcow2", bitmap="c0") as server:
@@ -79,7 +79,7 @@ class ClosedDescriptors(ProcessCase):
                 self.assert_holds("out", "full.raw")
 
     def test_restore_with_something_to_say(self) -> None:
-        """Without a manifest it is not verified (4), and says so."""
+        """Without a manifest it is not verified (4), with a message."""
         self.flat("full.qcow2", "full.raw")
         self.path("full.qcow2.manifest").unlink()
         for closing in CLOSINGS:
@@ -112,7 +112,7 @@ class ClosedDescriptors(ProcessCase):
                 self.path("full.qcow2.manifest").unlink(missing_ok=True)
                 self.path("full.qcow2.proofs").unlink(missing_ok=True)
                 before = sha256(self.path("full.qcow2"))
-                # 3: a verdict that cannot be printed is none; what was sealed is whole all the same.
+                # 3: the verdict cannot be printed; the sealed manifest is complete.
                 codes = (0, 3, 4) if ">&-" in closing.split() else (0, 4)
                 self.shell(f'"$@" {closing}', "verify", "full.qcow2", "--seal", "--progress", "json", expect=codes)
                 self.assertEqual(sha256(self.path("full.qcow2")), before)
@@ -147,7 +147,7 @@ class ClosedDescriptors(ProcessCase):
 
 
 class Signals(ProcessCase):
-    """T22: SIGHUP is as SIGTERM, unless it is ignored, as nohup has it."""
+    """T22: SIGHUP is like SIGTERM, unless it is ignored, as with nohup."""
 
     SIGNALS = ((signal.SIGHUP, 143), (signal.SIGTERM, 143), (signal.SIGINT, 130))
 
@@ -221,7 +221,7 @@ class Signals(ProcessCase):
                 self.assertEqual((done.json["exit_code"], self.fingerprint()), (code, before))
 
     def test_a_restore_to_an_export(self) -> None:
-        """Held when the server has answered so many writes; of an export it is said that the content is not complete."""
+        """Stopped when the server has answered so many writes; the content of an export is reported as not complete."""
         for number, code in self.SIGNALS:
             with self.subTest(signal=number.name), nbdkit(self.folder, "file", self.filled("disk", SIZE)) as server, \
                     gate(self.folder, server, 4 * K) as held:
@@ -232,7 +232,7 @@ class Signals(ProcessCase):
                 self.assertEqual(done.json["exit_code"], code)
                 self.assert_says(done, "not complete")
 
-    def test_a_restore_to_a_pipe_that_nobody_reads(self) -> None:
+    def test_a_restore_to_a_pipe_without_a_reader(self) -> None:
         for number, code in self.SIGNALS:
             with self.subTest(signal=number.name):
                 read, write = os.pipe()
@@ -314,7 +314,7 @@ class Documents(ProcessCase):
             with self.subTest(redirection=redirection):
                 self.shell(f'"$@" {redirection}', "restore", "full.qcow2", "here", "--json", expect=2)
                 self.shell(f'"$@" {redirection}', "verify", "nosuch", "--json", expect=3)
-                # What was asked for is an answer, and there is none.
+                # The result could not be printed.
                 self.shell(f'"$@" {redirection}', "verify", "full.qcow2", "--json", expect=3)
                 self.shell(f'"$@" {redirection}', "chaininfo", "full.qcow2", expect=3)
 

@@ -1,4 +1,4 @@
-"""What proves must not be fooled: damage of every kind to chains and their manifests, and what each command ends with.
+"""Damage of every kind to chains and their manifests, and the outcome of each command.
 
 QCHAIN_SEED=N repeats the damage that was drawn.
 """
@@ -25,7 +25,7 @@ BLOCK = 64 * K
 
 
 def rot(case: Case, image: str, offset: int) -> None:
-    """Flips the byte that supplies the guest's at `offset`, in whichever layer that is; or back again."""
+    """Flips the byte of guest offset `offset` in the layer that holds it; a second call undoes it."""
     info = case.qchain("chaininfo", image, "--map", "--json").json
     [mapping] = [m for m in info["map"] if m["start"] <= offset < m["start"] + m["length"]]
     case.assertEqual(mapping["kind"], "data", mapping)
@@ -53,7 +53,7 @@ class ProofTest(ChainTest):
 
 
 class Damage(ProofTest):
-    """Files of a chain that are not what they were."""
+    """Damaged files of a chain."""
 
     def test_an_untouched_chain(self) -> None:
         for number in (1, 2, 3):
@@ -62,7 +62,7 @@ class Damage(ProofTest):
             self.assertEqual(done.err, "")
 
     def test_any_byte(self) -> None:
-        """A sample of what the mutation test does to all of it, through the command."""
+        """A sample of what the mutation test does, with the command."""
         draw = random.Random(SEED)
         for name in [*LAYERS, *(f"{layer}.manifest" for layer in LAYERS)]:
             content = self.path(name).read_bytes()
@@ -78,7 +78,7 @@ class Damage(ProofTest):
         self.qchain("verify", "check3.qcow2")
 
     def assert_harmless(self, code: int) -> None:
-        """Every restore point is what it was, by QEMU's word; or nobody can read it."""
+        """Every restore point is unchanged according to QEMU, or unreadable."""
         for number in (1, 2, 3):
             done = self.qchain("restore", f"check{number}.qcow2", "out.raw", "--no-verify", "--force", expect=range(0, 7))
             if done.code == 0:
@@ -108,11 +108,11 @@ class Damage(ProofTest):
                 with self.subTest(file=name, length=length):
                     os.truncate(self.path(name), length)
                     done = self.refuses(1 if length > 64 * K else (1, 3), "verify", "check3.qcow2", says=[name])
-                    self.assertNotIn("every stored digest", done.out)
+                    self.assertNotIn("all stored digests", done.out)
             self.path(name).write_bytes(content)
 
     def test_a_parent_that_was_written_to(self) -> None:
-        """The layer's identity stays as it was; a block of the parent that no layer above holds, and one that is hidden."""
+        """The layer's identity is unchanged; a block of the parent that no layer above holds, and one that is hidden."""
         for offset in (2 * M - 512, M):
             shutil.copy(self.path("check1.qcow2"), self.path("kept"))
             self.run_tool("qemu-io", "-f", "qcow2", "-c", f"write -P 9 {offset} 512", "check1.qcow2")
@@ -121,7 +121,7 @@ class Damage(ProofTest):
             self.assertIn("rotted", done.out)
             os.replace(self.path("kept"), self.path("check1.qcow2"))
 
-    def test_rot_in_two_layers_is_told_of_both(self) -> None:
+    def test_corruption_in_two_layers_is_reported_for_both(self) -> None:
         self.rot("check3.qcow2", 70 * K)
         self.rot("check1.qcow2", 3 * M + 5)
         done = self.qchain("verify", "check3.qcow2", "--json", expect=1)
@@ -133,7 +133,7 @@ class Manifests(ProofTest):
     """Manifests that are gone, damaged, or of something else."""
 
     def verify_and_restore(self, code: int, *says: str) -> None:
-        """Neither command is content with such a manifest; the data is there all the same."""
+        """Neither command accepts such a manifest; the data is intact."""
         self.refuses(code, "verify", "check3.qcow2", says=list(says))
         self.refuses(code, "restore", "check3.qcow2", "out.raw", says=[*says, "nothing was written"])
         self.qchain("restore", "check3.qcow2", "out.raw", "--no-verify")
@@ -160,7 +160,7 @@ class Manifests(ProofTest):
                 manifest.write_bytes(content)
 
     def test_an_older_one_put_back(self) -> None:
-        """That of the layer which stood here before."""
+        """The manifest of the previous layer of that name."""
         older = self.path("check1.qcow2.manifest").read_bytes()
         with self.live("check1.raw") as uri:
             self.qchain("pull", uri, "-o", "check1.qcow2", "--checkpoint", "check1", "--force")
@@ -194,7 +194,7 @@ class Manifests(ProofTest):
                 self.path(f"{layer}.manifest").write_bytes(content)
 
     def test_a_bad_one_hides_nothing(self) -> None:
-        """A mismatch comes before a bad manifest, and all of it is told."""
+        """A mismatch takes precedence over a bad manifest, and both are reported."""
         shutil.copy(self.path("check3.qcow2"), self.path("kept"))
         self.rot("check3.qcow2", 70 * K)
         flip_byte(self.path("check1.qcow2.manifest"), 100)
@@ -272,7 +272,7 @@ class Signatures(ProofTest):
         self.refuses(5, "verify", "check3.qcow2", "--trust-key", "ours.pub", says=["check1.qcow2.manifest"])
 
     def test_signed_and_edited(self) -> None:
-        """By somebody who knows how to make the manifest's own digest fit."""
+        """With a matching digest of the manifest itself."""
         self.sign()
         manifest = self.path("check1.qcow2.manifest")
         content = manifest.read_bytes()
@@ -284,7 +284,7 @@ class Signatures(ProofTest):
         self.refuses(5, "verify", "check3.qcow2", says=["check1.qcow2"])
         self.refuses(5, "restore", "check1.qcow2", "out.raw", "--trust-key", "ours.pub", says=["check1.qcow2.manifest"])
 
-    def test_what_is_no_key(self) -> None:
+    def test_invalid_keys(self) -> None:
         self.sign()
         self.refuses(2, "verify", "check3.qcow2", "--trust-key", "ours.pem", says=["ours.pem"])
         self.refuses(2, "verify", "check3.qcow2", "--trust-key", "check3.raw", says=["check3.raw"])
@@ -364,8 +364,8 @@ class Bitmaps(Case):
         done = self.qchain("restore", image, "out.raw", expect=1)
         self.assertIn("0x40000", done.err)
         self.assertFalse(self.path("out.raw").exists())
-        # Rot is something else: in the layer itself, and beneath the part that it holds.
-        with self.subTest("rot beneath"):
+        # Corruption is something else: in the layer itself, and below the part that it holds.
+        with self.subTest("corruption below"):
             rot(self, image, 300 * K)
             document = self.qchain("verify", image, "--json", expect=1).json
             self.assertEqual({(d["manifest_of_layer"], d["cause"]) for d in document["differences"]},
@@ -397,7 +397,7 @@ class Bitmaps(Case):
             self.assertIn("the dirty bitmap reports", done.err)
             self.qchain("verify", "sampled.qcow2", "--against", uri)
             export.end()
-        # From the chain alone nobody can know.
+        # This cannot be found from the chain alone.
         self.qchain("verify", "check2.qcow2")
         (found,) = self.against("check2.qcow2", expect=1)
         self.assertEqual((found["offset"], found["length"], found["cause"]), (M, 4 * K, "missed by the dirty bitmap"))
@@ -406,7 +406,7 @@ class Bitmaps(Case):
 
 
 class Against(ProofTest):
-    """The chain, its manifests and the live side: who is wrong."""
+    """The chain, its manifests and the live side: which of them is wrong."""
 
     def causes(self, *argv: str, expect: int = 1) -> dict[int, str]:
         with self.live() as uri:
@@ -415,14 +415,14 @@ class Against(ProofTest):
 
     def test_rotted_changed_and_missed(self) -> None:
         self.rot("check3.qcow2", 70 * K)  # in the top
-        self.rot("check3.qcow2", 512 * K)  # in a layer beneath
+        self.rot("check3.qcow2", 512 * K)  # in a lower layer
         patch(self.path("check3.raw"), SIZE - 512, b"x")  # the top holds it
-        patch(self.path("check3.raw"), 3 * M, b"x")  # a layer beneath holds it
+        patch(self.path("check3.raw"), 3 * M, b"x")  # a lower layer holds it
         self.assertEqual(self.causes(), {70 * K // 512 * 512: "rotted", SIZE - 512: "changed",
                                          3 * M: "missed by the dirty bitmap", 512 * K: "rotted"})
 
     def test_both_rotted_alike(self) -> None:
-        """The live side and the chain agree, and the manifest knows better."""
+        """The live side and the chain are equal, but differ from the manifest."""
         self.rot("check3.qcow2", 512 * K)
         flip_byte(self.path("check3.raw"), 512 * K)
         self.assertEqual(self.causes(), {512 * K: "rotted"})
@@ -430,7 +430,7 @@ class Against(ProofTest):
         self.assertEqual(self.causes(expect=0), {})
 
     def test_data_that_is_lost_on_both_sides(self) -> None:
-        """Neither side has data where the manifest says that there was some."""
+        """Neither side has data where the manifest records some."""
         with self.live() as uri:
             self.qchain("pull", uri, "-o", "full.qcow2")
         self.run_tool("qemu-io", "-f", "qcow2", "-c", "write -z 512k 64k", "full.qcow2")
@@ -439,7 +439,7 @@ class Against(ProofTest):
             document = self.qchain("verify", "full.qcow2", "--against", uri, "--json", expect=1).json
         self.assertEqual([(d["offset"], d["cause"]) for d in document["differences"]], [(512 * K, "rotted")])
 
-    def test_without_manifests_nobody_knows(self) -> None:
+    def test_without_manifests_the_cause_is_unknown(self) -> None:
         self.forget_manifests()
         patch(self.path("check3.raw"), 3 * M, b"x")
         self.assertEqual(self.causes(), {3 * M: "unknown"})
@@ -478,7 +478,7 @@ class Against(ProofTest):
 
 
 class Parts(ProofTest):
-    """Parts of a proof, and what they make together. The disk has stripes of 16 MiB; this one three and a bit."""
+    """Verification in parts, and their combination. Stripes are 16 MiB; this disk has a bit more than three."""
 
     BYTES = 50 * M + 1024
 
@@ -492,7 +492,7 @@ class Parts(ProofTest):
         with self.live("large.raw") as uri:
             self.qchain("pull", uri, "-o", "large.qcow2")
 
-    def test_a_drill_in_parts(self) -> None:
+    def test_from_manifests_in_parts(self) -> None:
         reads = 0
         for part in (1, 2, 3):
             report = self.report(f"{part}.json", "large.qcow2", "--sample", f"{part}/3", expect=4)
@@ -538,7 +538,7 @@ class Parts(ProofTest):
             with self.subTest(other=other):
                 self.refuses(2, "verify", "--combine", "1.json", other, says=[other])
 
-    def test_what_is_no_report(self) -> None:
+    def test_invalid_reports(self) -> None:
         report = self.report("1.json", "large.qcow2", "--sample", "1/2", expect=4)
         for content in ("", "{}", "[]", "5", '{"schema": 5}', '{"schema": "qchain.verify"}', '{"schema": "qchain.pull"}',
                         json.dumps(report | {"selection": {"part": 1, "parts": 4294967295, "only_earlier_findings": False}}),
@@ -563,7 +563,7 @@ class Parts(ProofTest):
     def test_a_time_limit(self) -> None:
         done = self.qchain("verify", "large.qcow2", "--max-duration", "0", expect=4)
         self.assertIn("stopped at guest offset 0x", done.err)
-        self.assertNotIn("every stored digest", done.out)
+        self.assertNotIn("all stored digests", done.out)
         report = self.report("stopped.json", "large.qcow2", "--max-duration", "0", expect=4)
         self.assertEqual(report["selected_outcome"], "incomplete")
         self.qchain("verify", "--combine", "stopped.json", expect=4)
@@ -582,7 +582,7 @@ class Parts(ProofTest):
         self.rot("large.qcow2", 16 * M + 310 * K)  # repaired
         self.rot("large.qcow2", 310 * K)           # and elsewhere something new
         done = self.qchain("verify", "large.qcow2", "--only", "found.json", expect=4)
-        self.assertIn("only the ranges that an earlier report found", done.out)
+        self.assertIn("findings of an earlier report only", done.out)
         self.rot("large.qcow2", 310 * K)
         with self.live("large.raw") as uri:
             self.qchain("verify", "large.qcow2", "--only", "found.json", "--against", uri, expect=4)
@@ -617,8 +617,8 @@ class Restores(ProofTest):
         self.assert_same_bytes("out.raw", "check3.raw")
 
     def test_rot_that_does_not_show(self) -> None:
-        """The disk is what it was; verify tells of it all the same."""
-        self.rot("check1.qcow2", M)  # beneath check2's
+        """The disk is unchanged; verify still reports the damage."""
+        self.rot("check1.qcow2", M)  # hidden by check2's
         self.qchain("restore", "check3.qcow2", "out.raw")
         self.assert_same_bytes("out.raw", "check3.raw")
         self.refuses(1, "verify", "check3.qcow2", says=["check1.qcow2"])
@@ -634,7 +634,7 @@ class Restores(ProofTest):
         self.refuses(1, "restore", "check3.qcow2", "out.raw", says=["0x10000"])
         self.refuses(1, "verify", "check3.qcow2", says=["check3.qcow2"])
 
-    def test_the_digest_is_told(self) -> None:
+    def test_the_digest_is_reported(self) -> None:
         expected = "sha256:" + blkhash.of_file(self.path("check3.raw"))
         self.assertEqual(self.qchain("restore", "check3.qcow2", "out.raw", "--json").json["root"], expected)
 
@@ -649,7 +649,7 @@ class Digests(ProofTest):
         return blkhash.of_file(self.path(raw), names[algorithm])
 
     def test_of_every_algorithm(self) -> None:
-        """In what pull says, in the layer, in the manifest, and in the drill."""
+        """In the output of pull and verify, in the layer and in the manifest."""
         for algorithm in ("sha256", "sha512", "blake2b512", "xxh3-128"):
             with self.subTest(algorithm=algorithm), Export.start(self.path(algorithm), 2 * M + 512) as export:
                 expected = []

@@ -15,7 +15,7 @@ from harness import K, M, Argument, nbdkit, sha256
 
 
 class NamesBeside(DestinationCase):
-    """W8, T8, T9: every name that is written or removed is looked at first."""
+    """W8, T8, T9: every path that is written or removed is checked first."""
 
     def test_a_manifest_whose_image_is_lost(self) -> None:
         manifest = self.path("c1.manifest")
@@ -82,7 +82,7 @@ class NamesBeside(DestinationCase):
                         break
 
     def test_a_part_of_the_chain(self) -> None:
-        """A layer, its manifest or its log, by any path, and of any layer beneath."""
+        """A layer, its manifest or its log, by any path, and of any layer below."""
         self.write("write -P 2 1M 64k")
         with self.serve(bitmap="c0") as server:
             self.increment(server.uri)
@@ -137,7 +137,7 @@ class NamesBeside(DestinationCase):
                             self.assert_absent("out")
 
     def test_a_cleaner_in_the_middle(self) -> None:
-        """It takes the temporary file away, and a half file of somebody else has its name: that is never published."""
+        """It replaces the temporary file with an incomplete one: that is never published."""
         for faults in ("", NO_LINKS):
             self.clear()
             with self.subTest(faults=faults), self.serve() as server, gate(self.folder, server, 2 * M) as held:
@@ -158,7 +158,7 @@ class NamesBeside(DestinationCase):
                     self.assert_absent("out")
 
     def test_a_copy_by_hard_links_in_the_middle(self) -> None:
-        """cp -al while a pull is at it: a later one that is killed destroys nothing that was published."""
+        """cp -al during a pull: a later one that is killed destroys nothing that was published."""
         for faults in ("", NO_LINKS):
             env = faulty(self, faults) if faults else None
             with self.subTest(faults=faults):
@@ -232,7 +232,7 @@ class LackingFileSystems(DestinationCase):
             self.run_tool("umount", mount)
 
     def test_sequential_writes_only(self) -> None:
-        """The message has the cause and the way out, and nothing stays."""
+        """The message has the cause and the remedy, and nothing is left."""
         for options in PULLS:
             with self.subTest(options=options), self.serve() as server:
                 done = self.qchain("pull", server.uri, "-o", "out", *options, env=faulty(self, f"aio=ENOSYS,seek=ESPIPE,{NO_LINKS}"), expect=3)
@@ -279,7 +279,7 @@ class LackingFileSystems(DestinationCase):
                                 self.assert_absent("out")
 
     def test_locks_that_cannot_be_had(self) -> None:
-        """A file system without locks is not another process."""
+        """A file system without locks does not mean that another process has the file open."""
         for error in ("ENOLCK", "EOPNOTSUPP", "EINVAL"):
             for beside in ("", f",{NO_LINKS}"):
                 self.clear()
@@ -302,7 +302,7 @@ class LackingFileSystems(DestinationCase):
 
 
 class Crashes(DestinationCase):
-    """T7: killed at any call that publishes, the name holds the old image or the new one, with a manifest that fits."""
+    """T7: killed at any call that publishes, the name has the old image or the new one, with a matching manifest."""
 
     CALLS = ("fsync-file", "fsync-dir", "rename", "rename-flags", "link", "unlink")
 
@@ -355,7 +355,7 @@ class Crashes(DestinationCase):
             self.crash_everywhere(["pull", server.uri, "-o", "out"], ["EIO"], 0)
 
     def test_without_a_manifest(self) -> None:
-        """A new image without one is not judged by the old one's."""
+        """A new image without a manifest is not compared with the old one's."""
         with self.serve() as server:
             self.crash_everywhere(["pull", server.uri, "-o", "out", "--digest", "none"], ["KILL"], (0, 4))
 
@@ -366,7 +366,7 @@ class Crashes(DestinationCase):
 
 
 class BeforeTheFirstByte(DestinationCase):
-    """T16 and T24: what will be refused is refused before the disk is read."""
+    """T16 and T24: invalid requests are refused before the disk is read."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -401,7 +401,7 @@ class BeforeTheFirstByte(DestinationCase):
                 self.read_nothing("--sign-key", key, expect=(2, 3, 5))
 
     def test_checkpoints(self) -> None:
-        """Refused at once, or fit to be built upon."""
+        """Refused at once, or usable as a parent."""
         names: list[bytes] = [b"\xff\xfe", b"caf\xe9", b"caf\xc3\xa9", b"a\nb", b"\x1b[31m", b'"quoted\\', b"x" * 255, b"x" * 1000, b"x" * 3000,
                               b"x" * 5000, b"x" * 70000, b"\xed\xa0\x80", b"\xc0\x80", b""]
         for name in names:

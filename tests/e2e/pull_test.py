@@ -1,4 +1,4 @@
-"""What `qchain pull` offers beside the plain increment: raw output, ranges, pipes, raw parents, shallow, bitmaps, reports."""
+"""`qchain pull` except plain increments: raw output, ranges, pipes, raw parents, shallow, bitmaps, reports."""
 
 from __future__ import annotations
 
@@ -92,8 +92,8 @@ class Raw(PullTest):
         done = self.refuses(2, "pull", self.uri, "--format", "raw", "-o", "-", "--json")
         self.assertEqual(done.json["exit_code"], 2)
 
-    def test_a_pipe_that_nobody_reads(self) -> None:
-        """The content is not complete: an I/O error that is told, and no death by SIGPIPE."""
+    def test_a_pipe_without_a_reader(self) -> None:
+        """The content is not complete: an I/O error with a message, not a death by SIGPIPE."""
         reading, writing = os.pipe()
         process = self.start("pull", self.uri, "--format", "raw", "-o", "-", stdout=writing)
         os.close(writing)
@@ -139,13 +139,13 @@ class Overlays(PullTest):
         self.assert_same_bytes("restored.raw", "reference.raw")
 
     def test_a_raw_parent_that_is_qcow2_by_content_is_never_probed(self) -> None:
-        """The caller's format binds: the bytes of the header are the disk's first bytes."""
+        """The given format is used: the bytes of the header are the disk's first bytes."""
         self.pull("full.qcow2")
         self.go_on("write -P 7 3M 100k")
         document = self.pull("inc.qcow2", "--parent", "full.qcow2", "--parent-format", "raw")
         info = json.loads(self.run_tool("qemu-img", "info", "--output=json", "inc.qcow2"))
         self.assertEqual(info["backing-filename-format"], "raw")
-        # Such a parent is not what the bitmap counts from, which shows where the live side reads as zeros.
+        # The bitmap does not start at such a parent, which shows where the live side has zeros.
         self.assertIn("clean", " ".join(document["warnings"]))
         self.assert_right("inc.qcow2")
 
@@ -198,7 +198,7 @@ class Overlays(PullTest):
         document = self.pull("full.qcow2")
         self.assertIn("backup-vda", " ".join(document["notes"]))
         self.assertEqual(document["kind"], "full")
-        self.assert_says(self.qchain("pull", self.uri, "-o", "again.qcow2"), "backup-vda", "ignored")
+        self.assert_says(self.qchain("pull", self.uri, "-o", "again.qcow2"), "backup-vda", "ignoring")
         self.assert_right("full.qcow2")
 
     def test_one_of_several_bitmaps(self) -> None:
@@ -228,7 +228,7 @@ class Overlays(PullTest):
         self.assertEqual(top["time"], "2023-11-14T22:13:20Z")
 
     def test_into_another_folder(self) -> None:
-        """The backing name is relative to the layer, and --backing-root allows what is not beneath the top image."""
+        """The backing name is relative to the layer, and --backing-root allows what is not below the top image's directory."""
         for name in ("full", "inc"):
             self.path(name).mkdir()
         self.pull("full/full.qcow2", "--checkpoint", "check1")

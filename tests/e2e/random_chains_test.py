@@ -1,4 +1,4 @@
-"""Random chains of a live disk: whatever the guest did, every layer is that disk at that point in time.
+"""Random chains of a live disk: every layer is that disk at that point in time.
 
 Each case has a seed: QCHAIN_SEED=N QCHAIN_CASES=1 repeats case N, QCHAIN_CASES runs more than the default.
 """
@@ -41,7 +41,7 @@ class Point:
 
     @property
     def proven(self) -> bool:
-        """Whether manifests tell all of it: a raw image has none."""
+        """Whether manifests cover all of it: a raw image has none."""
         return all(p.manifest and p.format == "qcow2" for p in self.chain)
 
     @property
@@ -63,7 +63,7 @@ class Piece:
 
 
 class Disk:
-    """A live disk to which random things happen, and all that was done to it."""
+    """A live disk with random operations, and a log of them."""
 
     def __init__(self, rng: random.Random, folder: Path) -> None:
         self.rng = rng
@@ -106,7 +106,7 @@ class Disk:
         return base
 
     def _resize(self) -> None:
-        """Grows, shrinks, or shrinks and grows again; the last leaves bitmaps that lie.
+        """Grows, shrinks, or shrinks and grows again; the last leaves wrong bitmaps.
 
         What a shrink cuts out of the middle of a cluster comes back as zeros that QEMU calls data: resize_test.py has that
         case. Here a disk that was cut so does not grow again.
@@ -262,7 +262,7 @@ class RandomChain:
             image.with_name(f"{image.name}.manifest").unlink(missing_ok=True)
 
     def _check_counts(self, document: dict[str, Any], point: Point) -> None:
-        """What pull says of the layer: the three kinds cover the disk."""
+        """The output of pull for the layer: the three kinds cover the disk."""
         size = point.reference.stat().st_size
         if point.format == "raw":
             self.test.assertEqual(document["data_bytes"] + document["zero_bytes"], size)
@@ -272,7 +272,7 @@ class RandomChain:
         self.test.assertEqual(document["kind"], "increment" if point.parent else "full")
 
     def _check_digest(self, document: dict[str, Any], point: Point) -> None:
-        """The digest of the whole disk, folded from the parent's: what an independent program says of all of it."""
+        """The digest of the whole disk, computed with the parent's, equals that of an independent program."""
         if point.format == "qcow2":
             expected = "sha256:" + blkhash.of_file(point.reference) if point.proven else None
             self.test.assertEqual(document["digest"], expected)
@@ -306,7 +306,7 @@ class RandomChain:
                 for number in range(extent["start"] // cluster, (extent["start"] + extent["length"] - 1) // cluster + 1)}
 
     def _prove(self, point: Point) -> None:
-        """Everything that can be said of a restore point when the job is over."""
+        """All checks of a restore point after the job has ended."""
         test = self.test
         digest = blkhash.of_file(point.reference)
         test.assertEqual(self._qchain("digest", point.image, "--format", point.format).out.split()[0], digest)
@@ -327,7 +327,7 @@ class RandomChain:
         self._check_map(point)
 
     def _seal(self, point: Point) -> None:
-        """The manifests that are missing, made from what is there; on a copy, so that the others stay as they are."""
+        """Missing manifests, made from the current content; on a copy, so that the others are not changed."""
         copy = self.folder / "sealed"
         copy.mkdir()
         for p in point.chain:

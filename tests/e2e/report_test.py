@@ -1,4 +1,4 @@
-"""The reports of `qchain verify --json` are what cli/verify_report.schema.json says; and the schema says enough."""
+"""The reports of `qchain verify --json` match cli/verify_report.schema.json, and the schema is strict enough."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ for error in jsonschema.Draft7Validator(schema).iter_errors(json.load(sys.stdin)
 """
 
 
-def complaints(report: dict[str, Any]) -> str:
+def schema_errors(report: dict[str, Any]) -> str:
     return subprocess.run(["/usr/bin/python3", "-c", VALIDATE, SCHEMA], input=json.dumps(report), text=True, check=True,
                           stdout=subprocess.PIPE).stdout
 
@@ -35,18 +35,18 @@ class Report(ChainTest):
 
     def report(self, *argv: str, expect: int = 0) -> dict[str, Any]:
         report = self.qchain("verify", *argv, "--json", expect=expect).json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         return report
 
     def rot(self) -> None:
-        """A byte of data in the newest layer, and one in a layer beneath."""
+        """A byte of data in the newest layer, and one in a lower layer."""
         for image in ("check3.qcow2", "check1.qcow2"):
             [mapping, *_] = [m for m in self.qchain("chaininfo", image, "--map", "--json").json["map"]
                              if m["layer"] == 0 and m["kind"] == "data"]
             at = mapping["host_offset"] + 5
             patch(self.path(image), at, bytes([self.path(image).read_bytes()[at] ^ 1]))
 
-    def test_a_drill(self) -> None:
+    def test_from_manifests(self) -> None:
         report = self.report("check3.qcow2")
         self.assertEqual([layer["content"]["damaged_bytes"] for layer in report["layers"]], [0, 0, 0])
         self.assertTrue(all(layer["manifest"]["root_follows"] for layer in report["layers"]))
@@ -85,12 +85,12 @@ class Report(ChainTest):
         self.path("check2.qcow2").unlink()
         self.report("check3.qcow2", expect=3)
 
-    def test_what_is_no_report(self) -> None:
+    def test_invalid_reports(self) -> None:
         report = self.report("check3.qcow2")
         for field in ("verdicts", "layers", "read_bytes", "selection"):
-            self.assertNotEqual(complaints({k: v for k, v in report.items() if k != field}), "", field)
-        self.assertNotEqual(complaints(report | {"version": 2}), "")
-        self.assertNotEqual(complaints(report | {"differences": [{"offset": 0}]}), "")
+            self.assertNotEqual(schema_errors({k: v for k, v in report.items() if k != field}), "", field)
+        self.assertNotEqual(schema_errors(report | {"version": 2}), "")
+        self.assertNotEqual(schema_errors(report | {"differences": [{"offset": 0}]}), "")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A disk that grew, shrank, or did both between two backups, where QEMU's dirty bitmaps know nothing of what was lost."""
+"""A disk that grew, shrank, or did both between two backups; QEMU's dirty bitmaps do not record what was lost."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Resize(Case):
             self.export.resize(size)
 
     def pull(self, checkpoint: str, parent: str, *options: str) -> dict:
-        """Pulls an increment, and proves it in every way."""
+        """Pulls an increment, and verifies it in every way."""
         uri = self.export.backup(checkpoint, parent)
         self.export.reference(self.path("reference.raw"))
         done = self.qchain("pull", uri, "-o", f"{checkpoint}.qcow2", "--checkpoint", checkpoint, "--parent", f"{parent}.qcow2",
@@ -72,7 +72,7 @@ class Resize(Case):
         self.pull("check3", "check2")
 
     def test_shrunk_and_grown_to_another_size(self) -> None:
-        """The bitmap says clean of what was lost; the live side says zero, and the parent holds data."""
+        """The bitmap marks the lost data as clean; the live side has zeros, and the parent has data."""
         for sizes in ((1 * M, 4 * M), (1 * M, 2 * M), (1 * M, 8 * M), (64 * K, 4 * M - 512)):
             with self.subTest(sizes=sizes):
                 self.setUp()
@@ -83,7 +83,7 @@ class Resize(Case):
                 self.assertEqual((document["data_bytes"], document["zero_bytes"]), (0, lost))
                 self.assertIn("bitmap", " ".join(document["warnings"]), "it warns")
 
-    def test_a_bitmap_that_lies_in_clusters_of_other_sizes(self) -> None:
+    def test_a_wrong_bitmap_with_other_cluster_sizes(self) -> None:
         for options in (["--cluster-size", "2M"], ["--cluster-size", "4K"], ["--cluster-size", "1M"]):
             with self.subTest(options=options):
                 self.setUp()
@@ -93,13 +93,13 @@ class Resize(Case):
                 self.pull("check2", "check1", *options)
 
     def test_cut_in_the_middle_of_a_cluster(self) -> None:
-        """The rest of the cluster comes back as it was, and is equal to the parent."""
+        """The rest of the cluster reappears unchanged, and equals the parent."""
         self.begin()
         self.resize(2 * M + 512, 4 * M)
         self.pull("check2", "check1")
 
     def test_cut_in_the_middle_of_a_cluster_of_an_overlay(self) -> None:
-        """Over a base, QEMU fills the rest of the cluster with zeros when the disk grows, and calls it data, and clean."""
+        """Over a base, QEMU fills the rest of the cluster with zeros when the disk grows, and reports it as data, and clean."""
         for cluster_size, small, large in ((64 * K, 2 * M + 512, 4 * M), (2 * M, 2 * M + 64 * K, 4 * M),
                                            (64 * K, 4 * M - 4 * K, 4 * M), (64 * K, 4 * M - 4 * K, 8 * M),
                                            (2 * M, 64 * K, 1 * M), (2 * M, 2 * M - 512, 3 * M)):
@@ -110,7 +110,7 @@ class Resize(Case):
                 self.pull("check2", "check1")
 
     def test_cut_and_written_near_while_the_job_runs(self) -> None:
-        """The scratch file takes the old zeros as data, along with what lies beside them in its cluster."""
+        """The scratch file takes the old zeros as data, along with the rest of the cluster."""
         for small, large in ((1 * M + 24 * K, 4 * M), (4 * M - 8 * K, 8 * M)):
             with self.subTest(small=small, large=large):
                 self.setUp()

@@ -47,7 +47,7 @@ class RestoreTest(ChainTest):
 
     @contextlib.contextmanager
     def spoiling(self, name: str, offset: int) -> Iterator[None]:
-        """Somebody writes to a file all the time; from when there is one of that name."""
+        """Another process writes to the file all the time, as soon as it exists."""
         ended = threading.Event()
 
         def spoil() -> None:
@@ -283,7 +283,7 @@ class ToAnExport(RestoreTest):
 
 
 class AsALayer(RestoreTest):
-    """--format qcow2: one full layer that is as good as a pulled one."""
+    """--format qcow2: a full layer, like a pulled one."""
 
     def restore(self, *options: Argument, image: str = "check3.qcow2", expect: int = 0) -> dict[str, Any]:
         return self.qchain("restore", image, "flat.qcow2", "--format", "qcow2", "--json", *options, expect=expect).json
@@ -355,7 +355,7 @@ class AsALayer(RestoreTest):
 
 
 class ReadBack(RestoreTest):
-    """--read-back against targets that have something else than what was written."""
+    """--read-back of targets that differ from what was written."""
 
     def assert_found(self, document: dict[str, Any], ranges: list[tuple[int, int]]) -> None:
         read_back = document["read_back"]
@@ -391,7 +391,7 @@ class ReadBack(RestoreTest):
             self.qchain("restore", "check3.qcow2", device, "--read-back", "--no-verify")
 
     def assert_found_what_is_wrong(self, document: dict[str, Any]) -> None:
-        """Every block of `disk` that is wrong is named, and no other."""
+        """Exactly the wrong blocks of `disk` are reported."""
         disk, reference = self.path("disk").read_bytes(), self.path("check3.raw").read_bytes()
         wrong = {at for at in range(0, SIZE, 64 * K) if disk[at:at + 64 * K] != reference[at:at + 64 * K]}
         self.assertTrue(wrong)
@@ -405,7 +405,7 @@ class ReadBack(RestoreTest):
             done = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", expect=1)
             self.assertIn("guest [0x1", done.out)
             self.assertNotIn("restored from", done.out)
-            self.assert_says(done, live.uri, "not what was written", "not complete")
+            self.assert_says(done, live.uri, "differ from what was written", "not complete")
             document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
         self.assert_found_what_is_wrong(document)
 
@@ -414,12 +414,12 @@ class ReadBack(RestoreTest):
         with self.scripted(SIZE, pwrite=alter.format(self.path("disk"))) as live:
             document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
             self.assert_found(document, [(3200000 // (64 * K) * 64 * K, 64 * K)])
-            # Against the chain itself, the sector is named.
+            # Compared with the chain itself, the sector is reported.
             document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--no-verify", "--json", expect=1).json
             self.assert_found(document, [(3200000 // 512 * 512, 512)])
 
     def test_zeros_that_are_dropped(self) -> None:
-        """The server says that it wrote them, and even that they are there."""
+        """The server claims that it wrote them, and even that they are allocated."""
         with self.scripted(SIZE, can_zero="true", zero="true", can_extents="true", extents="echo $4 $3 hole,zero") as live:
             document = self.qchain("restore", "check3.qcow2", live.uri, "--read-back", "--json", expect=1).json
         self.assert_found_what_is_wrong(document)
@@ -438,7 +438,7 @@ class ReadBack(RestoreTest):
             self.assert_says(done, live.uri, "not complete")
 
     def test_a_device_is_read_past_its_cache(self) -> None:
-        """The page cache of the device has what was written; what is beneath it has not."""
+        """The page cache of the device has what was written; the storage below does not."""
         with self.device(SIZE) as device, self.spoiling("disk", SIZE - 1000):
             document = self.qchain("restore", "check3.qcow2", device, "--read-back", "--json", expect=1).json
         self.assert_found(document, [(SIZE - 64 * K, 64 * K)])

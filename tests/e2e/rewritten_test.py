@@ -1,4 +1,4 @@
-"""What QEMU's own tools leave of a chain, and what verify, restore and --seal say then."""
+"""verify, restore and --seal after QEMU's own tools have changed a chain."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import unittest
 import blkhash
 from chain import SIZE, ChainTest
 from harness import K, M, Done, patch
-from report_test import complaints
+from report_test import schema_errors
 
 LINK = "does not match its backing file"
-SAME = "the content is what was recorded"
+SAME = "the content has the recorded digest"
 
 
 class Rewritten(ChainTest):
@@ -34,7 +34,7 @@ class Rewritten(ChainTest):
 
     def assert_provable(self, image: str, raw: str) -> None:
         report = self.qchain("verify", image, "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         for layer in report["layers"]:
             self.assertIsNone(layer["same_content"])
             self.assertTrue(layer["manifest"]["root_follows"], layer)
@@ -56,11 +56,11 @@ class Rewritten(ChainTest):
         done = self.qchain("verify", "check3.qcow2")
         self.assert_says(done, SAME, "--seal")
         report = self.qchain("verify", "check3.qcow2", "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assertEqual(report["layers"][0]["same_content"], "sha256:" + blkhash.of_file(self.path("check3.raw")))
 
         report = self.qchain("verify", "check3.qcow2", "--seal", "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assert_provable("check3.qcow2", "check3.raw")
         self.assertIn("had a manifest", self.qchain("verify", "check3.qcow2", "--seal").out)
 
@@ -71,7 +71,7 @@ class Rewritten(ChainTest):
         self.rebased("-b", "")
 
     def test_a_rebase_in_the_middle(self) -> None:
-        """The layer above was not touched, and its manifest stands on one that was."""
+        """The layer above was not changed, but the one below its manifest was."""
         self.qemu_img("rebase", "-f", "qcow2", "-b", "", "check2.qcow2")
         self.assert_reads("check3.qcow2", "check3.raw")
         self.assert_says(self.qchain("verify", "check3.qcow2"), SAME)
@@ -79,7 +79,7 @@ class Rewritten(ChainTest):
         self.assert_provable("check3.qcow2", "check3.raw")
 
     def test_rot_in_a_rebased_layer(self) -> None:
-        """Content that is not the recorded one is neither accepted nor sealed."""
+        """Content that differs from the recorded digest is neither accepted nor sealed."""
         self.qemu_img("rebase", "-f", "qcow2", "-b", "", "check3.qcow2")
         [mapping, *_] = [m for m in self.qchain("chaininfo", "check3.qcow2", "--map", "--json", expect=1).json["map"]
                          if m["kind"] == "data"]
@@ -90,13 +90,13 @@ class Rewritten(ChainTest):
         self.refuses(1, "verify", "check3.qcow2", "--seal", says=["check3.qcow2", "--accept-changed", "damaged"])
 
     def test_a_layer_on_another_disk(self) -> None:
-        """rebase -u onto what it was not written on: the content is another one."""
+        """rebase -u onto another image: the content has changed."""
         self.qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "check1.qcow2", "check3.qcow2")
         self.qchain("verify", "check3.qcow2", expect=1)
         self.refuses(1, "verify", "check3.qcow2", "--seal", says=["--accept-changed"])
 
     def test_sealed_and_moved_again(self) -> None:
-        """What was sealed where it stands is held against that from then on."""
+        """After sealing, a layer is compared with the backing file that it was sealed on."""
         self.qemu_img("rebase", "-f", "qcow2", "-b", "check1.qcow2", "-F", "qcow2", "check3.qcow2")
         self.qchain("verify", "check3.qcow2", "--seal")
         self.qemu_img("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "check2.qcow2", "check3.qcow2")
@@ -106,20 +106,20 @@ class Rewritten(ChainTest):
         self.qchain("verify", "check3.qcow2", expect=1)
 
     def test_a_commit(self) -> None:
-        """commit makes the layer beneath another point in time: verify says so, and the operator may have it sealed."""
+        """commit makes the lower layer another point in time: verify reports it, and the operator may seal it."""
         self.qemu_img("commit", "-q", "-f", "qcow2", "check3.qcow2")
         self.qchain("digest", "check2.qcow2")
         self.assert_reads("check3.qcow2", "check3.raw")
         report = self.qchain("verify", "check3.qcow2", "--json", expect=1).json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assertEqual({d["layer"] for d in report["differences"]}, {1})
         self.refuses(1, "verify", "check3.qcow2", "--seal", says=["check2.qcow2", "--accept-changed"])
         recorded = "sha256:" + blkhash.of_file(self.path("check2.raw"))
         report = self.qchain("verify", "check3.qcow2", "--seal", "--accept-changed", "--json").json
-        self.assertEqual(complaints(report), "")
+        self.assertEqual(schema_errors(report), "")
         self.assertEqual([layer["accepted"] for layer in report["sealed"]], [None, recorded, None])
         done = self.qchain("verify", "check3.qcow2")
-        self.assert_says(done, "on the operator's word", recorded)
+        self.assert_says(done, "at the operator's request", recorded)
         self.assertEqual(self.qchain("verify", "check3.qcow2", "--json").json["layers"][1]["manifest"]["accepted"], recorded)
         self.assert_provable("check3.qcow2", "check3.raw")
         self.assert_provable("check2.qcow2", "check3.raw")
@@ -135,7 +135,7 @@ class Rewritten(ChainTest):
         self.assert_provable("check3.qcow2", "check3.raw")
 
     def test_amend_and_check(self) -> None:
-        """Metadata alone is rewritten: everything is proven as before."""
+        """Only metadata is rewritten: verify succeeds as before."""
         self.qemu_img("amend", "-f", "qcow2", "-o", "lazy_refcounts=on", "check3.qcow2")
         self.qemu_img("amend", "-f", "qcow2", "-o", "refcount_bits=32", "check2.qcow2")
         self.qemu_img("check", "-q", "-f", "qcow2", "-r", "all", "check1.qcow2")
@@ -194,12 +194,12 @@ class Gaps(ChainTest):
         manifest.mkdir()  # unreadable for root too
         done = self.qchain("verify", "check3.qcow2", expect=(3, 5))
         self.assertNotIn("no manifest", done.out + done.err)
-        self.assert_says(done, "check2.qcow2.manifest", "a manifest below cannot be read")
+        self.assert_says(done, "check2.qcow2.manifest", "a manifest below is unreadable or invalid")
         os.rmdir(manifest)
         manifest.write_bytes(b"QCHNMF01garbage")
         done = self.qchain("verify", "check3.qcow2", expect=5)
         self.assertNotIn("no manifest", done.out + done.err)
-        self.assert_says(done, "a manifest below cannot be read")
+        self.assert_says(done, "a manifest below is unreadable or invalid")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Servers that can do less, or lie within what the protocol allows: a full image is right all the same, if slower."""
+"""Servers with fewer features, or with misleading replies that the protocol allows: a full image is right, if slower."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class LesserServers(Case):
         self.check("--oldstyle", "file", self.disk)
 
     def test_of_a_file_that_ends_inside_a_sector(self) -> None:
-        """The server's word on the first 300,001 bytes ends with them; what follows is its own zeros."""
+        """The server's reply for the first 300,001 bytes ends there; zeros follow."""
         os.truncate(self.disk, 300_001)
         with self.path("longer.raw").open("wb") as file:
             file.write(self.disk.read_bytes())
@@ -97,7 +97,7 @@ class LesserServers(Case):
                            "blocksize-error-policy=error")
 
     def test_with_a_tail_below_its_own_block_size(self) -> None:
-        """The disk is no multiple of 4096: read all the same, or an unreadable byte that forbids 0."""
+        """The size is not a multiple of 4096: read completely, or an error."""
         with nbdkit(self.folder, "--filter=blocksize-policy", "file", self.disk, "blocksize-minimum=4096",
                     "blocksize-error-policy=error") as live:
             done = self.qchain("pull", live.uri, "-o", "full.qcow2", expect=(0, 3))
@@ -159,7 +159,7 @@ class LesserServers(Case):
 
 
 class OwnLimits(Case):
-    """Limits that qchain sets to itself, or that the system sets to it."""
+    """Limits of qchain itself, or of the system."""
 
     def test_a_server_that_takes_too_long_is_given_up_and_that_is_said(self) -> None:
         """Exit 3, and not 6: nothing is known of another job."""
@@ -196,7 +196,7 @@ class OwnLimits(Case):
 
 
 class Addresses(Case):
-    """What a URI names has to be there, and to be a URI."""
+    """Malformed URIs, and exports that do not exist."""
 
     def test_an_export_that_is_not_there(self) -> None:
         self.image("disk.qcow2")

@@ -1,4 +1,4 @@
-"""What is built upon: bitmaps that miss a change, other disks, parents that are not what they were, exports that are written to."""
+"""Wrong assumptions: bitmaps that missed a change, other disks, modified parents, exports that are written to."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class Trust(FieldCase):
         return self.refuses(expect, "pull", uri, "-o", "inc.qcow2", "--parent", parent, "--since", "c0", "--checkpoint", "c1", *options, says=says)
 
     def warnings(self, done: Done) -> str:
-        """Said on standard error, and in the document."""
+        """On standard error, and in the document."""
         said = " ".join(done.json["warnings"]).lower()
         self.assertTrue(said, done)
         return said
 
 
 class MissedChanges(Trust):
-    """W5, T3: a bitmap is a hint."""
+    """W5, T3: a dirty bitmap is not trusted blindly."""
 
     def snapshot(self, *writes: str) -> None:
         """An external snapshot: the bitmap is in the base, which takes no more writes."""
@@ -143,7 +143,7 @@ class MissedChanges(Trust):
             self.refused(1, server.uri, "--on-missed", "fail")
 
     def test_the_wrong_bitmap(self) -> None:
-        """A later one, under the checkpoint's name as far as anyone can tell."""
+        """A later one, under the name of the checkpoint."""
         self.write("write -P 9 33M 64k", "write -P 9 2M 4k")
         self.add_bitmap("later")
         self.write("write -P 9 10M 64k")
@@ -178,7 +178,7 @@ class OtherDisks(Trust):
             for options in ([], ["--on-missed", "fail"], ["--json"]):
                 self.clear()
                 with self.subTest(writes=writes, options=options), self.serve("other.qcow2", bitmap="c0") as server:
-                    # Where much of the sample differs it is no missed change; of a little nobody can tell.
+                    # If much of the sample differs, it is not a missed change; a little cannot be distinguished.
                     if not writes or len(writes) == 2 and "2M" in writes[1] and options != ["--on-missed", "fail"]:
                         self.right_or_refused(server.uri, *options)
                     else:
@@ -199,7 +199,7 @@ class OtherDisks(Trust):
                 self.clear()
 
     def test_another_export_of_another_disk(self) -> None:
-        """The option lets the name pass, and not the content."""
+        """The option accepts the name, not other content."""
         self.other("write -P 7 0 4M")
         with self.serve("other.qcow2", "-x", "vdb", bitmap="c0") as server:
             self.refused(1, server.uri.replace("///vda?", "///vdb?"), "--allow-other-export")
@@ -216,7 +216,7 @@ class OtherDisks(Trust):
 
 
 class LiveExports(Trust):
-    """W7: an export that can be written to is no point in time."""
+    """W7: a writable export is not a point in time."""
 
     def pulls(self, uri: str) -> list[list[Argument]]:
         return [["pull", uri, "-o", "out"], ["pull", uri, "-o", "out", "--format", "raw"],
@@ -266,7 +266,7 @@ class LiveExports(Trust):
 
 
 class Parents(Trust):
-    """T4: a parent that is not what it was when it was pulled."""
+    """T4: a parent that was modified since it was pulled."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -322,7 +322,7 @@ class Parents(Trust):
                 self.clear()
 
     def test_without_a_manifest(self) -> None:
-        """Its time as it was: nothing is known against it. Changed: everything is compared."""
+        """With its modification time reset: not noticed. With another one: everything is compared."""
         self.path("full.qcow2.manifest").unlink()
         with self.serve(bitmap="c0") as server:
             self.increment(server.uri)
@@ -357,7 +357,7 @@ class Parents(Trust):
                 self.right_or_refused(server.uri, codes=(1, 2))
                 self.put_back("full.qcow2")
 
-    def test_one_further_beneath(self) -> None:
+    def test_one_further_below(self) -> None:
         with self.serve(bitmap="c0") as server:
             self.increment(server.uri)
         self.add_bitmap("c1")
@@ -395,7 +395,7 @@ class Parents(Trust):
             self.path("fresh.qcow2").replace(self.path("full.qcow2"))
 
         def replace_by_a_copy() -> None:
-            """Another inode of equal content is another file all the same; right or refused."""
+            """Another inode with equal content is another file; right or refused."""
             self.run_tool("cp", "full.qcow2", "fresh.qcow2")
             self.path("fresh.qcow2").replace(self.path("full.qcow2"))
 
@@ -495,7 +495,7 @@ class Resized(Case):
         self.export.end()
 
     def test_cut_and_grown_back(self) -> None:
-        """Inside a cluster of an overlay, where nobody can deduce it: everything has to be compared."""
+        """Inside a cluster of an overlay, where it cannot be deduced: everything has to be compared."""
         for cluster_size in (64 * K, 1 * M, 2 * M):
             for cut in (4 * M + 32 * K, 4 * M + 512, 4 * M - 4 * K):
                 with self.subTest(cluster_size=cluster_size, cut=cut):

@@ -11,7 +11,7 @@ from harness import K, M, flip_byte, nbdkit, patch
 
 
 class Links(ChainTest):
-    """A chain whose links do not match: a finding. What stands on identities refuses; what only reads says so."""
+    """A chain whose links do not match: a finding. Commands that rely on identities refuse; those that only read warn."""
 
     def setUp(self) -> None:
         super().setUp()
@@ -24,7 +24,7 @@ class Links(ChainTest):
                          ["restore", image, "never.raw"], ["verify", image, "--seal"],
                          ["pull", uri, "-o", "next.qcow2", "--parent", image, "--since", "check3", "--bitmap", "none"]):
                 with self.subTest(command=" ".join(argv[:2])):
-                    # 2: there is no such bitmap either; 5: another layer's manifest lies there
+                    # 2: the bitmap does not exist either; 5: another layer's manifest is there
                     codes = (1, 2) if argv[0] == "pull" else (1, 5)
                     done = self.refuses(codes, *argv)
                     if done.code != 2:
@@ -56,13 +56,13 @@ class Links(ChainTest):
         self.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", "", "check3.qcow2")
         self.all_tell("check3.qcow2", "check3.qcow2")
 
-    def test_a_parent_that_is_no_layer_of_ours(self) -> None:
+    def test_a_parent_that_is_not_a_layer_of_ours(self) -> None:
         self.run_tool("qemu-img", "convert", "-f", "qcow2", "-O", "qcow2", "check2.qcow2", "flat.qcow2")
         os.replace(self.path("flat.qcow2"), self.path("check2.qcow2"))
         self.all_tell("check3.qcow2", "check3.qcow2")
 
     def test_a_layer_moved_with_its_parent(self) -> None:
-        """The links are those of identities, not of names: a renamed parent fits where the backing name says so."""
+        """Links are identities, not names: a renamed parent matches if the backing name is right."""
         os.rename(self.path("check2.qcow2"), self.path("renamed.qcow2"))
         self.run_tool("qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "renamed.qcow2", "check3.qcow2")
         with self.live() as uri:
@@ -91,7 +91,7 @@ class Verify(ChainTest):
                 self.assertEqual(document["live_digest"], document["chain_digest"])
 
     def test_through_a_link(self) -> None:
-        """The manifest lies beside the file, and what is built on a link is built on the file."""
+        """The manifest is next to the file itself, and an increment on a link is one on the file."""
         self.path("latest.qcow2").symlink_to("check2.qcow2")
         self.qchain("verify", "latest.qcow2", "--record")
         self.assertTrue(self.path("check2.qcow2.proofs").exists())
@@ -121,7 +121,7 @@ class Verify(ChainTest):
             self.assert_differences("check3.qcow2", "chain.raw", "check3.raw", uri)
 
     def assert_differences(self, image: str, chain: str, live: str, uri: str) -> None:
-        """verify names exactly the sectors that differ between two raw files, and who supplied them."""
+        """verify reports exactly the sectors that differ between two raw files, and the layers that hold them."""
         ours, theirs = self.path(chain).read_bytes(), self.path(live).read_bytes()
         expected = {at for at in range(0, SIZE, 512) if ours[at:at + 512] != theirs[at:at + 512]}
         self.assertTrue(expected)
@@ -171,7 +171,7 @@ class Verify(ChainTest):
             self.assertIn("0x100000", done.out + done.err)
             flip_byte(self.path("check1.qcow2"), 70 * K)
             done = self.qchain("verify", "check1.qcow2", "--against", server.uri, expect=1)
-            self.assertIn("0x100000", done.out + done.err, "all verdicts are told")
+            self.assertIn("0x100000", done.out + done.err, "all verdicts are reported")
 
     def test_a_layer_that_cannot_be_read(self) -> None:
         os.truncate(self.path("check1.qcow2"), self.path("check1.qcow2").stat().st_size // 2)

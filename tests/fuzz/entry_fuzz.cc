@@ -1,4 +1,4 @@
-// Entries of tables and refcounts: decoding is total, loses no bit, and an entry without a complaint is
+// Entries of tables and refcounts: decoding is total, loses no bit, and a valid entry is
 // encoded as what it was.
 
 #include <cstring>

@@ -1,5 +1,5 @@
-// The decoders of the header, its extensions, and the identity of a layer take any bytes: they throw
-// Error, or what they decoded can be encoded and decoded again without a change.
+// The decoders of the header, its extensions, and the identity of a layer take any bytes: they throw Error,
+// or what they decoded can be encoded and decoded again without a change.
 
 #include <algorithm>
 #include <string>
@@ -26,7 +26,7 @@ void try_identity(const std::string& json) {
   try {
     encoded = encode_identity(identity);
   } catch (const Error&) {
-    return;  // escaped anew, it no longer fits in 1 KiB
+    return;  // escaped again, it exceeds 1 KiB
   }
   require(decode_identity(encoded, "fuzz") == identity);
 }
@@ -48,7 +48,7 @@ void try_header(std::span<const std::byte> bytes) {
   try {
     encoded = encode_header(header);
   } catch (const Error&) {
-    return;  // padded anew, it no longer fits in a cluster
+    return;  // padded again, it exceeds a cluster
   }
   require(decode_header(encoded, file_size, "fuzz") == header);
 }

@@ -1,5 +1,5 @@
-// A whole image: opened as the top of a chain, checked, listed, mapped, read. Whatever the bytes, the
-// answer is an Error or a disk; the map has no gaps, and what the check calls sound can be read.
+// A whole image: opened as the top of a chain, checked, listed, mapped, read. For any bytes, the result is an
+// Error or a disk; the map has no gaps, and an image that passes the check can be read.
 
 #include <fcntl.h>
 #include <unistd.h>

@@ -5,8 +5,7 @@
 
 namespace qchain {
 
-/// What a fuzzer holds the code to: where it does not hold, the process ends, and the line of the call is
-/// printed.
+/// A condition that has to hold; else prints the line of the call and aborts.
 inline void require(bool holds, int line = __builtin_LINE()) {
   if (holds) return;
   std::fprintf(stderr, "what line %d requires does not hold\n", line);

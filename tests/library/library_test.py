@@ -1,4 +1,4 @@
-"""The installed library: a program of somebody else is built against it, out of tree, and backs up a disk.
+"""The installed library: an external program is built against it, out of tree, and backs up a disk.
 
 QCHAIN_BUILD is the build of the preset `release`, with the target `libraries`.
 """
@@ -43,7 +43,7 @@ class Library(Case):
         self.assertEqual(done.returncode, 0, done)
         return done.stdout
 
-    def test_a_program_of_somebody_else(self) -> None:
+    def test_an_external_program(self) -> None:
         """By CMake against both libraries, and by pkg-config; it pulls in two threads, and what it prints is true."""
         self.build_by_cmake()
         by_pkg_config = self.path("by_pkg_config")

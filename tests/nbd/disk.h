@@ -1,4 +1,4 @@
-// What the tests of the NBD side have in common: the bytes of a disk, and how a reader is tried.
+// Shared by the NBD tests: the bytes of a disk, and helpers to read them.
 #pragma once
 
 #include <gmock/gmock.h>
@@ -27,8 +27,8 @@ NbdTarget target_of(const std::string& uri, std::chrono::milliseconds timeout = 
 /// A time-out for servers that are to meet it.
 inline constexpr std::chrono::milliseconds kSoon{300};
 
-/// Reads `length` bytes at `begin` as one request. The buffer is full of 0xEE before, so that bytes
-/// which were never fetched show.
+/// Reads `length` bytes at `begin` as one request. The buffer is full of 0xEE before, so that bytes which
+/// were never fetched show.
 Bytes read(Reader& reader, std::uint64_t begin, std::uint64_t length);
 /// All of `device`, by one reader, in requests of 1 MiB.
 Bytes read_all(BlockDevice& device);

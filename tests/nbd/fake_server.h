@@ -1,5 +1,5 @@
-// An NBD server that does what a test tells it to, however wrong: fixed newstyle handshake,
-// structured replies and meta contexts, on a Unix socket, a thread for each connection.
+// An NBD server that replies as a test wants, right or wrong: fixed newstyle handshake, structured replies
+// and meta contexts, on a Unix socket, a thread for each connection.
 #pragma once
 
 #include <atomic>
@@ -33,7 +33,7 @@ struct Packet {
   Packet& integer(std::uint64_t value, unsigned size);
 };
 
-/// What a connection is told during its handshake.
+/// What the server offers during the handshake.
 struct Offer {
   enum class Greeting { Proper, Silent, Garbage, Hangup };
   enum class Step { Greeting, List, Go, Never };
@@ -107,9 +107,8 @@ class FakeServer {
  public:
   using Handler = std::function<void(Wire&, const Request&)>;
 
-  /// Serves `disk`, honestly and as nothing but data, until it is told otherwise. What follows is
-  /// set before the first client comes; handlers run in the threads of their connections, and may
-  /// return without an answer.
+  /// Serves `disk` correctly, and reports only data, unless set otherwise. Call the setters before the first
+  /// client connects. Handlers run in the threads of their connections, and may return without a reply.
   explicit FakeServer(Bytes disk);
   ~FakeServer();
   FakeServer(const FakeServer&) = delete;
@@ -121,10 +120,10 @@ class FakeServer {
   Handler on_read = [this](Wire& wire, const Request& request) { answer(wire, request); };
   Handler on_status = [this](Wire& wire, const Request& request) { answer(wire, request); };
 
-  /// A handler that gives the first request to `handler`, and answers the others honestly.
+  /// A handler that passes the first request to `handler`, and answers the others correctly.
   Handler once(Handler handler) const;
 
-  /// The honest answer.
+  /// The correct reply.
   void answer(Wire& wire, const Request& request) const;
   const Bytes& disk() const { return disk_; }
   std::string uri() const { return unix_uri(folder_ / "s", "vda"); }

@@ -26,7 +26,7 @@ class NbdOpening : public ::testing::Test {
   FakeServer server;
 };
 
-TEST_F(NbdOpening, FailsWhereNobodyListens) {
+TEST_F(NbdOpening, FailsWhereNothingListens) {
   server.stop();
   EXPECT_THAT(opening(), Fails(Outcome::Io, server.uri()));
 }
@@ -72,7 +72,7 @@ TEST_F(NbdOpening, FailsWhereTheServerListsTooManyContexts) {
 }
 
 TEST_F(NbdOpening, FailsWhereThereIsNoSuchExport) {
-  // Whatever was wanted of it. Servers tell when they are asked for the export itself, not before.
+  // With any options. Servers report it only when the export itself is opened.
   server.offer.known = false;
   const auto expect_missing = [this] {
     for (const auto source :
@@ -100,14 +100,14 @@ TEST_F(NbdOpening, TakesATailOfBytesWhereTheServerDoes) {
   }
 }
 
-TEST_F(NbdOpening, ToleratesAMaximumThatIsNoMultipleOfTheMinimum) {
+TEST_F(NbdOpening, ToleratesAMaximumThatIsNotAMultipleOfTheMinimum) {
   server.offer.minimum_block = 4096;
   server.offer.maximum_block = 10000;
   NbdExport live(target_of(server.uri()), {});
   EXPECT_EQ(read_all(live), server.disk());
 }
 
-TEST_F(NbdOpening, TellsWhatTheExportIs) {
+TEST_F(NbdOpening, ReportsWhatTheExportIs) {
   NbdExport live(target_of(server.uri()), {});
   EXPECT_TRUE(live.is_read_only());
   EXPECT_EQ(live.export_name(), "vda");
@@ -243,7 +243,7 @@ TEST_F(NbdConfirm, IsInconclusiveWhenTheServerHasStopped) {
   EXPECT_THAT(confirming(live), Fails(Outcome::Inconclusive, "start over"));
 }
 
-// qchain gave up by itself: that says nothing of the job.
+// qchain gave up by itself: that says nothing about the job.
 TEST_F(NbdConfirm, IsAnIoErrorWhenTheServerIsSilent) {
   server.on_read = [](Wire&, const Request&) {};
   NbdExport live(target_of(server.uri(), kSoon), {});

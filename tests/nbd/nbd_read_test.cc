@@ -232,7 +232,7 @@ TEST_F(NbdRead, NamesTheBytesWhereTheServerCountsInBytes) {
 }
 
 TEST_F(NbdRead, GivesUpSoonWhereNothingCanBeRead) {
-  // QEMU advertises a block size of one byte. That is no reason to ask for each of them.
+  // QEMU advertises a block size of one byte. It is not asked for each of them.
   server.offer.minimum_block = 1;
   std::atomic<int> requests = 0;
   server.on_read = [&](Wire& wire, const Request& request) {

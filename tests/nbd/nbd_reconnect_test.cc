@@ -1,4 +1,4 @@
-// A reader that reconnects finds the same export, or ends.
+// A reader that reconnects finds the same export, or fails.
 #include <gmock/gmock.h>
 
 #include <algorithm>

@@ -27,8 +27,8 @@ class NbdRetry : public ::testing::Test {
       wire.error(request, EIO, Last::Yes);
     };
   }
-  // What reading everything says is unreadable.
-  static std::string complaint_of_reading_all(NbdExport& live) {
+  // The error of reading everything.
+  static std::string error_of_reading_all(NbdExport& live) {
     try {
       read_all(live);
     } catch (const ReadError& error) {
@@ -85,7 +85,7 @@ TEST_F(NbdRetry, ABadSectorIsNamedExactlyAtALowPrice) {
     make_unreadable(guest_range(at, 512));
     failures = 0;
     NbdExport live(target_of(server.uri()), {});
-    EXPECT_THAT(complaint_of_reading_all(live),
+    EXPECT_THAT(error_of_reading_all(live),
                 ::testing::HasSubstr("cannot read bytes " + to_string(guest_range(at, 512)) + ": "));
     EXPECT_LE(failures, 20U) << at;
   }
@@ -98,24 +98,24 @@ TEST_F(NbdRetry, ABadZoneCostsFewFailingReads) {
     make_unreadable(zone);
     failures = 0;
     NbdExport live(target_of(server.uri()), {});
-    const std::string complaint = complaint_of_reading_all(live);
-    EXPECT_LE(failures, 21U) << complaint;
+    const std::string message = error_of_reading_all(live);
+    EXPECT_LE(failures, 21U) << message;
     // All of the zone is inside of what is named.
-    const std::size_t colon = complaint.find("[0x");
-    ASSERT_NE(colon, std::string::npos) << complaint;
+    const std::size_t colon = message.find("[0x");
+    ASSERT_NE(colon, std::string::npos) << message;
     std::size_t used = 0;
-    const std::uint64_t begin = std::stoull(complaint.substr(colon + 1), &used, 16);
-    const std::uint64_t end = std::stoull(complaint.substr(colon + 1 + used + 2), nullptr, 16);
-    EXPECT_LE(begin, zone.begin.bytes()) << complaint;
-    EXPECT_GE(end, std::min<std::uint64_t>(zone.end.bytes(), kMiB / 2)) << complaint;
-    EXPECT_LE(end - begin, 2 * zone.length()) << complaint;
+    const std::uint64_t begin = std::stoull(message.substr(colon + 1), &used, 16);
+    const std::uint64_t end = std::stoull(message.substr(colon + 1 + used + 2), nullptr, 16);
+    EXPECT_LE(begin, zone.begin.bytes()) << message;
+    EXPECT_GE(end, std::min<std::uint64_t>(zone.end.bytes(), kMiB / 2)) << message;
+    EXPECT_LE(end - begin, 2 * zone.length()) << message;
   }
 }
 
 TEST_F(NbdRetry, ADiskThatCannotBeReadCostsFewFailingReads) {
   make_unreadable(guest_range(0, kMiB));
   NbdExport live(target_of(server.uri()), {});
-  EXPECT_THAT(complaint_of_reading_all(live), ::testing::HasSubstr("cannot read bytes [0x0, 0x100000): "));
+  EXPECT_THAT(error_of_reading_all(live), ::testing::HasSubstr("cannot read bytes [0x0, 0x100000): "));
   EXPECT_LE(failures, 4 + 21U);
 }
 
@@ -126,7 +126,7 @@ TEST_F(NbdRetry, AHoleInPlaceOfDataIsAnError) {
   };
   NbdExport live(target_of(server.uri()), {});
   EXPECT_THAT(
-      complaint_of_reading_all(live),
+      error_of_reading_all(live),
       ::testing::HasSubstr("the server sent a hole although data was requested (DF): Protocol error"));
 }
 

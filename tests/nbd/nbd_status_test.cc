@@ -1,4 +1,4 @@
-// What a server says of ranges, and what is believed of it.
+// Block status replies, and how far they are relied on.
 #include <gmock/gmock.h>
 
 #include <algorithm>
@@ -56,7 +56,7 @@ TEST_F(NbdStatus, CutsTheContextsAtEachOthersBorders) {
                           piece(4596, 5096, false, true)));
 }
 
-// As servers of files that end anywhere do: the answer is no longer than what is known already.
+// As with servers of files that end inside a sector: the reply does not go past what is known already.
 TEST_F(NbdStatus, GoesOnWhereAnAnswerEndsInsideASector) {
   server.on_status = [](Wire& wire, const Request& request) {
     const bool first = request.offset < 1000;
@@ -169,7 +169,7 @@ TEST_F(NbdStatus, RefusesAContextThatComesTwice) {
   EXPECT_THAT(asking(), Fails(Outcome::Io, "same context twice"));
 }
 
-TEST_F(NbdStatus, IgnoresAContextThatNobodyAskedFor) {
+TEST_F(NbdStatus, IgnoresAContextThatWasNotRequested) {
   server.on_status = [](Wire& wire, const Request& request) {
     wire.status(request, 77, {{0, kZero}}, Last::No);
     wire.status(request, kBitmap, {{kMiB, 0}}, Last::No);
@@ -236,7 +236,7 @@ TEST_F(NbdStatus, FailsWhenTheServerGoesAway) {
 }
 
 TEST_F(NbdStatus, GivesUpOnASilentServer) {
-  // That it answers to others is no reason to suspect another job.
+  // Since it replies to others, it is not another job.
   server.on_status = [](Wire& wire, const Request& request) {
     wire.status(request, kBase, {{kMiB, kZero}}, Last::No);  // and no more
   };
@@ -245,7 +245,7 @@ TEST_F(NbdStatus, GivesUpOnASilentServer) {
               Fails(Outcome::Io, "block status of [0x0, 0x100000): no answer within 300 ms (timed out"));
 }
 
-TEST_F(NbdStatus, HoldsEverythingForDataWhereTheServerHasNoContexts) {
+TEST_F(NbdStatus, TreatsEverythingAsDataWhereTheServerHasNoContexts) {
   server.offer.structured = false;
   NbdExport live(target_of(server.uri()), {});
   EXPECT_FALSE(live.has_allocation());
@@ -253,12 +253,11 @@ TEST_F(NbdStatus, HoldsEverythingForDataWhereTheServerHasNoContexts) {
   EXPECT_THAT(live.status(guest_range(0, kMiB)), ElementsAre(piece(0, kMiB, false, true)));
 }
 
-// A pull job that is served without filters can say ZERO for a block whose old data is just being
-// saved: the guest has zeroed the live disk between two looks of the server. A second question
-// tells.
+// A pull job that is served without filters can say ZERO for a block whose old data is just being saved: the
+// guest has zeroed the live disk between two steps of the server. A second query shows the data.
 class NbdZeroRace : public NbdStatus {
  protected:
-  // The first question is answered with `base` and `bitmap`, the later ones honestly: data, clean.
+  // The first query is answered with `base` and `bitmap`, later ones correctly: data, clean.
   void first_answer(const StatusEntries& base, const StatusEntries& bitmap) {
     server.on_status = server.once([=](Wire& wire, const Request& request) {
       wire.status(request, kBase, base, Last::No);
@@ -310,7 +309,7 @@ TEST_F(NbdZeroRace, APullReadsWhatIsNoLongerZero) {
   EXPECT_EQ(read_file(out), server.disk());
 }
 
-// What tells the changes.
+// Changes: bitmaps and allocation depth.
 class NbdChanges : public NbdStatus {
  protected:
   NbdChanges() {

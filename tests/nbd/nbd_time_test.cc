@@ -26,7 +26,7 @@ class NbdTime : public ::testing::Test {
   FakeServer server;
 };
 
-// A byte now and then is no answer: all of one takes longer than the time-out here.
+// A reply that arrives byte by byte, and takes longer than the timeout.
 
 TEST_F(NbdTime, IsUpWhereTheHandshakeDribbles) {
   for (const auto& [step, words] : {std::pair{Step::Greeting, "cannot connect"},

@@ -1,5 +1,4 @@
-// TLS: who may be talked to, and who is refused. The servers are nbdkit; openssl makes the
-// certificates.
+// TLS: servers that are accepted or refused. The servers are nbdkit; openssl makes the certificates.
 #include <gmock/gmock.h>
 
 #include <filesystem>
@@ -168,7 +167,7 @@ TEST_F(NbdTlsCertificates, RefuseWithoutAnAuthorityToVerifyBy) {
   expect_refused(secure("client"), Outcome::Io, "ca-cert.pem: cannot read the CA certificate");
 }
 
-TEST_F(NbdTlsCertificates, RefuseAnAuthorityThatIsNoCertificate) {
+TEST_F(NbdTlsCertificates, RefuseAnAuthorityThatIsNotACertificate) {
   serve_as("here");
   write_text(folder / "client" + "/ca-cert.pem", std::string());
   expect_refused(secure("client"), Outcome::Io, "");

@@ -44,7 +44,7 @@ class NbdWriterTest : public RandomTest {
     words.push_back(folder / "disk");
     server.emplace(ServerProcess::on_unix(folder / "s", words));
   }
-  // A server of shell scripts, which does with a flush what it is told. It keeps them in a folder of its own,
+  // A server of shell scripts, which handles a flush as the test wants. It keeps them in a folder of its own,
   // which has to be removed for it where it is killed.
   void serve_with_flush(std::uint64_t size, const std::string& flush) {
     expected = disk_bytes(size);
@@ -140,7 +140,7 @@ TEST_F(NbdWriterTest, KeepsToTheBlockSizesOfTheServer) {
 }
 
 // What shares a block with the disk's last bytes stays as it is.
-TEST_F(NbdWriterTest, KeepsWhatIsBehindTheDisksEnd) {
+TEST_F(NbdWriterTest, KeepsWhatIsPastTheDisksEnd) {
   serve(kMiB, {"--filter=blocksize-policy"},
         {"blocksize-error-policy=error", "blocksize-minimum=4096", "blocksize-preferred=4096"});
   NbdWriter writer(target());

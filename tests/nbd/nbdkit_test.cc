@@ -1,4 +1,4 @@
-// Exports of nbdkit, whose filters make faults to order.
+// Exports of nbdkit, with filters that inject faults.
 #include <gmock/gmock.h>
 #include <sys/socket.h>
 #include <sys/un.h>
@@ -167,7 +167,7 @@ TEST_F(Nbdkit, SeveralConnectionsAreTriedWithoutAnInvitation) {
   EXPECT_EQ(pull_raw({"--connections", "4"}), content);
 }
 
-// A server that says what is zero, over data: what it says is what counts.
+// A server that reports zeros where it has data: its reply counts.
 TEST_F(Nbdkit, ZerosAreTakenFromTheServer) {
   write_text(folder / "extents", std::string("0 64K\n64K 128K hole,zero\n192K 64K hole\n"));
   serve(disk_bytes(256 * kKiB), {"--filter=extentlist"}, {"extentlist=" + folder / "extents"});
@@ -208,7 +208,7 @@ TEST_F(NbdkitBlocks, AreKeptToByReadersAndConfirm) {
   EXPECT_NO_THROW(live.confirm());
 }
 
-TEST_F(Nbdkit, ATailThatIsNoWholeBlockIsReported) {
+TEST_F(Nbdkit, ATailThatIsNotAWholeBlockIsReported) {
   serve(disk_bytes(kMiB + 1000), {"--filter=blocksize-policy"}, {"blocksize-minimum=4096"});
   EXPECT_THAT([&] { NbdExport(target_of(uri()), {}); },
               Fails(Outcome::Io, "the last 1000 bytes cannot be read"));
@@ -229,7 +229,7 @@ TEST_F(Nbdkit, ARangeOfADiskIsPulled) {
   EXPECT_EQ(pull_raw({"--range", "100:50"}), part(100, 50));
   EXPECT_EQ(pull_raw({"--range", "1000000:48577"}), part(1000000, 48577));
   EXPECT_EQ(pull_raw({"--range", "1048577:0"}), Bytes());
-  EXPECT_THAT([&] { pull_raw({"--range", "1048577:1"}); }, Fails(Outcome::Usage, "past the disk"));
+  EXPECT_THAT([&] { pull_raw({"--range", "1048577:1"}); }, Fails(Outcome::Usage, "past the end of the disk"));
 }
 
 // Time.
@@ -268,7 +268,7 @@ TEST_F(Nbdkit, ASlowServerIsNotASilentOne) {
   EXPECT_EQ(read(*reader, 0, 2 * kMiB), content);
 }
 
-// The pause filter stops all requests until it is told to resume.
+// The pause filter stops all requests until it is resumed.
 class NbdkitPause : public Nbdkit {
  protected:
   NbdkitPause() {

@@ -121,7 +121,7 @@ TEST_F(Qemu, RefusesWhatIsNotOnOffer) {
 }
 
 TEST_F(Qemu, AnExportThatIsNotThereIsAnIoError) {
-  // Whatever was to be asked of it: a missing export is no missing bitmap.
+  // With any options: a missing export is not a missing bitmap.
   create("disk");
   serve();
   const NbdTarget nowhere = target_of(unix_uri(path("s"), "vdb"));
@@ -129,7 +129,7 @@ TEST_F(Qemu, AnExportThatIsNotThereIsAnIoError) {
   EXPECT_THAT([&] { NbdExport(nowhere, kByBitmap); }, Fails(Outcome::Io, "does not offer this export"));
 }
 
-TEST_F(Qemu, TellsTheActiveLayerByAllocationDepth) {
+TEST_F(Qemu, IdentifiesTheActiveLayerByAllocationDepth) {
   create("base");
   io("base", {"write -P 1 0 1M"});
   create("disk", {"-b", "base", "-F", "qcow2"});
@@ -235,8 +235,7 @@ class QemuEnds : public Qemu {
     io("disk", {"write -P 1 0 16M"});
     serve({"-e", "8"});
   }
-  // Reads the disk with two workers, which wait while this thread does `event`, when half of it is
-  // there.
+  // Reads the disk with two workers, which wait while this thread does `event`, when half of it is there.
   void copy_with_event_at_half(NbdExport& live, const std::function<void()>& event) {
     std::latch half_is_there(1), event_is_over(1);
     std::atomic<bool> waited = false;
@@ -268,7 +267,7 @@ TEST_F(QemuEnds, KilledInTheMiddleIsAnIoError) {
 }
 
 TEST_F(QemuEnds, AnotherServerOfTheSameNameIsInconclusive) {
-  // Whoever notices first: the questions about the rest of the disk, or confirm().
+  // Noticed either by queries about the rest of the disk, or by confirm().
   NbdExport live(target_of(uri()), {});
   EXPECT_THAT(
       [&] {

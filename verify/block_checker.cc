@@ -1,16 +1,16 @@
-#include "verify/block_judge.h"
+#include "verify/block_checker.h"
 
 #include "extent/zero.h"
 
 namespace qchain {
 
-bool BlockJudge::fits(const StoredBlock& block, std::span<const std::byte> bytes) {
+bool BlockChecker::matches(const StoredBlock& block, std::span<const std::byte> bytes) {
   if (block.whole.bytes().empty()) return is_zero(bytes);
   return hasher_.of(bytes) == block.whole;
 }
 
-bool BlockJudge::own_bytes_fit(const StoredBlock& block, std::span<const std::byte> bytes,
-                               const Chain& chain) {
+bool BlockChecker::own_bytes_match(const StoredBlock& block, std::span<const std::byte> bytes,
+                                   const Chain& chain) {
   if (block.held != Held::Part) return false;
   for (GuestRange rest = block.range; !rest.empty();) {
     for (const Mapping& mapping : chain.map_layer_alone(block.layer, rest)) {
@@ -22,11 +22,11 @@ bool BlockJudge::own_bytes_fit(const StoredBlock& block, std::span<const std::by
   return hasher_.finish() == block.part;
 }
 
-std::string BlockJudge::name_of(std::span<const std::byte> bytes) {
+std::string BlockChecker::name_of(std::span<const std::byte> bytes) {
   return named(algorithm(), hasher_.of(bytes));
 }
 
-std::string BlockJudge::name_of(const StoredBlock& block) const {
+std::string BlockChecker::name_of(const StoredBlock& block) const {
   if (block.held == Held::None) return "not held";
   return block.held == Held::Zeros ? "zeros" : named(algorithm(), block.whole);
 }

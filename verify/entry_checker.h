@@ -13,35 +13,34 @@
 
 namespace qchain {
 
-/// Which compressed payloads a check decodes.
+/// Which compressed clusters a check decompresses.
 enum class Payloads : std::uint8_t {
-  Doubtful,  ///< Those that the end of the file may have cut.
+  Doubtful,  ///< Those that may be truncated by the end of the file.
   All,
 };
 
-/// Where an entry is, and what can be seen through it.
+/// Where an entry is, and which part of the disk it maps.
 struct EntryPlace {
-  HostOffset at;  ///< Of the entry.
+  HostOffset at;  ///< The offset of the entry.
   std::uint64_t raw = 0;
-  /// The part of the disk that it maps, as far as somebody can see it. Empty: nobody can.
+  /// The visible part of the range that it maps. Empty: the range is past the end of the disk.
   GuestRange visible;
-  bool active = true;  ///< Of the active tables; else of a snapshot's alone.
+  bool active = true;  ///< Whether it is in the active tables; else only in those of a snapshot.
 };
 
-/// Reports on L1 and L2 entries one by one, without a look at any other: what check_entry() says of them, as
-/// readers have it, and what breaks the format without being in a reader's way.
-class EntryJudge {
+/// Checks L1 and L2 entries one by one: reports what check_entry() finds, as readers do, and violations of
+/// the format that readers can ignore.
+class EntryChecker {
  public:
-  EntryJudge(const Image& image, Payloads payloads, FindingList& findings);
+  EntryChecker(const Image& image, Payloads payloads, FindingList& findings);
 
-  void judge(const L1Entry& entry, const EntryPlace& place);
-  void judge(const L2Entry& entry, const EntryPlace& place);
+  void check(const L1Entry& entry, const EntryPlace& place);
+  void check(const L2Entry& entry, const EntryPlace& place);
 
-  /// How many of the bytes that a compressed stream claims it has, by decoding it; all of them where it does
-  /// not decode.
+  /// The real length of a compressed stream, found by decompressing it; `compressed_bytes` if that fails.
   std::uint64_t stream_bytes(HostOffset host, std::uint64_t compressed_bytes);
 
-  /// Payloads that were decoded.
+  /// Compressed clusters that were decompressed.
   std::uint64_t decoded() const noexcept { return decoded_; }
 
  private:
@@ -49,7 +48,7 @@ class EntryJudge {
   void find(Flaw flaw, const EntryPlace& place, const char* kind, const std::string& what,
             const GuestRange& lost, const HostRange& host = {});
   void report(const EntryCheck& verdict, const EntryPlace& place, const char* kind, const HostRange& host);
-  void judge_compressed(const L2Entry& entry, const EntryPlace& place);
+  void check_compressed(const L2Entry& entry, const EntryPlace& place);
   Decoded decode(HostOffset host, std::uint64_t compressed_bytes);
 
   const Image& image_;

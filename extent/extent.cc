@@ -69,7 +69,7 @@ class Normaliser {
     }
   }
 
-  // Takes as much of `rest` as lies in the open unit; returns where that ends.
+  // Takes as much of `rest` as is in the open unit; returns where that ends.
   GuestOffset absorb(const GuestRange& rest, Kind kind) {
     const std::uint64_t unit_end = checked_add(align_down(unit_begin_.bytes(), unit_), unit_);
     position_in_stream_ = std::min(rest.end, GuestOffset(unit_end));

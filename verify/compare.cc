@@ -41,7 +41,7 @@ struct Job {
     result.compared_bytes -= unread.range.length();
   }
 
-  // What only one side has; of all parts of a whole, the first one tells of it.
+  // What only one side has. If only a part is compared, the first part reports it.
   void add_rest() {
     const GuestRange range{common_end(),
                            GuestOffset(align_up(std::max(chain_length, live.size()), kSectorSize))};
@@ -63,7 +63,7 @@ struct Job {
     std::vector<Discrepancy>& all = result.different;
     if (!all.empty()) {
       Discrepancy& last = all.back();
-      // Whose fault a missed change is, is found out block by block.
+      // The cause of a missed change is determined block by block.
       const bool same_block =
           last.range.begin.bytes() / kDigestBlock == difference.range.begin.bytes() / kDigestBlock;
       const bool same_source =
@@ -284,7 +284,7 @@ ExtentSource both_sides(Chain& chain, BlockDevice& live, const Selection& select
   return selected(as_zeros(std::move(kinds)), selection, std::max(chain.size(), live.size()));
 }
 
-// Where a layer's own bytes are right and the block is not: what is beneath is damaged there, or the bitmap
+// Where a layer's own bytes are right and the block is not: a layer below is damaged there, or the bitmap
 // missed a change.
 void look_below(RestorePoints& points, const CompareOptions& compare_options, Comparison& result) {
   const Chain& chain = points.chain();
@@ -304,8 +304,8 @@ void look_below(RestorePoints& points, const CompareOptions& compare_options, Co
     const GuestRange blocks{GuestOffset(align_down(difference.range.begin.bytes(), kDigestBlock)),
                             GuestOffset(align_up(difference.range.end.bytes(), kDigestBlock))};
     result.bytes_of[static_cast<std::size_t>(difference.cause)] -= difference.range.length();
-    difference.cause = cause_from_lower_layers(chain, difference.layer, blocks, [&](std::size_t beneath) {
-      return proofs[beneath] ? &*proofs[beneath] : nullptr;
+    difference.cause = cause_from_lower_layers(chain, difference.layer, blocks, [&](std::size_t lower) {
+      return proofs[lower] ? &*proofs[lower] : nullptr;
     });
     result.bytes_of[static_cast<std::size_t>(difference.cause)] += difference.range.length();
   }

@@ -47,7 +47,7 @@ std::string backing_name_for(const std::string& output, const Layer& parent) {
                 fmt::format("{}: the path to it from {} has {} bytes; at most {} are possible", parent.path(),
                             directory.string(), name.size(), kMaxBackingName));
   }
-  // Whoever opens the layer has to arrive at this file and no other.
+  // The name must lead to this file and no other.
   if (!leads_to(backing_path(output, name), parent.file())) {
     throw Error(Outcome::Io, fmt::format("{}: \"{}\" does not lead to it from {}", parent.path(), name,
                                          directory.string()));
@@ -55,7 +55,7 @@ std::string backing_name_for(const std::string& output, const Layer& parent) {
   return name;
 }
 
-// Nothing that is written may be a part of the chain that it stands on.
+// Neither image nor manifest may be a file of the parent's chain.
 void protect(const std::string& output, const Chain& parent) {
   for (const std::string& path : {output, manifest_path(output)}) {
     const Destination found = resolve_destination(path);
@@ -111,28 +111,28 @@ void LayerBuild::find_parent() {
 std::unique_ptr<LayerManifest> LayerBuild::begin_manifest() {
   if (!recipe_.manifest) return nullptr;
   Identity& identity = recipe_.identity;
-  ParentDigests beneath;
-  if (recipe_.parent != nullptr) beneath = parent_digests(*recipe_.parent, 0);
-  algorithm_ = recipe_.algorithm.value_or(beneath.algorithm.value_or(Algorithm::Sha256));
-  if (beneath.digests && algorithm_ != *beneath.algorithm) {
-    beneath.digests.reset();
-    beneath.root.clear();
-    beneath.unknown_because = fmt::format("the parent's digests are {}", to_string(*beneath.algorithm));
+  ParentDigests parent;
+  if (recipe_.parent != nullptr) parent = parent_digests(*recipe_.parent, 0);
+  algorithm_ = recipe_.algorithm.value_or(parent.algorithm.value_or(Algorithm::Sha256));
+  if (parent.digests && algorithm_ != *parent.algorithm) {
+    parent.digests.reset();
+    parent.root.clear();
+    parent.unknown_because = fmt::format("the parent's digests are {}", to_string(*parent.algorithm));
   }
-  if (recipe_.parent != nullptr && !beneath.digests) unknown_because_ = beneath.unknown_because;
-  identity.parent_digest = beneath.root;
+  if (recipe_.parent != nullptr && !parent.digests) unknown_because_ = parent.unknown_because;
+  identity.parent_digest = parent.root;
   ManifestHeader header;
   header.algorithm = algorithm_;
   header.length = identity.length;
   header.overlay = identity.overlay;
   header.layer_id = identity.id;
   header.parent_id = identity.parent_id;
-  header.parent_root = beneath.root;
+  header.parent_root = parent.root;
   header.checkpoint = identity.checkpoint;
   header.since = identity.since;
   const std::uint64_t parent_length =
       recipe_.parent != nullptr ? recipe_.parent->chain().top().true_length() : 0;
-  return std::make_unique<LayerManifest>(slot_.path(), header, parent_length, std::move(beneath.digests),
+  return std::make_unique<LayerManifest>(slot_.path(), header, parent_length, std::move(parent.digests),
                                          recipe_.warn);
 }
 
@@ -171,7 +171,7 @@ std::optional<Digest> LayerBuild::finish() {
   return root;
 }
 
-// Whoever moves or writes to a layer while another one is written onto it breaks the new one.
+// A layer that is moved or written to while another one is written on top of it breaks the new one.
 void LayerBuild::require_unchanged_parent() const {
   if (recipe_.parent == nullptr) return;
   const std::vector<Layer>& layers = recipe_.parent->chain().layers();

@@ -46,7 +46,7 @@ class LayerBuild {
   /// Why the digest of the whole disk will not be known; empty: it will.
   const std::string& unknown_because() const noexcept { return unknown_because_; }
   Algorithm algorithm() const noexcept { return algorithm_; }
-  /// To be completed by whoever learns more on the way; before finish().
+  /// May be completed until finish().
   Identity& identity() noexcept { return recipe_.identity; }
   const Identity& identity() const noexcept { return recipe_.identity; }
 

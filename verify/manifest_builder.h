@@ -15,8 +15,8 @@ namespace qchain {
 /// read.
 class ManifestBuilder {
  public:
-  /// `parent_length`: bytes of the disk that an overlay stands on. `parent`: the digests of all that is
-  /// beneath it; nullptr where they are not known. Throws Error.
+  /// `parent_length`: bytes of the parent's disk, for an overlay. `parent`: the digests of the chain below
+  /// it; nullptr: unknown. Throws Error.
   ManifestBuilder(const File& file, const ManifestHeader& header, std::uint64_t parent_length,
                   std::unique_ptr<ChainDigests> parent);
 

@@ -17,7 +17,7 @@ using Clock = std::chrono::steady_clock;
 // Whose bytes are read.
 enum class Subject { Layer, Disk };
 
-// What they are held against, and what came of it.
+// What they are compared with, and the result.
 struct Job {
   Subject subject;
   const Chain& chain;
@@ -28,7 +28,7 @@ struct Job {
   void add(const Discrepancy& found) const {
     proof.different_bytes += found.range.length();
     std::vector<Discrepancy>& all = proof.different;
-    // Whose fault a missed change is, is found out block by block.
+    // The cause of a missed change is determined block by block.
     if (found.cause != Cause::Missed && !all.empty() && all.back().range.end == found.range.begin &&
         all.back().cause == found.cause && all.back().layer == found.layer &&
         all.back().source.layer == found.source.layer) {
@@ -143,7 +143,7 @@ class ProofStage : public Stage {
   std::vector<UnreadRange> unread_;
 };
 
-// Throws for the first block that does not fit.
+// Throws for the first block that does not match.
 class Guard : public Stage {
  public:
   Guard(const Chain& chain, ChainDigests& digests, std::uint64_t& unknown_bytes)

@@ -20,7 +20,7 @@ namespace qchain {
 /// `extents`, and Inherit wherever nothing was selected. `length`: bytes of the disk.
 ExtentSource selected(ExtentSource extents, const Selection& selection, std::uint64_t length);
 
-/// `pieces`, until the deadline; where it ended them, `stopped_at` tells the offset.
+/// `pieces`, until the deadline; `stopped_at` is the offset at which it ended them, if it did.
 PieceSource until(PieceSource pieces, const std::optional<std::chrono::steady_clock::time_point>& deadline,
                   std::optional<std::uint64_t>& stopped_at);
 
@@ -51,7 +51,7 @@ BlockSource source_of(const Mapping& mapping);
 /// bad.
 Proof prove_layer(RestorePoints& points, std::size_t index, const ProofOptions& options);
 
-/// Compares a disk with the digests of a chain, block by block. `chain` tells where its blocks come from.
+/// Compares a disk with the digests of a chain, block by block. `chain` shows where its blocks come from.
 /// Throws likewise.
 Proof prove_disk(BlockDevice& disk, const Chain& chain, ChainDigests& digests, const ProofOptions& options);
 

@@ -150,7 +150,7 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
   points.reload(index);
 }
 
-// Likewise; `before` tells what the layer had.
+// Likewise; `before`: the manifest that the layer had.
 void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before,
            const SealOptions& options) {
   // What was accepted once stays so.
@@ -205,7 +205,7 @@ bool holds_what_is_recorded(RestorePoints& points, std::size_t index) {
   return true;
 }
 
-// Whether the manifest still says what is there: where the layer stands, what it holds and what is beneath.
+// Whether the manifest still describes the layer: where the layer is, what it holds and what is below it.
 bool is_up_to_date(RestorePoints& points, std::size_t index, const std::optional<Digest>& root,
                    const SealOptions& options) {
   const ManifestVerdict& verdict = points.verdict(index);

@@ -23,10 +23,10 @@ class ContentChanged : public Error {
   using Error::Error;
 };
 
-/// Makes the manifest of layer `index` complete, once all beneath it have theirs; writes it anew where
-/// another tool has put the layer on another parent, or changed what it holds, and the disk is the recorded
-/// one all the same. Throws Error: BadManifest where it has one that is bad or another's, ContentChanged
-/// where the disk is not what was recorded; nothing is changed then.
+/// Completes the manifest of layer `index`; those of the layers below must be complete. Writes it again if
+/// another tool has rebased or rewritten the layer and the disk is still the recorded one. Throws Error:
+/// BadManifest if its manifest is bad or belongs to another layer, ContentChanged if the disk is not the
+/// recorded one; nothing is changed then.
 Sealed seal_layer(RestorePoints& points, std::size_t index, const SealOptions& options);
 
 }  // namespace qchain

@@ -109,7 +109,7 @@ void append_proof(const std::string& image, const LoggedProof& proof) {
       open(path.c_str(), O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, kMode);
   if (descriptor < 0) throw system_error(fmt::format("{}: cannot open", path), errno);
   const File log(descriptor, path);
-  if (!log.is_regular()) throw Error(Outcome::Io, fmt::format("{}: is no regular file", path));
+  if (!log.is_regular()) throw Error(Outcome::Io, fmt::format("{}: not a regular file", path));
   log.append(std::as_bytes(std::span(text)));
   log.sync();
 }

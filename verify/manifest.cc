@@ -216,7 +216,6 @@ void ManifestReader::bad(const std::string& what) const {
 // The next bytes, which stay valid until the next call.
 std::span<const std::byte> ManifestReader::take(std::size_t length) {
   if (buffer_.size() - used_ < length) {
-    throw_if_cancelled();
     buffer_.erase(buffer_.begin(), buffer_.begin() + static_cast<std::ptrdiff_t>(used_));
     offset_ += std::exchange(used_, 0);
     const std::size_t held = buffer_.size();
@@ -253,7 +252,9 @@ void ManifestReader::read_header() {
   }
 }
 
+// A header is read even after a cancellation: what reads only headers takes any failure as an answer.
 bool ManifestReader::next(ManifestRecord& record) {
+  throw_if_cancelled();
   constexpr std::size_t kFixed = 1 + 8 + 8;
   const std::span<const std::byte> fixed = take(kFixed);
   self_.add(fixed);

@@ -383,7 +383,7 @@ class CommandOwner(OwnerTest):
     def test_a_command_that_takes_too_long(self) -> None:
         self.begin()
         process = self.held_pull("trap '' TERM; read answer <go", "--owner-timeout", "1")
-        self.assert_refused(process, "did not end within 1 s", "--owner-timeout")
+        self.assert_refused(process, "did not finish within 1 s", "--owner-timeout")
         self.assert_group_is_gone()
         self.guest.end()
 

@@ -71,7 +71,7 @@ class ManifestTest : public RandomTest {
     header.overlay = random.chance(50);
     if (random.chance(70)) header.layer_id = kUuid;
     if (random.chance(50)) header.parent_id = kOtherUuid;
-    if (random.chance(50)) header.parent_root = named(header.algorithm, any_digest(header.algorithm));
+    if (random.chance(50)) header.parent_root = ContentDigest{header.algorithm, any_digest(header.algorithm)};
     if (random.chance(50)) header.checkpoint = random.text(random.between(1, 100));
     if (random.chance(50)) header.since = "\"\\ü€\n" + random.text(random.between(1, 100));
     for (std::uint64_t at = 0; at < header.blocks();) {

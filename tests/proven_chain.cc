@@ -86,7 +86,7 @@ void ProvenChain::add(Disk disk, LayerOptions options, Algorithm algorithm, cons
   LayerBuild build(std::move(recipe));
   MemoryDevice device(disk.bytes, disk.extents, random_.one_of<std::uint64_t>({100000, 1 << 30}));
   build.write(device);
-  layer.root = build.finish();
+  if (const auto digest = build.finish()) layer.root = digest->bytes;
   build.commit();
   layer.disk = std::move(disk);
   layers_.push_back(std::move(layer));

@@ -23,12 +23,12 @@ bool BlockChecker::own_bytes_match(const StoredBlock& block, std::span<const std
 }
 
 std::string BlockChecker::name_of(std::span<const std::byte> bytes) {
-  return named(algorithm(), hasher_.of(bytes));
+  return ContentDigest{algorithm(), hasher_.of(bytes)}.text();
 }
 
 std::string BlockChecker::name_of(const StoredBlock& block) const {
   if (block.held == Held::None) return "not held";
-  return block.held == Held::Zeros ? "zeros" : named(algorithm(), block.whole);
+  return block.held == Held::Zeros ? "zeros" : ContentDigest{algorithm(), block.whole}.text();
 }
 
 }  // namespace qchain

@@ -57,10 +57,10 @@ bool is_about_structure(const Proof& proof) {
 void compare_whole(const Chain& chain, std::size_t index, bool rewritten_below, const ProofOptions& options,
                    LayerProof& layer) {
   ManifestVerdict& manifest = layer.manifest;
-  const std::optional<Identity> identity = chain.layers()[index].identity();
-  std::string recorded = identity ? identity->digest : std::string();
-  if (manifest.belongs && manifest.summary->root) recorded = manifest.summary->named_root();
-  if (recorded.empty() || (manifest.exists && !manifest.belongs)) return;
+  const std::optional<ContentDigest> recorded = manifest.belongs && manifest.summary->root
+                                                    ? manifest.summary->disk_digest()
+                                                    : digest_in_header(chain.layers()[index]);
+  if (!recorded || (manifest.exists && !manifest.belongs)) return;
   if (manifest.exists && manifest.summary->header.length != chain.layers()[index].true_length()) return;
   if (layer.proof && layer.proof->unread_bytes != 0) return;
   const bool damaged = layer.proof && layer.proof->different_bytes != 0;
@@ -68,11 +68,10 @@ void compare_whole(const Chain& chain, std::size_t index, bool rewritten_below, 
                          (manifest.exists && rewritten_below) ||
                          (damaged && is_about_structure(*layer.proof));
   if (!rewritten) return;
-  const Algorithm algorithm = algorithm_named(recorded.substr(0, recorded.find(':')));
   DiskAt disk(chain, index);
-  const Digest found =
-      digest_of(disk, chain.layers()[index].true_length(), {algorithm, options.workers, options.progress});
-  if (named(algorithm, found) != recorded) return;
+  const Digest found = digest_of(disk, chain.layers()[index].true_length(),
+                                 {recorded->algorithm, options.workers, options.progress});
+  if (found != recorded->bytes) return;
   layer.same_content = recorded;
   manifest.outcome = Outcome::Done;
   manifest.problems.clear();

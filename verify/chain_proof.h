@@ -26,7 +26,7 @@ struct LayerProof {
   std::optional<Proof> proof;  ///< nullopt: its content was not checked.
   /// If another tool has rewritten this layer, or one below, so that blocks cannot be compared, but the whole
   /// disk was read and has the recorded digest: that digest. Else empty.
-  std::string same_content;
+  std::optional<ContentDigest> same_content;
   /// Why the layer could not be checked; Done: it could.
   struct Failure {
     Outcome outcome = Outcome::Done;

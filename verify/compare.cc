@@ -161,6 +161,10 @@ class CompareStage : public Stage {
     if (length > 0) digest.add_zeros(length);
   }
 
+  std::string text_of(const Digest& digest) const {
+    return ContentDigest{job_.options.algorithm, digest}.text();
+  }
+
   bool is_unread(const GuestRange& range) const {
     return std::ranges::any_of(
         unread_, [&](const UnreadRange& unread) { return !intersect(unread.range, range).empty(); });
@@ -201,8 +205,8 @@ class CompareStage : public Stage {
     difference.source = source_at(range);
     difference.cause = Cause::Rotted;
     difference.layer = stored.layer;
-    difference.live = named(job_.options.algorithm, block.live);
-    difference.found = named(job_.options.algorithm, block.chain);
+    difference.live = text_of(block.live);
+    difference.found = text_of(block.chain);
     difference.expected = checker_.name_of(stored);
     return difference;
   }
@@ -228,8 +232,8 @@ class CompareStage : public Stage {
     if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
     Discrepancy difference;
     difference.cause = std::ranges::equal(live, again) ? cause_of(stored, chain, block) : Cause::Moving;
-    difference.live = named(job_.options.algorithm, block.live);
-    difference.found = named(job_.options.algorithm, block.chain);
+    difference.live = text_of(block.live);
+    difference.found = text_of(block.chain);
     if (stored != nullptr && stored->known) {
       difference.layer = stored->layer;
       difference.expected = checker_.name_of(*stored);

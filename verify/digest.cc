@@ -59,14 +59,17 @@ const EVP_MD* fetched(Algorithm algorithm) {
 
 const char* to_string(Algorithm algorithm) noexcept { return info(algorithm).name; }
 
-Algorithm algorithm_named(const std::string& name) {
+std::optional<Algorithm> find_algorithm(const std::string& name) noexcept {
   const auto* const found = std::ranges::find(kAlgorithms, name, &AlgorithmInfo::name);
-  if (found == kAlgorithms.end()) {
-    throw Error(
-        Outcome::Usage,
-        fmt::format("unknown digest algorithm \"{}\"; choose sha256, sha512, blake2b512 or xxh3-128", name));
-  }
-  return found->algorithm;
+  return found == kAlgorithms.end() ? std::nullopt : std::optional(found->algorithm);
+}
+
+Algorithm algorithm_named(const std::string& name) {
+  const std::optional<Algorithm> found = find_algorithm(name);
+  if (found) return *found;
+  throw Error(
+      Outcome::Usage,
+      fmt::format("unknown digest algorithm \"{}\"; choose sha256, sha512, blake2b512 or xxh3-128", name));
 }
 
 bool is_cryptographic(Algorithm algorithm) noexcept { return algorithm != Algorithm::Xxh3_128; }

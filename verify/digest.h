@@ -11,6 +11,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
@@ -23,6 +24,8 @@ enum class Algorithm { Sha256, Sha512, Blake2b512, Xxh3_128 };
 
 /// "sha256", "sha512", "blake2b512", "xxh3-128".
 const char* to_string(Algorithm algorithm) noexcept;
+/// nullopt for another name.
+std::optional<Algorithm> find_algorithm(const std::string& name) noexcept;
 /// Throws Error (Usage) for another name.
 Algorithm algorithm_named(const std::string& name);
 /// False for algorithms that detect corruption but not tampering.

@@ -116,11 +116,11 @@ std::unique_ptr<LayerManifest> LayerBuild::begin_manifest() {
   algorithm_ = recipe_.algorithm.value_or(parent.algorithm.value_or(Algorithm::Sha256));
   if (parent.digests && algorithm_ != *parent.algorithm) {
     parent.digests.reset();
-    parent.root.clear();
+    parent.root.reset();
     parent.unknown_because = fmt::format("the parent's digests are {}", to_string(*parent.algorithm));
   }
   if (recipe_.parent != nullptr && !parent.digests) unknown_because_ = parent.unknown_because;
-  identity.parent_digest = parent.root;
+  identity.parent_digest = text_of(parent.root);
   ManifestHeader header;
   header.algorithm = algorithm_;
   header.length = identity.length;
@@ -142,7 +142,7 @@ void LayerBuild::require_room_in_header() const {
   header.cluster_bits = recipe_.layer.cluster_bits;
   Identity identity = recipe_.identity;
   if (recipe_.manifest && unknown_because_.empty()) {
-    identity.digest = named(algorithm_, Digest(digest_size(algorithm_)));
+    identity.digest = ContentDigest{algorithm_, Digest(digest_size(algorithm_))}.text();
   }
   header.identity = encode_identity(identity);
   header.backing_name = backing_name_;
@@ -163,12 +163,14 @@ const WrittenLayer& LayerBuild::write(BlockDevice& source) {
   return written_;
 }
 
-std::optional<Digest> LayerBuild::finish() {
-  std::optional<Digest> root;
-  if (manifest_) root = manifest_->finish(recipe_.key);
-  if (root) recipe_.identity.digest = named(algorithm_, *root);
+std::optional<ContentDigest> LayerBuild::finish() {
+  std::optional<ContentDigest> digest;
+  if (manifest_) {
+    if (const auto root = manifest_->finish(recipe_.key)) digest = ContentDigest{algorithm_, *root};
+  }
+  recipe_.identity.digest = text_of(digest);
   image_.sync();
-  return root;
+  return digest;
 }
 
 // A layer that is moved or written to while another one is written on top of it breaks the new one.

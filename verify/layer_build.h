@@ -62,7 +62,7 @@ class LayerBuild {
   const WrittenLayer& write(BlockDevice& source);
   /// Ends the manifest, and makes everything but the header durable. Returns the digest of the disk, which
   /// the identity has now; nullopt: unknown.
-  std::optional<Digest> finish();
+  std::optional<ContentDigest> finish();
   /// Makes it an image, and gives both their names. Throws Error where they have none, and nothing is left.
   void commit();
 

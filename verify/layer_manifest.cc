@@ -49,7 +49,7 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
         fmt::format("{} was written to after it was sealed; remove its manifest and seal it again", path);
     return parent;
   }
-  parent.root = summary.named_root();
+  parent.root = summary.disk_digest();
   parent.digests = points.digests(index);
   return parent;
 }

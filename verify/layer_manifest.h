@@ -13,8 +13,8 @@ namespace qchain {
 
 /// The digests of the chain that backs a new layer, as far as they are known.
 struct ParentDigests {
-  std::optional<Algorithm> algorithm;     ///< Of the parent's manifest; nullopt: it has none.
-  std::string root;                       ///< "ALGORITHM:HEX"; empty: unknown.
+  std::optional<Algorithm> algorithm;  ///< Of the parent's manifest; nullopt: it has none.
+  std::optional<ContentDigest> root;
   std::unique_ptr<ChainDigests> digests;  ///< nullptr: unknown.
   std::string unknown_because;            ///< Why the root is unknown; empty: it is known.
 };

@@ -51,11 +51,11 @@ std::string encode_header_json(const ManifestHeader& header) {
   };
   put("layer", header.layer_id);
   put("parent", header.parent_id);
-  put("parent_root", header.parent_root);
+  put("parent_root", text_of(header.parent_root));
   put("checkpoint", header.checkpoint);
   put("since", header.since);
   put("origin", header.origin);
-  put("accepted", header.accepted);
+  put("accepted", text_of(header.accepted));
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -69,6 +69,16 @@ std::uint64_t number_of(const nlohmann::json& json, const char* name) {
   return value.get<std::uint64_t>();
 }
 
+std::optional<ContentDigest> digest_of(const nlohmann::json& json, const char* name) {
+  const std::string text = json.value(name, std::string());
+  if (text.empty()) return std::nullopt;
+  std::optional<ContentDigest> digest = ContentDigest::parse(text);
+  if (!digest) {
+    throw Error(Outcome::BadManifest, fmt::format("field \"{}\" of its header is not a digest", name));
+  }
+  return digest;
+}
+
 // Throws nlohmann's exceptions, and Error for an unknown algorithm; the caller translates both.
 ManifestHeader decode_header_json(std::string_view text) {
   const nlohmann::json json = nlohmann::json::parse(text);
@@ -78,11 +88,11 @@ ManifestHeader decode_header_json(std::string_view text) {
   header.overlay = json.at("overlay").get<bool>();
   header.layer_id = json.value("layer", std::string());
   header.parent_id = json.value("parent", std::string());
-  header.parent_root = json.value("parent_root", std::string());
+  header.parent_root = digest_of(json, "parent_root");
   header.checkpoint = json.value("checkpoint", std::string());
   header.since = json.value("since", std::string());
   header.origin = json.value("origin", std::string());
-  header.accepted = json.value("accepted", std::string());
+  header.accepted = digest_of(json, "accepted");
   if (number_of(json, "block_size") != kDigestBlock || header.length > kMaxLength ||
       (!header.layer_id.empty() && !is_uuid(header.layer_id))) {
     throw Error(Outcome::BadManifest, "its header has invalid values");
@@ -94,10 +104,6 @@ ManifestHeader decode_header_json(std::string_view text) {
 
 std::uint64_t ManifestHeader::block_length(std::uint64_t index) const {
   return std::min(kDigestBlock, length - index * kDigestBlock);
-}
-
-std::string named(Algorithm algorithm, const Digest& digest) {
-  return fmt::format("{}:{}", to_string(algorithm), digest.hex());
 }
 
 bool manifest_exists(const std::string& path) {
@@ -323,8 +329,8 @@ Manifest::Manifest(std::shared_ptr<const File> file) : file_(std::move(file)) {
 Manifest::Manifest(const std::string& path)
     : Manifest(std::make_shared<const File>(File::open_to_read(path))) {}
 
-std::string ManifestSummary::named_root() const {
-  return root ? named(header.algorithm, *root) : std::string();
+std::optional<ContentDigest> ManifestSummary::disk_digest() const {
+  return root ? std::optional(ContentDigest{header.algorithm, *root}) : std::nullopt;
 }
 
 }  // namespace qchain

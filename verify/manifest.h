@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "extent/file.h"
-#include "verify/digest.h"
+#include "verify/content_digest.h"
 
 namespace qchain {
 
@@ -21,16 +21,16 @@ struct ManifestHeader {
   Algorithm algorithm = Algorithm::Sha256;
   std::uint64_t length = 0;  ///< Size of the disk in bytes.
   bool overlay = false;
-  std::string layer_id;     ///< Empty: the layer was not written by qchain, and sealed later.
-  std::string parent_id;    ///< Empty: a full layer, or a parent without an identity.
-  std::string parent_root;  ///< "ALGORITHM:HEX"; empty: unknown.
-  std::string checkpoint;   ///< As in the layer's identity.
+  std::string layer_id;   ///< Empty: the layer was not written by qchain, and sealed later.
+  std::string parent_id;  ///< Empty: a full layer, or a parent without an identity.
+  std::optional<ContentDigest> parent_root;
+  std::string checkpoint;  ///< As in the layer's identity.
   std::string since;
   /// "seal": the layer was rewritten by another tool and sealed again; `overlay`, `parent_id` and
   /// `parent_root` describe the chain as it was sealed, not the layer's identity. Else empty.
   std::string origin;
   /// With "seal": the digest in the identity, if different content was sealed at the operator's request.
-  std::string accepted;
+  std::optional<ContentDigest> accepted;
 
   bool is_resealed() const { return origin == "seal"; }
   std::uint64_t blocks() const { return divide_up(length, kDigestBlock); }
@@ -67,9 +67,6 @@ struct ManifestSignature {
   std::array<std::byte, kSignatureBytes> signature{};
   friend bool operator==(const ManifestSignature&, const ManifestSignature&) = default;
 };
-
-/// "sha256:HEX".
-std::string named(Algorithm algorithm, const Digest& digest);
 
 /// Writes a manifest in guest order.
 class ManifestWriter {
@@ -149,8 +146,8 @@ struct ManifestSummary {
   Digest own_digest;
   std::optional<ManifestSignature> signature;
 
-  /// The root, which is the digest of the disk, as "ALGORITHM:HEX"; empty: unknown.
-  std::string named_root() const;
+  /// The digest of the disk: the root with its algorithm.
+  std::optional<ContentDigest> disk_digest() const;
 };
 
 /// A manifest that was read to its end and checked, and its open file.
@@ -163,8 +160,6 @@ class Manifest {
   const std::string& path() const noexcept { return file_->path(); }
   const ManifestSummary& summary() const noexcept { return summary_; }
   const ManifestHeader& header() const noexcept { return summary_.header; }
-  /// The digest of the disk, "ALGORITHM:HEX"; empty: unknown.
-  std::string root() const { return summary_.named_root(); }
   /// Reads it again, through the same descriptor. The reader throws at the end if the manifest has changed.
   ManifestReader records() const { return ManifestReader(file_, summary_.own_digest); }
 

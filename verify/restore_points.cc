@@ -45,17 +45,19 @@ class ManifestCheck {
   // `below`: the verdict on the manifest of the layer below; that manifest exists.
   void check_parent_root(const ManifestVerdict& below) {
     if (!below.summary) return take(Error(below.outcome, below.problems.front()));
-    const std::string root = below.summary->named_root();
+    const std::optional<ContentDigest> root = below.summary->disk_digest();
     if (root == header().parent_root) return;
-    add_misplaced(fmt::format("records {} as the root of its parent, but {} has {}", header().parent_root,
-                              manifest_of(chain_.layers()[index_ + 1]), or_unknown(root)));
+    add_misplaced(fmt::format("records {} as the root of its parent, but {} has {}",
+                              text_of(header().parent_root), manifest_of(chain_.layers()[index_ + 1]),
+                              or_unknown(text_of(root))));
   }
 
   void check_root(const Digest& folded) {
     verdict_.root_follows = folded == *verdict_.summary->root;
     if (verdict_.root_follows) return;
     add(Outcome::Mismatch, fmt::format("its root is {}, but the digests in the chain's manifests give {}",
-                                       verdict_.summary->named_root(), named(header().algorithm, folded)));
+                                       text_of(verdict_.summary->disk_digest()),
+                                       ContentDigest{header().algorithm, folded}.text()));
   }
 
   // An I/O error of a manifest below makes the check of this one incomplete, not bad.
@@ -92,16 +94,16 @@ class ManifestCheck {
       compare("its layer id", header().layer_id, identity->id);
       compare("its checkpoint", header().checkpoint, identity->checkpoint);
       compare("the checkpoint that its changes start at", header().since, identity->since);
-      if (!header().accepted.empty()) {
-        compare("the recorded digest", header().accepted, identity->digest);
+      if (header().accepted) {
+        compare("the recorded digest", text_of(header().accepted), identity->digest);
       } else if (!identity->digest.empty()) {  // a layer that was sealed later does not record its own
-        compare("its root", verdict_.summary->named_root(), identity->digest);
+        compare("its root", text_of(verdict_.summary->disk_digest()), identity->digest);
       }
       // If another tool has changed the backing file, check_place() compares with the chain instead.
       if (header().is_resealed()) return;
       compare("its parent's layer id", header().parent_id, identity->parent_id);
       if (!identity->parent_digest.empty()) {
-        compare("its parent's root", header().parent_root, identity->parent_digest);
+        compare("its parent's root", text_of(header().parent_root), identity->parent_digest);
       }
       if (header().overlay != identity->overlay) {
         add(Outcome::BadManifest, header().overlay ? "is for an overlay, but its layer is a full image"
@@ -227,7 +229,7 @@ ManifestVerdict RestorePoints::verdict_with_root(std::size_t index) {
   const ManifestHeader& header = verdict.summary->header;
   ManifestCheck check(chain_, index, points_[index].manifest->path(), verdict);
   try {
-    if (header.overlay && !header.parent_root.empty() && has_manifest(index + 1)) {
+    if (header.overlay && header.parent_root && has_manifest(index + 1)) {
       check.check_parent_root(load(index + 1).verdict);
     }
     if (!verdict.summary->root || verdict.outcome != Outcome::Done) return verdict;

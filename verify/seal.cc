@@ -21,28 +21,21 @@ ParentDigests digests_of_parent(RestorePoints& points, std::size_t index) {
 
 // What the layer's own digest is of, else what the manifests above and below are.
 Algorithm algorithm_for(RestorePoints& points, std::size_t index, const ParentDigests& parent) {
-  const std::optional<Identity> identity = points.chain().layers()[index].identity();
-  if (identity && !identity->digest.empty()) {
-    return algorithm_named(identity->digest.substr(0, identity->digest.find(':')));
-  }
+  if (const auto digest = digest_in_header(points.chain().layers()[index])) return digest->algorithm;
   for (std::size_t above = index; above-- > 0;) {
     if (const auto manifest = points.manifest(above)) return manifest->header().algorithm;
   }
   return parent.algorithm.value_or(Algorithm::Sha256);
 }
 
-[[noreturn]] void refuse_change(const std::string& path, const std::string& what, const std::string& before,
-                                const std::string& now) {
-  throw ContentChanged(Outcome::Mismatch,
-                       fmt::format("{}: {} was {}, but is now {}; nothing was sealed", path, what, before,
-                                   now.empty() ? "none" : now),
-                       Remedy::AcceptChanged);
-}
-
 // A digest that was known must not become another one.
-void require_same(const std::string& path, const std::string& what, const std::string& before,
-                  const std::string& now) {
-  if (!before.empty() && before != now) refuse_change(path, what, before, now);
+void require_same(const std::string& path, const std::string& what,
+                  const std::optional<ContentDigest>& before, const std::optional<ContentDigest>& now) {
+  if (!before || before == now) return;
+  throw ContentChanged(Outcome::Mismatch,
+                       fmt::format("{}: {} was {}, but is now {}; nothing was sealed", path, what,
+                                   before->text(), now ? now->text() : "none"),
+                       Remedy::AcceptChanged);
 }
 
 std::string id_of(const Layer& layer) {
@@ -65,7 +58,8 @@ ManifestHeader header_for(RestorePoints& points, std::size_t index, const Parent
   header.checkpoint = identity->checkpoint;
   header.since = identity->since;
   const bool elsewhere = chain.has_link_problem(index);
-  const bool other_parent = !identity->parent_digest.empty() && identity->parent_digest != parent.root;
+  const bool other_parent =
+      !identity->parent_digest.empty() && identity->parent_digest != text_of(parent.root);
   if (!elsewhere && !other_parent && header.overlay == identity->overlay) return header;
   header.origin = "seal";
   header.parent_id = header.overlay ? id_of(chain.layers()[index + 1]) : std::string();
@@ -103,29 +97,26 @@ void complete(RestorePoints& points, std::size_t index, const std::optional<Dige
 }
 
 // What the disk at this layer was recorded to be: the word of the layer, else that of the manifest it had.
-std::string recorded_digest(RestorePoints& points, std::size_t index, const ManifestVerdict& before) {
-  const Chain& chain = points.chain();
-  const bool known = before.belongs && before.summary->root;
-  if (known && !before.summary->header.accepted.empty()) {
-    return before.summary->named_root();
-  }
-  const std::optional<Identity> identity = chain.layers()[index].identity();
-  if (identity && !identity->digest.empty()) return identity->digest;
-  return known ? before.summary->named_root() : std::string();
+std::optional<ContentDigest> recorded_digest(const Layer& layer, const ManifestVerdict& before) {
+  std::optional<ContentDigest> sealed;
+  if (before.belongs) sealed = before.summary->disk_digest();
+  if (sealed && before.summary->header.accepted) return sealed;
+  const std::optional<ContentDigest> written = digest_in_header(layer);
+  return written ? written : sealed;
 }
 
-// Writes the manifest, of what is there now, whose digest has to be `required` where that is not empty.
+// Writes the manifest, of what is there now, whose digest has to be `required`, if that is given.
 // `accepted`: what the layer records and the operator does not ask for any more.
-void write(RestorePoints& points, std::size_t index, const std::string& required, const std::string& accepted,
-           const SealOptions& options) {
+void write(RestorePoints& points, std::size_t index, const std::optional<ContentDigest>& required,
+           const std::optional<ContentDigest>& accepted, const SealOptions& options) {
   const Chain& chain = points.chain();
   ParentDigests parent = digests_of_parent(points, index);
   ManifestHeader header = header_for(points, index, parent);
   if (parent.algorithm && *parent.algorithm != header.algorithm) {
     parent.digests.reset();
-    header.parent_root.clear();
+    header.parent_root.reset();
   }
-  if (!accepted.empty()) {
+  if (accepted) {
     header.origin = "seal";
     header.accepted = accepted;
     header.parent_id = header.overlay ? id_of(chain.layers()[index + 1]) : std::string();
@@ -145,7 +136,7 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
   run(pass);
   const std::optional<Digest> root = manifest.finish(options.key);
   require_same(chain.layers()[index].path(), "the digest of the disk", required,
-               root ? named(header.algorithm, *root) : "");
+               root ? std::optional(ContentDigest{header.algorithm, *root}) : std::nullopt);
   manifest.publish();
   points.reload(index);
 }
@@ -153,15 +144,16 @@ void write(RestorePoints& points, std::size_t index, const std::string& required
 // Likewise; `before`: the manifest that the layer had.
 void write(RestorePoints& points, std::size_t index, const ManifestVerdict& before,
            const SealOptions& options) {
+  const Layer& layer = points.chain().layers()[index];
   // What was accepted once stays so.
-  std::string accepted = before.belongs ? before.summary->header.accepted : std::string();
+  std::optional<ContentDigest> accepted;
+  if (before.belongs) accepted = before.summary->header.accepted;
   try {
-    write(points, index, recorded_digest(points, index, before), accepted, options);
+    write(points, index, recorded_digest(layer, before), accepted, options);
   } catch (const ContentChanged&) {
     if (!options.accept_changed) throw;
-    const std::optional<Identity> identity = points.chain().layers()[index].identity();
-    if (accepted.empty() && identity) accepted = identity->digest;
-    write(points, index, {}, accepted, options);
+    if (!accepted) accepted = digest_in_header(layer);
+    write(points, index, std::nullopt, accepted, options);
   }
 }
 
@@ -211,9 +203,9 @@ bool is_up_to_date(RestorePoints& points, std::size_t index, const std::optional
   const ManifestVerdict& verdict = points.verdict(index);
   const ManifestSummary& summary = *verdict.summary;
   if (verdict.is_misplaced || (summary.root && root != summary.root)) return false;
-  const std::string now = digests_of_parent(points, index).root;
-  const std::string& then = summary.header.parent_root;
-  if (!then.empty() && !now.empty() && then != now) return false;
+  const std::optional<ContentDigest> now = digests_of_parent(points, index).root;
+  const std::optional<ContentDigest>& then = summary.header.parent_root;
+  if (then && now && then != now) return false;
   if (!holds_what_is_recorded(points, index)) return false;
   if (!options.accept_changed) return true;
   ProofOptions proof;

@@ -43,11 +43,11 @@ FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::s
   build.warn_if_short_of_space(disk);
   FlatLayer flat;
   flat.written = build.write(disk);
-  build.finish();
-  flat.root = build.identity().digest;
-  if (!options.expected_root.empty() && flat.root != options.expected_root) {
-    throw Error(Outcome::Mismatch, fmt::format("{}: the digest of the disk is {}, but {} was recorded",
-                                               chain.name(), flat.root, options.expected_root));
+  flat.digest = build.finish();
+  if (options.expected_digest && flat.digest != options.expected_digest) {
+    throw Error(Outcome::Mismatch,
+                fmt::format("{}: the digest of the disk is {}, but {} was recorded", chain.name(),
+                            text_of(flat.digest), options.expected_digest->text()));
   }
   build.commit();
   flat.id = build.identity().id;

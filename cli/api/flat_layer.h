@@ -8,15 +8,15 @@
 #include "extent/publication.h"
 #include "qcow2/chain.h"
 #include "qcow2/layer_writer.h"
-#include "verify/digest.h"
+#include "verify/content_digest.h"
 
 namespace qchain {
 
 struct FlatLayerOptions {
   Existing existing = Existing::Refuse;
-  std::vector<StageFactory> stages;         ///< What is done with the disk's data before it is written.
-  Algorithm algorithm = Algorithm::Sha256;  ///< Of the manifest.
-  std::string expected_root;  ///< The digest that the disk has to have, "sha256:HEX"; empty: any.
+  std::vector<StageFactory> stages;              ///< What is done with the disk's data before it is written.
+  Algorithm algorithm = Algorithm::Sha256;       ///< Of the manifest.
+  std::optional<ContentDigest> expected_digest;  ///< That the disk must have; nullopt: any.
   unsigned workers = 1;
   Warn warn;  ///< Told what is not as it should be, after the commit too.
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
@@ -24,7 +24,7 @@ struct FlatLayerOptions {
 
 struct FlatLayer {
   std::string id;
-  std::string root;  ///< The digest of the disk, "sha256:HEX".
+  std::optional<ContentDigest> digest;  ///< Of the disk.
   WrittenLayer written;
 };
 

@@ -36,7 +36,7 @@ InspectedManifest value_of(const ManifestSummary& manifest) {
   InspectedManifest value;
   value.algorithm = to_string(manifest.header.algorithm);
   value.is_cryptographic = is_cryptographic(manifest.header.algorithm);
-  value.root = manifest.named_root();
+  value.root = text_of(manifest.disk_digest());
   if (!manifest.signature) return value;
   for (const std::byte byte : manifest.signature->key) {
     value.signing_key += fmt::format("{:02x}", std::to_integer<unsigned>(byte));

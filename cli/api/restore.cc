@@ -54,13 +54,12 @@ RestoreProof prepare_proof(const RestoreRequest& r, OpenedChain& from, const Act
   proof.digests = from.points.digests(0);
   const ManifestVerdict& top = layers.front().manifest;
   if (top.summary && top.summary->root) {
-    proof.root = top.summary->named_root();
+    proof.root = top.summary->disk_digest();
     proof.root_follows = top.root_follows;
   }
   // If the manifests are incomplete, the digest in the header covers the whole disk.
-  const std::optional<Identity> identity = from.chain->top().identity();
   const bool is_told = proof.digests && proof.digests->is_complete() && proof.root_follows;
-  if (!is_told && identity && r.trust_keys.empty()) proof.recorded = identity->digest;
+  if (!is_told && r.trust_keys.empty()) proof.recorded = digest_in_header(from.chain->top());
   return proof;
 }
 
@@ -85,7 +84,7 @@ RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
   result.is_verified = job.is_verified() && !job.request.no_verify;
   result.has_recorded_digest = job.recorded_matches;
   result.unknown_bytes = job.unknown_bytes;
-  result.root = job.proof.root;
+  result.root = text_of(job.proof.root);
   result.layer_id = job.layer_id;
   if (job.is_lenient()) result.losses = job.losses;
   result.read_back = job.read_back;

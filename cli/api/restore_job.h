@@ -20,11 +20,11 @@ namespace qchain {
 /// What the copy is verified with; without digests, nothing.
 struct RestoreProof {
   std::unique_ptr<ChainDigests> digests;
-  std::string root;           ///< From the top layer's manifest, "ALGORITHM:HEX"; empty: unknown.
-  bool root_follows = false;  ///< The root matches the digests of all layers.
+  std::optional<ContentDigest> root;  ///< From the top layer's manifest.
+  bool root_follows = false;          ///< The root matches the digests of all layers.
   /// The digest of the whole disk from the image's header. If the manifests are incomplete, the written data
   /// is hashed and compared with it. Empty: unknown, or not needed.
-  std::string recorded;
+  std::optional<ContentDigest> recorded;
 };
 
 struct RestoreJob {

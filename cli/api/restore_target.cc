@@ -34,10 +34,6 @@ std::string not_complete(const std::string& destination) {
   return fmt::format("the content of {} is not complete", destination);
 }
 
-Algorithm algorithm_of(const std::string& digest) {
-  return algorithm_named(digest.substr(0, digest.find(':')));
-}
-
 // What is done with the data before it is written: compare it with the stored digests, or list what is lost.
 std::vector<StageFactory> proving_stages(RestoreJob& job) {
   if (job.is_lenient()) return {salvage_stage(job.chain, job.proof.digests.get(), job.losses)};
@@ -46,12 +42,12 @@ std::vector<StageFactory> proving_stages(RestoreJob& job) {
 }
 
 void require_recorded(RestoreJob& job, DiskDigest& whole) {
-  const std::string found = named(algorithm_of(job.proof.recorded), whole.finish());
+  const ContentDigest found{job.proof.recorded->algorithm, whole.finish()};
   job.recorded_matches = found == job.proof.recorded;
   if (job.recorded_matches || job.is_lenient()) return;
   throw Error(Outcome::Mismatch,
               fmt::format("{}: the digest of the disk is {}, but its header records {}", job.chain.name(),
-                          found, job.proof.recorded),
+                          found.text(), job.proof.recorded->text()),
               Remedy::Salvage);
 }
 
@@ -61,9 +57,9 @@ void copy(RestoreJob& job, CopyTarget& target, std::uint64_t length) {
   options.progress = job.run.progress("restore", length);
   options.stages = proving_stages(job);
   std::optional<DiskDigest> whole;
-  if (!job.proof.recorded.empty()) {
-    whole.emplace(algorithm_of(job.proof.recorded));
-    options.stages.push_back(digest_stage(*whole, algorithm_of(job.proof.recorded)));
+  if (job.proof.recorded) {
+    whole.emplace(job.proof.recorded->algorithm);
+    options.stages.push_back(digest_stage(*whole, job.proof.recorded->algorithm));
   }
   SalvageDevice lenient(job.chain);
   BlockDevice& source = job.is_lenient() ? static_cast<BlockDevice&>(lenient) : job.chain;
@@ -112,11 +108,11 @@ class LayerRestore : public RestoreTarget {
     FlatLayerOptions options;
     options.existing = existing_for(job.request);
     // The layer has a digest of its own, and is compared with what is recorded by it.
-    const std::string recorded = std::exchange(job.proof.recorded, {});
+    const std::optional<ContentDigest> recorded = std::exchange(job.proof.recorded, std::nullopt);
     options.stages = proving_stages(job);
     if (job.proof.digests) options.algorithm = job.proof.digests->top().algorithm;
-    if (!recorded.empty()) options.algorithm = algorithm_of(recorded);
-    if (!job.is_lenient()) options.expected_root = job.proof.root.empty() ? recorded : job.proof.root;
+    if (recorded) options.algorithm = recorded->algorithm;
+    if (!job.is_lenient()) options.expected_digest = job.proof.root ? job.proof.root : recorded;
     options.workers = workers_for(job, Work::ReadAndWrite);
     options.progress = job.run.progress("restore", job.chain.top().true_length());
     options.warn = job.run.warner();
@@ -125,7 +121,7 @@ class LayerRestore : public RestoreTarget {
     const FlatLayer flat = write_flat_layer(job.chain, source, job.request.destination, options);
     if (job.is_lenient()) job.unknown_bytes = job.losses.unknown_bytes;
     if (job.proof.digests) job.proof.digests->finish();
-    job.recorded_matches = !recorded.empty() && flat.root == recorded;
+    job.recorded_matches = recorded && flat.digest == recorded;
     job.copied = {flat.written.data_bytes, job.chain.top().true_length() - flat.written.data_bytes};
     job.layer_id = flat.id;
   }

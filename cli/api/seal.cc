@@ -26,8 +26,8 @@ SealResult seal(const SealRequest& request, const Run& how) {
     options.progress = run.progress("seal", layers[i].virtual_size());
     const Sealed sealed = seal_layer(opened.points, i, options);
     const ManifestSummary& summary = opened.points.manifest(i)->summary();
-    result.layers.push_back({i, layers[i].path(), sealed, summary.named_root(), summary.header.accepted,
-                             summary.signature.has_value()});
+    result.layers.push_back({i, layers[i].path(), sealed, text_of(summary.disk_digest()),
+                             text_of(summary.header.accepted), summary.signature.has_value()});
     if (request.sealed) request.sealed(result.layers.back());
   }
   return result;

@@ -39,10 +39,10 @@ ManifestStatus status_of(const ManifestVerdict& verdict) {
   const ManifestHeader& header = verdict.summary->header;
   status.algorithm = to_string(header.algorithm);
   status.is_cryptographic = is_cryptographic(header.algorithm);
-  status.root = verdict.summary->named_root();
+  status.root = text_of(verdict.summary->disk_digest());
   status.root_follows = verdict.root_follows;
   status.own_digest = verdict.summary->own_digest.hex();
-  status.accepted = header.accepted;
+  status.accepted = text_of(header.accepted);
   status.is_signed = verdict.summary->signature.has_value();
   return status;
 }
@@ -65,7 +65,7 @@ ContentStatus status_of(const Proof& proof, const ManifestSummary& manifest, con
 // Why it was sealed on another parent than the recorded one is not known; that it was, is said.
 bool is_resolved(const LayerProof& layer) {
   const ManifestVerdict& manifest = layer.manifest;
-  if (!layer.same_content.empty()) return true;
+  if (layer.same_content) return true;
   return manifest.belongs && !manifest.is_misplaced && manifest.summary->header.is_resealed();
 }
 
@@ -155,7 +155,7 @@ class Verification {
   void add_layer(std::size_t index, const Chain& chain, const LayerProof& layer) {
     LayerStatus& status = result_.layers[index];
     status.manifest = status_of(layer.manifest);
-    status.same_content = layer.same_content;
+    status.same_content = text_of(layer.same_content);
     if (const std::optional<Identity> identity = chain.layers()[index].identity()) {
       status.layer_id = identity->id;
       status.checkpoint = identity->checkpoint;
@@ -185,14 +185,14 @@ class Verification {
   }
 
   void note_about(const LayerProof& layer) {
-    if (!layer.same_content.empty()) {
+    if (layer.same_content) {
       note(fmt::format(
                "{}: the content has the recorded digest ({}), but another tool has rewritten the layer",
-               layer.file, layer.same_content),
+               layer.file, layer.same_content->text()),
            Remedy::SealAgain);
     }
-    if (layer.manifest.summary && !layer.manifest.summary->header.accepted.empty()) {
-      note(fmt::format("{}: {}", layer.file, accepted_text(layer.manifest.summary->header.accepted)));
+    if (layer.manifest.summary && layer.manifest.summary->header.accepted) {
+      note(fmt::format("{}: {}", layer.file, accepted_text(layer.manifest.summary->header.accepted->text())));
     }
   }
 

@@ -318,11 +318,6 @@ bool Chain::has_link_problem(std::size_t layer) const {
                              [&](const Survey::Problem& problem) { return problem.layer == layer; });
 }
 
-void Chain::require_links() const {
-  if (link_problems_.empty()) return;
-  throw Error(link_problems_.front().outcome, link_problems_.front().message);
-}
-
 bool Chain::contains(const FileIdentity& file) const {
   return std::ranges::any_of(layers_, [&](const Layer& layer) {
     return layer.file().identity() == file || layer.data().identity() == file;

@@ -42,8 +42,6 @@ class Chain : public BlockDevice {
   /// Layers whose recorded parent is not their backing file. They can be read all the same.
   const std::vector<Survey::Problem>& link_problems() const noexcept { return link_problems_; }
   bool has_link_problem(std::size_t layer) const;
-  /// Throws Error for the first of them, if there are any.
-  void require_links() const;
 
   std::string name() const override { return top().path(); }
   std::uint64_t size() const override { return top().virtual_size(); }

@@ -1,6 +1,5 @@
 #include "extent/pass.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "extent/engine.h"

@@ -1,5 +1,5 @@
 // Digests: the vectors of blkhash, a naive computation of the same, and the tools of the system.
-#include "verify/digest.h"
+#include "verify/content_digest.h"
 
 #include <gtest/gtest.h>
 
@@ -190,6 +190,22 @@ TEST_F(DigestTest, AlgorithmsHaveNames) {
   for (const char* const name : {"", "md5", "SHA256", "sha256 "}) {
     EXPECT_EQ(outcome_of([&] { algorithm_named(name); }), Outcome::Usage) << name;
   }
+}
+
+TEST(ContentDigestTest, TextIsParsedBackAndNothingElseIs) {
+  for (const Algorithm algorithm :
+       {Algorithm::Sha256, Algorithm::Sha512, Algorithm::Blake2b512, Algorithm::Xxh3_128}) {
+    const ContentDigest digest{algorithm, Hasher(algorithm).of({})};
+    const std::string text = digest.text();
+    EXPECT_EQ(ContentDigest::parse(text), digest);
+    for (const std::string& wrong :
+         {text.substr(1), text + "0", text.substr(0, text.size() - 2), text.substr(text.find(':') + 1),
+          text.substr(0, text.size() - 1) + "G"}) {
+      EXPECT_EQ(ContentDigest::parse(wrong), std::nullopt) << wrong;
+    }
+  }
+  EXPECT_EQ(ContentDigest::parse(""), std::nullopt);
+  EXPECT_EQ(text_of(std::nullopt), "");
 }
 
 }  // namespace

@@ -78,9 +78,9 @@ const char* crypto_version() noexcept { return OpenSSL_version(OPENSSL_VERSION_S
 
 std::size_t digest_size(Algorithm algorithm) noexcept { return info(algorithm).size; }
 
-std::string Digest::hex() const {
+std::string hex(std::span<const std::byte> bytes) {
   std::string text;
-  for (const std::byte byte : bytes()) text += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
+  for (const std::byte byte : bytes) text += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
   return text;
 }
 

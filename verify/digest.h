@@ -35,6 +35,9 @@ const char* crypto_version() noexcept;
 /// The size of a digest in bytes.
 std::size_t digest_size(Algorithm algorithm) noexcept;
 
+/// Lowercase hexadecimal.
+std::string hex(std::span<const std::byte> bytes);
+
 /// The raw bytes of a digest.
 class Digest {
  public:
@@ -43,8 +46,7 @@ class Digest {
 
   std::span<std::byte> bytes() noexcept { return std::span(bytes_).first(size_); }
   std::span<const std::byte> bytes() const noexcept { return std::span(bytes_).first(size_); }
-  /// Lowercase hexadecimal.
-  std::string hex() const;
+  std::string hex() const { return qchain::hex(bytes()); }
   friend bool operator==(const Digest&, const Digest&) = default;
 
  private:

@@ -11,6 +11,7 @@
 #include "qcow2/bitmap.h"
 #include "qcow2/chain.h"
 #include "qcow2/snapshot.h"
+#include "verify/proof.h"
 #include "verify/restore_points.h"
 
 namespace qchain {
@@ -37,10 +38,7 @@ InspectedManifest value_of(const ManifestSummary& manifest) {
   value.algorithm = to_string(manifest.header.algorithm);
   value.is_cryptographic = is_cryptographic(manifest.header.algorithm);
   value.root = text_of(manifest.disk_digest());
-  if (!manifest.signature) return value;
-  for (const std::byte byte : manifest.signature->key) {
-    value.signing_key += fmt::format("{:02x}", std::to_integer<unsigned>(byte));
-  }
+  if (manifest.signature) value.signing_key = hex(manifest.signature->key);
   return value;
 }
 
@@ -147,13 +145,7 @@ class Inspection {
         next = 0;
       }
       const Mapping& mapping = window[next++];
-      MapPiece piece;
-      piece.range = mapping.range;
-      piece.source.layer = mapping.layer;
-      piece.source.kind = mapping.kind;
-      if (mapping.storage != Storage::None) piece.source.host_offset = mapping.host.bytes();
-      piece.source.is_compressed = mapping.storage == Storage::Compressed;
-      return piece;
+      return MapPiece{mapping.range, source_of(mapping)};
     };
   }
 

@@ -8,6 +8,7 @@
 #include "cli/command_line.h"
 #include "cli/console_run.h"
 #include "cli/hints.h"
+#include "cli/point_report.h"
 
 namespace qchain {
 
@@ -59,13 +60,20 @@ std::string qcow2_text(const InspectedImage& image) {
   return text;
 }
 
+std::string signature_text(const InspectedManifest& manifest) {
+  if (manifest.signing_key.empty()) return "not signed";
+  return fmt::format("signature {}, key {} (verify --trust-key tells whether it is yours)",
+                     manifest.has_valid_signature ? "valid" : "INVALID", manifest.signing_key);
+}
+
 std::string proof_text(const InspectedLayer& layer) {
   std::string text;
   if (layer.manifest) {
     const InspectedManifest& manifest = *layer.manifest;
-    text += fmt::format("    manifest     {}, {}\n",
-                        manifest.root.empty() ? "digest of the disk unknown" : manifest.root,
-                        manifest.signing_key.empty() ? "not signed" : "signed, key " + manifest.signing_key);
+    text += fmt::format(
+        "    manifest     {}, {}{}\n", manifest.root.empty() ? "digest of the disk unknown" : manifest.root,
+        manifest.origin == "seal" ? sealed_text(manifest.time, manifest.sealed_time) + ", " : "",
+        signature_text(manifest));
   }
   if (layer.last_proof) {
     const LoggedProof& proof = *layer.last_proof;
@@ -176,6 +184,10 @@ Json manifest_json(const InspectedManifest& manifest) {
   json["cryptographic"] = manifest.is_cryptographic;
   json["root"] = manifest.root.empty() ? Json(nullptr) : Json(manifest.root);
   json["signature_key"] = manifest.signing_key.empty() ? Json(nullptr) : Json(manifest.signing_key);
+  json["signature_valid"] = manifest.signing_key.empty() ? Json(nullptr) : Json(manifest.has_valid_signature);
+  json["origin"] = manifest.origin;
+  json["time"] = manifest.time.empty() ? Json(nullptr) : Json(escaped(manifest.time));
+  json["sealed_time"] = manifest.sealed_time.empty() ? Json(nullptr) : Json(escaped(manifest.sealed_time));
   return json;
 }
 

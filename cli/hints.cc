@@ -49,6 +49,12 @@ const char* hint_for(Remedy remedy) {
       return "; run 'qchain verify' to see what is damaged, or use --salvage to restore what can be read";
     case Remedy::NameSigningKey:
       return " with --sign-key FILE";
+    case Remedy::TrustKey:
+      return "; to leave it as it is, use --trust-key FILE";
+    case Remedy::TrustOrSignUnproven:
+      return "; use --trust-key FILE for the keys that signed the layers below, or --sign-unproven to sign "
+             "all "
+             "the same, which the manifest records";
   }
   return "";
 }

@@ -48,6 +48,19 @@ void add_nbd_options(CommandLine& line, NbdOptions& o) {
   line.value("tls-psk-file", "FILE", o.tls_psk_file, "for nbds URIs: file with the pre-shared key");
 }
 
+void add_point_options(CommandLine& line, PointDemand& o) {
+  line.values(
+      "expect", "FIELD=VALUE", o.expect,
+      "require this point in time: root=ALGORITHM:HEX, layer=UUID or checkpoint=NAME (repeatable; exit "
+      "code 5 if it is another)");
+  line.value("not-older-than", "DURATION", o.not_older_than, parse_duration,
+             "refuse a point in time that is older: 90s, 15m, 36h, 7d, 2w (exit code 5)");
+  line.value(
+      "last-seen", "FILE", o.last_seen, not_empty,
+      "refuse a point in time that is older than the newest one seen of this disk, which FILE records; "
+      "keep it where who can write to the backups cannot (exit code 5)");
+}
+
 void add_owner_options(CommandLine& line, OwnerOptions& o) {
   line.group("Backup job");
   line.value(

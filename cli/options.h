@@ -24,6 +24,7 @@ ImageFormat image_format_named(const std::string& name);
 /// Add options for `options` under their own heading. The common options, with --help, come last; the report
 /// options are those that also apply to commands without images.
 void add_nbd_options(CommandLine& line, NbdOptions& options);
+void add_point_options(CommandLine& line, PointDemand& demand);
 void add_owner_options(CommandLine& line, OwnerOptions& options);
 void add_report_options(CommandLine& line, CommonOptions& options);
 void add_common_options(CommandLine& line, CommonOptions& options);

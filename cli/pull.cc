@@ -68,9 +68,9 @@ OnMissed parse_on_missed(const std::string& text) {
 
 // Raw output has no parent, clusters or manifest.
 void refuse_layer_options(const CommandLine& line) {
-  for (const char* const option :
-       {"parent", "checkpoint", "cluster-size", "layer-id", "extended-l2", "compress", "digest", "sign-key",
-        "bitmap", "shallow", "since", "check-clean", "on-missed", "allow-other-export"}) {
+  for (const char* const option : {"parent", "checkpoint", "cluster-size", "layer-id", "extended-l2",
+                                   "compress", "digest", "sign-key", "trust-key", "sign-unproven", "bitmap",
+                                   "shallow", "since", "check-clean", "on-missed", "allow-other-export"}) {
     if (line.has(option)) usage(fmt::format("--{} cannot be used with raw output", option));
   }
 }
@@ -216,7 +216,12 @@ void add_manifest_options(CommandLine& line, PullOptions& o) {
       "digest", "ALGORITHM", o.request.digest, known_digest,
       "digest algorithm of the manifest: sha256, sha512, blake2b512, xxh3-128, or none for no manifest "
       "(default: that of the parent, or sha256)");
-  line.value("sign-key", "FILE", o.request.sign_key, "sign the manifest with this Ed25519 private key (PEM)");
+  line.value("sign-key", "FILE", o.request.sign_key,
+             "sign the manifest with this Ed25519 private key (PEM); the layers below have to be signed too");
+  line.values("trust-key", "FILE", o.request.trust_keys,
+              "with --sign-key: layers below may be signed by this Ed25519 public key (PEM; repeatable)");
+  line.flag("sign-unproven", o.request.sign_unproven,
+            "with --sign-key: sign even if layers below are not signed; the manifest records that");
 }
 
 void add_source_options(CommandLine& line, PullOptions& o) {

@@ -28,7 +28,8 @@ CommandLine command_line_for(RestoreOptions& o) {
             "write all that can be read; list what cannot be read, or differs from what was backed up "
             "(exit code 4)");
   line.values("trust-key", "FILE", o.request.trust_keys,
-              "require every manifest to be signed by this Ed25519 public key (PEM; repeatable)");
+              "require every manifest to be signed by an Ed25519 public key of this file (PEM; repeatable)");
+  add_point_options(line, o.request.point);
   line.flag("read-back", o.request.read_back,
             "read back what was written, bypassing the page cache, and compare (exit code 1 if it differs)");
   line.flag("zero-rest", o.request.zero_rest,

@@ -6,6 +6,7 @@
 #include <span>
 
 #include "cli/api/text.h"
+#include "cli/point_report.h"
 #include "extent/range.h"
 
 namespace qchain {
@@ -132,6 +133,8 @@ Json json_of(const RestoreRequest& request, const RestoreResult& result) {
   fields["has_recorded_digest"] = result.has_recorded_digest;
   fields["unknown_bytes"] = result.has_manifest ? Json(result.unknown_bytes) : Json(nullptr);
   fields["root"] = or_null(result.root);
+  fields["point"] = json_of(result.point);
+  fields["trust_demanded"] = !request.trust_keys.empty();
   fields["proof"] = proof_in_words(request, result);
   fields["format"] = result.layer_id.empty() ? "raw" : "qcow2";
   fields["layer_id"] = or_null(result.layer_id);
@@ -156,6 +159,7 @@ void report_restore(const RestoreRequest& request, const RestoreResult& result, 
                               escaped(request.image), human_size(result.virtual_size),
                               human_size(result.data_bytes), proof_in_words(request, result),
                               what_else(result)));
+    console.print(fmt::format("{}: {}\n", escaped(request.image), point_text(result.point)));
   }
   if (result.rest_bytes != 0) {
     console.warn(fmt::format(

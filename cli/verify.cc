@@ -30,7 +30,7 @@ void validate(const VerifyOptions& o) {
   if (o.image.empty() && o.combine.empty())
     usage("verify: missing IMAGE. Run 'qchain verify --help' for details");
   if (!o.combine.empty() && (!o.image.empty() || !o.against.empty() || o.seal || o.record || o.max_duration ||
-                             !o.selection.is_everything() || !o.trust_keys.empty())) {
+                             !o.selection.is_everything() || !o.trust_keys.empty() || !o.point.is_empty())) {
     usage("--combine only combines reports: it cannot be used with IMAGE and other options of verify");
   }
   if (o.against.empty() && (o.manifest_only || o.no_extents)) {
@@ -40,10 +40,11 @@ void validate(const VerifyOptions& o) {
     usage("--libvirt, --connect and --still-running require --against");
   }
   if (o.seal && (!o.against.empty() || !o.selection.is_everything() || o.max_duration || o.record ||
-                 !o.trust_keys.empty())) {
-    usage(
-        "--seal only writes missing manifests: verify the chain, also with --trust-key, in a second run "
-        "without --seal");
+                 !o.point.is_empty())) {
+    usage("--seal only writes missing manifests: verify the chain in a second run without --seal");
+  }
+  if (o.seal && !o.trust_keys.empty() && o.sign_key.empty()) {
+    usage("--trust-key with --seal requires --sign-key");
   }
   if (!o.seal && !o.sign_key.empty()) usage("--sign-key requires --seal");
   if (!o.seal && o.accept_changed) usage("--accept-changed requires --seal");
@@ -63,6 +64,7 @@ Outcome prove(const VerifyOptions& o, Console& console) {
   request.selection = o.selection;
   if (o.max_duration) request.max_duration = std::chrono::seconds(*o.max_duration);
   request.trust_keys = o.trust_keys;
+  request.point = o.point;
   VerifyResult result;
   {
     const ConsoleRun run(console);
@@ -110,18 +112,23 @@ Outcome seal(const VerifyOptions& o, Console& console) {
   request.open = o.common.open;
   request.sign_key = o.sign_key;
   request.accept_changed = o.accept_changed;
-  ConsoleRun by_console(console);
-  request.sealed = [&](const SealedLayer& layer) {
-    by_console.end_phase();
-    print_sealed(layer, console);
-  };
-  Run run = by_console;
-  run.workers = o.nbd.connections;
+  request.trust_keys = o.trust_keys;
+  SealResult result;
+  {
+    const ConsoleRun by_console(console);
+    Run run = by_console;
+    run.workers = o.nbd.connections;
+    result = seal(request, run);
+  }
+  console.result_stands();
   Json fields;
   fields["image"] = escaped(o.image);
   fields["mode"] = "seal";
   fields["sealed"] = Json::array();
-  for (const SealedLayer& layer : seal(request, run).layers) fields["sealed"].push_back(to_json(layer));
+  for (const SealedLayer& layer : result.layers) {
+    print_sealed(layer, console);
+    fields["sealed"].push_back(to_json(layer));
+  }
   console.document(Outcome::Done, fields);
   return Outcome::Done;
 }
@@ -140,8 +147,11 @@ void add_scope_options(CommandLine& line, VerifyOptions& o) {
   line.value("max-duration", "SECONDS", o.max_duration, number(0, std::numeric_limits<unsigned>::max()),
              "stop after this time (exit code 4)");
   line.list("combine", "REPORT...", o.combine, "combine the reports (--json) of all parts");
-  line.values("trust-key", "FILE", o.trust_keys,
-              "require every manifest to be signed by this Ed25519 public key (PEM; repeatable)");
+  line.values(
+      "trust-key", "FILE", o.trust_keys,
+      "require every manifest to be signed by an Ed25519 public key of this file (PEM; repeatable); with "
+      "--seal: keep such signatures");
+  add_point_options(line, o.point);
   line.flag("record", o.record, "append the verdict to IMAGE.proofs");
 }
 

@@ -23,6 +23,7 @@ struct VerifyOptions {
   Selection selection;                        ///< --sample, --only.
   std::optional<std::uint64_t> max_duration;  ///< Seconds.
   std::vector<std::string> trust_keys;        ///< Paths.
+  PointDemand point;
   bool record = false;
   bool seal = false;
   bool accept_changed = false;       ///< With --seal.

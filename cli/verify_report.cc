@@ -8,6 +8,7 @@
 #include "cli/api/proof_log.h"
 #include "cli/api/text.h"
 #include "cli/hints.h"
+#include "cli/point_report.h"
 #include "extent/nbd_session.h"
 #include "verify/digest.h"
 
@@ -63,7 +64,9 @@ std::string manifest_text(const ManifestStatus& manifest) {
   if (!manifest.is_cryptographic) text += " (not cryptographic)";
   if (!followed) text += " (not checked against the layers below)";
   if (!manifest.accepted.empty()) text += ", " + accepted_text(manifest.accepted);
+  if (manifest.origin == "seal") text += ", " + sealed_text(manifest.time, manifest.sealed_time);
   if (!manifest.trusted_key.empty()) text += ", signed by " + escaped(manifest.trusted_key);
+  if (manifest.is_signed_unproven) text += " over layers that were not";
   return text;
 }
 
@@ -175,6 +178,10 @@ Json to_json(const ManifestStatus& manifest) {
   json["root"] = or_null(manifest.root);
   json["root_follows"] = manifest.root.empty() ? Json(nullptr) : Json(manifest.root_follows);
   json["own_digest"] = or_null(manifest.own_digest);
+  json["origin"] = or_null(manifest.origin);
+  json["time"] = or_null(manifest.time);
+  json["sealed_time"] = or_null(manifest.sealed_time);
+  json["signed_unproven"] = manifest.is_signed_unproven;
   json["accepted"] = or_null(manifest.accepted);
   json["signed"] = manifest.is_signed;
   json["trusted_key"] = or_null(manifest.trusted_key);
@@ -229,6 +236,7 @@ Json to_json(const VerifyOptions& o, const VerifyResult& result, const std::stri
     json["verdicts"].push_back(verdict_json(verdict.outcome, with_hint(verdict.message, verdict.remedy)));
   }
   json["root"] = or_null(result.root);
+  json["point"] = result.point ? json_of(*result.point) : Json(nullptr);
   json["read_bytes"] = result.findings.read_bytes;
   json["asserted_bytes"] = result.asserted_bytes;
   json["different_bytes"] = result.findings.different_bytes;
@@ -277,6 +285,7 @@ Outcome report_verify(const VerifyOptions& o, const VerifyResult& result, double
   for (const Verdict& note : result.notes) console.note(with_hint(note.message, note.remedy));
   for (const Verdict& verdict : result.verdicts) console.error(with_hint(verdict.message, verdict.remedy));
   console.print(conclusion(o, result));
+  if (result.point) console.print(fmt::format("{}: {}\n", escaped(o.image), point_text(*result.point)));
   Outcome outcome = result.outcome;
   const std::string time = iso_time(std::time(nullptr));
   Json document = to_json(o, result, time, seconds);

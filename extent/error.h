@@ -46,11 +46,13 @@ enum class Remedy {
   AllowWritable,  ///< Do not require a read-only export.
   GiveTlsCredentials,
   NameSigningKey,
-  Seal,           ///< Seal the layer: write what its manifest lacks.
-  SealAgain,      ///< Seal the layer, so that it can be proven block by block.
-  VerifyAndSeal,  ///< Verify the content of the layer; if it is the recorded one, seal the layer.
-  AcceptChanged,  ///< Seal content that is not the recorded one, if it was changed on purpose.
-  Salvage,        ///< Restore what can be read.
+  TrustKey,             ///< Trust the key with which it is signed.
+  TrustOrSignUnproven,  ///< Trust the keys of the layers below, or sign all the same.
+  Seal,                 ///< Seal the layer: write what its manifest lacks.
+  SealAgain,            ///< Seal the layer, so that it can be proven block by block.
+  VerifyAndSeal,        ///< Verify the content of the layer; if it is the recorded one, seal the layer.
+  AcceptChanged,        ///< Seal content that is not the recorded one, if it was changed on purpose.
+  Salvage,              ///< Restore what can be read.
 };
 
 /// Work that cannot go on. what() names the file or URI and, where there are any, offset, value and remedy.

@@ -60,6 +60,12 @@ File File::open_to_read(const std::string& path) {
   return {descriptor, path};
 }
 
+File File::duplicate(std::string path) const {
+  const int descriptor = fcntl(descriptor_, F_DUPFD_CLOEXEC, 0);
+  if (descriptor < 0) throw system_error(fmt::format("{}: cannot duplicate the descriptor", path), errno);
+  return {descriptor, std::move(path)};
+}
+
 FileIdentity File::identity() const {
   const struct stat status = stat_of(*this);
   return {status.st_dev, status.st_ino};

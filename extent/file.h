@@ -47,6 +47,8 @@ class File {
   ~File();
 
   static File open_to_read(const std::string& path);
+  /// The same open file once more, with `path` for messages.
+  File duplicate(std::string path) const;
 
   int descriptor() const noexcept { return descriptor_; }
   const std::string& path() const noexcept { return path_; }

@@ -90,12 +90,14 @@ Identity decode_identity(const std::string& encoded, const std::string& path) {
   return identity;
 }
 
-std::optional<std::int64_t> time_of(const Identity& identity) {
+std::optional<std::int64_t> parse_time(const std::string& text) {
   std::tm fields{};
-  const char* const end = strptime(identity.time.c_str(), "%Y-%m-%dT%H:%M:%SZ", &fields);
+  const char* const end = strptime(text.c_str(), "%Y-%m-%dT%H:%M:%SZ", &fields);
   if (end == nullptr || *end != '\0') return std::nullopt;
   return timegm(&fields);
 }
+
+std::optional<std::int64_t> time_of(const Identity& identity) { return parse_time(identity.time); }
 
 std::string random_uuid() {
   std::array<unsigned char, 16> bytes{};

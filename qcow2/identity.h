@@ -13,6 +13,9 @@ std::string encode_identity(const Identity& identity);
 /// Throws Error (Mismatch), naming `path`, if `json` is not what encode_identity() writes.
 Identity decode_identity(const std::string& json, const std::string& path);
 
+/// Seconds since 1970 of a time as "2026-11-24T18:29:17Z"; nullopt: it is not one.
+std::optional<std::int64_t> parse_time(const std::string& text);
+
 /// When the layer was written, in seconds since 1970; nullopt if that is not recorded. The image's
 /// modification time is set to it: a different one means that the image was written to since, or copied.
 std::optional<std::int64_t> time_of(const Identity& identity);

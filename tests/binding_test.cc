@@ -84,6 +84,18 @@ void add_nbd(Bindings<Options>& all, Nbd nbd) {
   all.push_back({"tls-psk-file", "psk", [nbd](const Options& o) { return nbd(o).tls_psk_file; }, "psk"});
 }
 
+template <class Options, class Point>
+void add_point(Bindings<Options>& all, Point point) {
+  all.push_back(
+      {"expect", "layer=x", [point](const Options& o) { return text(point(o).expect); }, "layer=x "});
+  all.push_back({"not-older-than", "2d",
+                 [point](const Options& o) {
+                   return std::to_string(point(o).not_older_than.value_or(std::chrono::seconds(0)).count());
+                 },
+                 "172800"});
+  all.push_back({"last-seen", "seen", [point](const Options& o) { return point(o).last_seen; }, "seen"});
+}
+
 template <class Options>
 void add_owner(Bindings<Options>& all) {
   all.push_back({"libvirt", "vm", [](const Options& o) { return o.owner.libvirt_domain; }, "vm"});
@@ -137,6 +149,8 @@ TEST(Binding, Pull) {
       {"checkpoint", "mon", [](const O& o) { return o.request.checkpoint; }, "mon"},
       {"digest", "sha512", [](const O& o) { return o.request.digest; }, "sha512"},
       {"sign-key", "key", [](const O& o) { return o.request.sign_key; }, "key"},
+      {"trust-key", "pub", [](const O& o) { return text(o.request.trust_keys); }, "pub "},
+      {"sign-unproven", "", [](const O& o) { return text(o.request.sign_unproven); }, "set"},
       {"bitmap", "b0", [](const O& o) { return o.request.bitmap; }, "b0"},
       {"shallow", "", [](const O& o) { return text(o.request.shallow); }, "set"},
       {"since", "sun", [](const O& o) { return o.request.since; }, "sun"},
@@ -175,6 +189,7 @@ TEST(Binding, Verify) {
       {"sign-key", "key", [](const O& o) { return o.sign_key; }, "key"},
   };
   add_nbd(all, [](const O& o) { return o.nbd; });
+  add_point(all, [](const O& o) { return o.point; });
   add_owner(all);
   add_common(all);
   expect_bound(all, {"a"});
@@ -193,6 +208,7 @@ TEST(Binding, Restore) {
       {"force", "", [](const O& o) { return text(o.request.replace); }, "set"},
   };
   add_nbd(all, [](const O& o) { return o.request.nbd; });
+  add_point(all, [](const O& o) { return o.request.point; });
   add_common(all);
   expect_bound(all, {"a", "b"});
 }

@@ -354,14 +354,26 @@ TEST_F(ChainProofTest, ThePaddingOfTheLastSectorIsChecked) {
 // --- sealing
 // ----------------------------------------------------------------------------------------------------------
 
+// What a manifest records of blocks, and the root.
+using Records = std::pair<std::vector<ManifestRecord>, std::optional<ContentDigest>>;
+
+Records records_of(const std::string& path) {
+  const Manifest manifest(path);
+  Records records{{}, manifest.summary().disk_digest()};
+  ManifestReader reader = manifest.records();
+  ManifestRecord record;
+  while (reader.next(record)) records.first.push_back(record);
+  return records;
+}
+
 TEST_F(ChainProofTest, SealedAgain) {
   for (int round = 0; round < 25; ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
-    std::vector<Bytes> before;
+    std::vector<Records> before;
     std::vector<bool> removed;
     for (std::size_t i = 0; i < chain.layers().size(); ++i) {
-      before.push_back(read_file(chain.manifest(i)));
+      before.push_back(records_of(chain.manifest(i)));
       removed.push_back(round % 3 == 0 || random.chance(50));
       if (removed.back()) fs::remove(chain.manifest(i));
     }
@@ -369,8 +381,9 @@ TEST_F(ChainProofTest, SealedAgain) {
     for (std::size_t i = chain.layers().size(); i-- > 0;) {
       EXPECT_EQ(seal(*opened, i, {random.bits(1, 4), nullptr, [](std::uint64_t) {}}),
                 removed[i] ? Sealed::Written : Sealed::Already);
-      // The same bytes, though it was the layer that was read and not the live side.
-      EXPECT_EQ(first_difference(read_file(chain.manifest(i)), before[i]), "") << i;
+      // The same, though it was the layer that was read and not the live side.
+      EXPECT_EQ(records_of(chain.manifest(i)), before[i]) << i;
+      EXPECT_EQ(Manifest(chain.manifest(i)).header().origin, removed[i] ? Origin::Seal : Origin::Pull);
     }
     expect_clean(*opened);
   }
@@ -614,8 +627,9 @@ TEST_F(ChainProofTest, Signatures) {
   ProvenChain chain(random, folder);
   for (int i = 0; i < 2; ++i) chain.add(chain.next_disk(kMiB / 2, 4096), {}, Algorithm::Sha256, &key);
   const auto outcome_with = [&](std::initializer_list<const char*> trusted) {
-    std::vector<TrustedKey> keys;
-    for (const char* const name : trusted) keys.emplace_back(folder / name);
+    std::vector<std::string> paths;
+    for (const char* const name : trusted) paths.push_back(folder / name);
+    std::vector<TrustedKey> keys = trusted_keys(paths);
     Outcome outcome = Outcome::Done;
     for (const LayerProof& layer : prove(*chain.open(), {}, std::move(keys)))
       outcome = worse(outcome, layer.outcome());
@@ -625,7 +639,7 @@ TEST_F(ChainProofTest, Signatures) {
   EXPECT_EQ(outcome_with({"key.pub"}), Outcome::Done);
   EXPECT_EQ(outcome_with({"other.pub", "key.pub"}), Outcome::Done);
   EXPECT_EQ(outcome_with({"other.pub"}), Outcome::BadManifest);
-  EXPECT_EQ(outcome_of([&] { TrustedKey(folder / "key.pem"); }), Outcome::Usage) << "a private key";
+  EXPECT_EQ(outcome_of([&] { trusted_keys({folder / "key.pem"}); }), Outcome::Usage) << "a private key";
   EXPECT_EQ(outcome_of([&] { SigningKey(folder / "key.pub"); }), Outcome::Usage);
   EXPECT_EQ(outcome_of([&] { SigningKey(folder / "nosuch"); }), Outcome::Io);
   must({"openssl", "genpkey", "-algorithm", "x25519", "-out", folder / "x.pem"});

@@ -74,6 +74,13 @@ class ManifestTest : public RandomTest {
     if (random.chance(50)) header.parent_root = ContentDigest{header.algorithm, any_digest(header.algorithm)};
     if (random.chance(50)) header.checkpoint = random.text(random.between(1, 100));
     if (random.chance(50)) header.since = "\"\\ü€\n" + random.text(random.between(1, 100));
+    header.origin = random.one_of({Origin::Pull, Origin::Seal, Origin::Restore});
+    for (std::string* const text : {&header.time, &header.sealed_time, &header.file, &header.export_name,
+                                    &header.domain, &header.target}) {
+      if (random.chance(50)) *text = random.text(random.between(1, 40));
+    }
+    header.is_resealed = random.chance(50);
+    header.is_signed_unproven = random.chance(50);
     for (std::uint64_t at = 0; at < header.blocks();) {
       const Held held = random.one_of({Held::None, Held::Data, Held::Zeros, Held::Part});
       const std::uint64_t run = random.one_of<std::uint64_t>({1, 2, 10, 300});
@@ -133,7 +140,8 @@ class ManifestTest : public RandomTest {
     return bytes;
   }
   static std::string json_of(const std::string& length) {
-    return R"({"algorithm":"sha256","block_size":65536,"length":)" + length + R"(,"overlay":true})";
+    return R"({"algorithm":"sha256","block_size":65536,"length":)" + length +
+           R"(,"overlay":true,"origin":"pull"})";
   }
   static void put_record(Bytes& bytes, unsigned kind, std::uint64_t first, std::uint64_t count) {
     put(bytes, kind, 1);
@@ -206,6 +214,13 @@ TEST_F(ManifestTest, TheBytesOnDisk) {
   manifest.header.overlay = true;
   manifest.header.layer_id = kUuid;
   manifest.header.parent_id = kOtherUuid;
+  manifest.header.origin = Origin::Seal;
+  manifest.header.time = "2026-11-28T18:00:00Z";
+  manifest.header.sealed_time = "2026-12-01T18:00:00Z";
+  manifest.header.file = "a.qcow2";
+  manifest.header.export_name = manifest.header.target = "vda";
+  manifest.header.domain = kOtherUuid;
+  manifest.header.is_resealed = manifest.header.is_signed_unproven = true;
   const auto digest = [](unsigned char value) {
     Digest filled(32);
     std::ranges::fill(filled.bytes(), std::byte{value});
@@ -221,7 +236,10 @@ TEST_F(ManifestTest, TheBytesOnDisk) {
 
   Bytes expected = header_bytes(
       R"({"algorithm":"sha256","block_size":65536,"length":654360,"overlay":true,)"
-      R"("layer":"01234567-89ab-4def-8123-456789abcdef","parent":"fedcba98-7654-4321-8fed-cba987654321"})");
+      R"("layer":"01234567-89ab-4def-8123-456789abcdef","parent":"fedcba98-7654-4321-8fed-cba987654321",)"
+      R"("origin":"seal","time":"2026-11-28T18:00:00Z","sealed_time":"2026-12-01T18:00:00Z","file":"a.qcow2",)"
+      R"("export":"vda","domain":"fedcba98-7654-4321-8fed-cba987654321","target":"vda","resealed":true,)"
+      R"("signed_unproven":true})");
   put_record(expected, 1, 1, 2);
   put(expected, digest(1));
   put(expected, digest(2));
@@ -294,28 +312,34 @@ TEST_F(ManifestTest, HeadersThatCannotBe) {
       EXPECT_EQ(reading(with_end(json_of(length), blocks)), Outcome::BadManifest) << length;
     }
   }
-  for (const char* const json :
-       {"",
-        " ",
-        "{",
-        "null",
-        "[]",
-        "\"text\"",
-        "5",
-        "{}",
-        "\xff\xfe",
-        "{\"algorithm\":\"sha256\"}",
-        R"({"algorithm":"md5","block_size":65536,"length":131073,"overlay":true})",
-        R"({"algorithm":["sha256"],"block_size":65536,"length":131073,"overlay":true})",
-        R"({"algorithm":"sha256","block_size":4096,"length":131073,"overlay":true})",
-        R"({"algorithm":"sha256","block_size":0,"length":131073,"overlay":true})",
-        R"({"algorithm":"sha256","block_size":65536,"length":131073})",
-        R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":1})",
-        R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"layer":"x"})",
-        R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"layer":7})",
-        R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"since":{}})",
-        R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true} )"
-        "\x01"}) {
+  for (
+      const char* const json :
+      {"",
+       " ",
+       "{",
+       "null",
+       "[]",
+       "\"text\"",
+       "5",
+       "{}",
+       "\xff\xfe",
+       "{\"algorithm\":\"sha256\"}",
+       R"({"algorithm":"md5","block_size":65536,"length":131073,"overlay":true})",
+       R"({"algorithm":["sha256"],"block_size":65536,"length":131073,"overlay":true})",
+       R"({"algorithm":"sha256","block_size":4096,"length":131073,"overlay":true,"origin":"pull"})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":""})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":"Pull"})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":"pull","time":5})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":"pull","resealed":1})",
+       R"({"algorithm":"sha256","block_size":0,"length":131073,"overlay":true})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":1})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"layer":"x"})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"layer":7})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"since":{}})",
+       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true} )"
+       "\x01"}) {
     EXPECT_EQ(reading(with_end(json, 3)), Outcome::BadManifest) << json;
   }
   // Deep, and as long as it may be.

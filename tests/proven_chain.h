@@ -89,7 +89,10 @@ inline std::unique_ptr<ChainDigests> digests_of(const Chain& chain, std::size_t 
 }
 inline Sealed seal(const Chain& chain, std::size_t layer, const SealOptions& options = {}) {
   RestorePoints points(chain);
-  return seal_layer(points, layer, options);
+  ChainSeal chain_seal(points, options);
+  const Sealed sealed = chain_seal.add(layer);
+  chain_seal.publish();
+  return sealed;
 }
 
 /// Any options that layers can be written with.

@@ -121,15 +121,12 @@ std::unique_ptr<LayerManifest> LayerBuild::begin_manifest() {
   }
   if (recipe_.parent != nullptr && !parent.digests) unknown_because_ = parent.unknown_because;
   identity.parent_digest = text_of(parent.root);
-  ManifestHeader header;
+  ManifestHeader header = header_for(identity, recipe_.origin);
   header.algorithm = algorithm_;
-  header.length = identity.length;
-  header.overlay = identity.overlay;
-  header.layer_id = identity.id;
-  header.parent_id = identity.parent_id;
   header.parent_root = parent.root;
-  header.checkpoint = identity.checkpoint;
-  header.since = identity.since;
+  header.file = fs::path(image_.path()).filename();
+  header.is_signed_unproven = recipe_.sign_unproven;
+  if (recipe_.key != nullptr) require_signable(header, image_.path());
   const std::uint64_t parent_length =
       recipe_.parent != nullptr ? recipe_.parent->chain().top().true_length() : 0;
   return std::make_unique<LayerManifest>(slot_.path(), header, parent_length, std::move(parent.digests),

@@ -23,7 +23,9 @@ struct LayerRecipe {
   LayerOptions layer;  ///< Position and observer are filled in.
   bool manifest = true;
   std::optional<Algorithm> algorithm;  ///< Of the manifest; nullopt: the parent's, else sha256.
-  const SigningKey* key = nullptr;     ///< nullptr: the manifest is not signed.
+  Origin origin = Origin::Pull;
+  const SigningKey* key = nullptr;  ///< nullptr: the manifest is not signed.
+  bool sign_unproven = false;       ///< Recorded: layers below are not signed by a trusted key.
   Warn warn;
 };
 

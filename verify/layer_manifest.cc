@@ -2,7 +2,7 @@
 
 #include <fmt/format.h>
 
-#include <filesystem>
+#include <tuple>
 #include <utility>
 
 namespace qchain {
@@ -10,11 +10,10 @@ namespace qchain {
 namespace {
 
 // Without an identity in the image, only the times show whether the manifest is still valid.
-bool was_written_after(const std::string& path, const std::string& manifest) {
-  std::error_code error;
-  const auto written = std::filesystem::last_write_time(path, error);
-  const auto sealed = std::filesystem::last_write_time(manifest, error);
-  return error || written > sealed;
+bool was_written_after(const Layer& layer, const Manifest& manifest) {
+  const FileStamp written = layer.file().stamp();
+  const FileStamp sealed = manifest.stamp();
+  return std::tie(written.seconds, written.nanoseconds) > std::tie(sealed.seconds, sealed.nanoseconds);
 }
 
 }  // namespace
@@ -44,7 +43,7 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
     parent.unknown_because = fmt::format("the root of {} is unknown; seal the chain to compute it", path);
     return parent;
   }
-  if (!layer.identity() && was_written_after(path, points.manifest(index)->path())) {
+  if (!layer.identity() && was_written_after(layer, *points.manifest(index))) {
     parent.unknown_because =
         fmt::format("{} was written to after it was sealed; remove its manifest and seal it again", path);
     return parent;
@@ -54,16 +53,32 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index) {
   return parent;
 }
 
+ManifestHeader header_for(const Identity& identity, Origin origin) {
+  ManifestHeader header;
+  header.length = identity.length;
+  header.overlay = identity.overlay;
+  header.layer_id = identity.id;
+  header.parent_id = identity.parent_id;
+  header.checkpoint = identity.checkpoint;
+  header.since = identity.since;
+  header.origin = origin;
+  header.time = identity.time;
+  header.export_name = identity.export_name;
+  header.domain = identity.domain;
+  header.target = identity.target;
+  return header;
+}
+
 LayerManifest::LayerManifest(const std::string& path, const ManifestHeader& header,
                              std::uint64_t parent_length, std::unique_ptr<ChainDigests> parent, Warn warn)
-    : publication_(path, Existing::Replace, std::move(warn)),
+    : publication_(std::make_unique<Publication>(path, Existing::Replace, std::move(warn))),
       algorithm_(header.algorithm),
-      builder_(publication_.file(), header, parent_length, std::move(parent)) {}
+      builder_(publication_->file(), header, parent_length, std::move(parent)) {}
 
 std::optional<Digest> LayerManifest::finish(const SigningKey* key) {
   const ManifestBuilder::Finished finished = builder_.finish();
   if (key != nullptr) builder_.sign(key->sign(finished.own_digest));
-  publication_.sync();
+  publication_->sync();
   return finished.root;
 }
 

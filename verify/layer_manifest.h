@@ -23,6 +23,9 @@ struct ParentDigests {
 /// layer is damaged or belongs to another layer, or its root does not match the manifests below.
 ParentDigests parent_digests(RestorePoints& points, std::size_t index);
 
+/// What the manifest of a layer with this identity says of it; algorithm and parent's root are filled in.
+ManifestHeader header_for(const Identity& identity, Origin origin);
+
 /// A manifest that is being written and not yet published.
 class LayerManifest {
  public:
@@ -37,10 +40,12 @@ class LayerManifest {
   /// unknown.
   std::optional<Digest> finish(const SigningKey* key);
   /// Publishes it.
-  void publish() { publication_.publish(); }
+  void publish() { publication_->publish(); }
+  /// Lets go of it after finish(), to be published later.
+  std::unique_ptr<Publication> release() { return std::move(publication_); }
 
  private:
-  Publication publication_;
+  std::unique_ptr<Publication> publication_;
   Algorithm algorithm_;
   ManifestBuilder builder_;
 };

@@ -40,6 +40,14 @@ std::uint64_t from_little_endian(std::span<const std::byte> bytes) {
   return value;
 }
 
+constexpr std::array<const char*, 3> kOrigins{"pull", "seal", "restore"};
+
+Origin origin_named(const std::string& name) {
+  const auto found = std::ranges::find(kOrigins, name);
+  if (found == kOrigins.end()) throw Error(Outcome::BadManifest, "its header has an unknown origin");
+  return static_cast<Origin>(found - kOrigins.begin());
+}
+
 std::string encode_header_json(const ManifestHeader& header) {
   nlohmann::ordered_json json;
   json["algorithm"] = to_string(header.algorithm);
@@ -54,8 +62,16 @@ std::string encode_header_json(const ManifestHeader& header) {
   put("parent_root", text_of(header.parent_root));
   put("checkpoint", header.checkpoint);
   put("since", header.since);
-  put("origin", header.origin);
+  json["origin"] = to_string(header.origin);
+  put("time", header.time);
+  put("sealed_time", header.sealed_time);
+  put("file", header.file);
+  put("export", header.export_name);
+  put("domain", header.domain);
+  put("target", header.target);
+  if (header.is_resealed) json["resealed"] = true;
   put("accepted", text_of(header.accepted));
+  if (header.is_signed_unproven) json["signed_unproven"] = true;
   return json.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
 }
 
@@ -91,8 +107,16 @@ ManifestHeader decode_header_json(std::string_view text) {
   header.parent_root = digest_of(json, "parent_root");
   header.checkpoint = json.value("checkpoint", std::string());
   header.since = json.value("since", std::string());
-  header.origin = json.value("origin", std::string());
+  header.origin = origin_named(json.at("origin").get<std::string>());
+  header.time = json.value("time", std::string());
+  header.sealed_time = json.value("sealed_time", std::string());
+  header.file = json.value("file", std::string());
+  header.export_name = json.value("export", std::string());
+  header.domain = json.value("domain", std::string());
+  header.target = json.value("target", std::string());
+  header.is_resealed = json.value("resealed", false);
   header.accepted = digest_of(json, "accepted");
+  header.is_signed_unproven = json.value("signed_unproven", false);
   if (number_of(json, "block_size") != kDigestBlock || header.length > kMaxLength ||
       (!header.layer_id.empty() && !is_uuid(header.layer_id))) {
     throw Error(Outcome::BadManifest, "its header has invalid values");
@@ -101,6 +125,8 @@ ManifestHeader decode_header_json(std::string_view text) {
 }
 
 }  // namespace
+
+const char* to_string(Origin origin) noexcept { return kOrigins[static_cast<std::size_t>(origin)]; }
 
 std::uint64_t ManifestHeader::block_length(std::uint64_t index) const {
   return std::min(kDigestBlock, length - index * kDigestBlock);

@@ -16,6 +16,16 @@ namespace qchain {
 /// The maximum number of blocks in a record with digests, which readers hold in memory.
 inline constexpr std::uint64_t kMaxRecordBlocks = 256;
 
+/// The work that wrote a manifest: what its digests are of.
+enum class Origin : std::uint8_t {
+  Pull,     ///< What a live export sent.
+  Seal,     ///< What was in the layer when it was sealed; nobody saw where that came from.
+  Restore,  ///< What a verified restore wrote.
+};
+
+/// "pull", "seal", "restore".
+const char* to_string(Origin origin) noexcept;
+
 /// The header of a manifest.
 struct ManifestHeader {
   Algorithm algorithm = Algorithm::Sha256;
@@ -26,13 +36,21 @@ struct ManifestHeader {
   std::optional<ContentDigest> parent_root;
   std::string checkpoint;  ///< As in the layer's identity.
   std::string since;
-  /// "seal": the layer was rewritten by another tool and sealed again; `overlay`, `parent_id` and
-  /// `parent_root` describe the chain as it was sealed, not the layer's identity. Else empty.
-  std::string origin;
-  /// With "seal": the digest in the identity, if different content was sealed at the operator's request.
+  Origin origin = Origin::Pull;
+  std::string time;         ///< The point in time of the disk: ISO 8601, UTC; empty: unknown.
+  std::string sealed_time;  ///< With Seal: when the digests were made.
+  std::string file;         ///< Name of the layer's file at that time, without its directory.
+  std::string export_name;  ///< As in the layer's identity, as are these:
+  std::string domain;
+  std::string target;
+  /// The layer was rewritten by another tool and sealed again: `overlay`, `parent_id` and `parent_root`
+  /// describe the chain as it was sealed, not the layer's identity.
+  bool is_resealed = false;
+  /// If resealed: the digest in the identity, if different content was sealed at the operator's request.
   std::optional<ContentDigest> accepted;
+  /// Signed although layers below were not signed by a trusted key, at the operator's request.
+  bool is_signed_unproven = false;
 
-  bool is_resealed() const { return origin == "seal"; }
   std::uint64_t blocks() const { return divide_up(length, kDigestBlock); }
   /// The length of block `index`: kDigestBlock; the last block may be shorter.
   std::uint64_t block_length(std::uint64_t index) const;
@@ -158,6 +176,7 @@ class Manifest {
   explicit Manifest(const std::string& path);
 
   const std::string& path() const noexcept { return file_->path(); }
+  FileStamp stamp() const { return file_->stamp(); }
   const ManifestSummary& summary() const noexcept { return summary_; }
   const ManifestHeader& header() const noexcept { return summary_.header; }
   /// Reads it again, through the same descriptor. The reader throws at the end if the manifest has changed.

@@ -100,7 +100,7 @@ class ManifestCheck {
         compare("its root", text_of(verdict_.summary->disk_digest()), identity->digest);
       }
       // If another tool has changed the backing file, check_place() compares with the chain instead.
-      if (header().is_resealed()) return;
+      if (header().is_resealed) return;
       compare("its parent's layer id", header().parent_id, identity->parent_id);
       if (!identity->parent_digest.empty()) {
         compare("its parent's root", text_of(header().parent_root), identity->parent_digest);
@@ -126,7 +126,7 @@ class ManifestCheck {
     if (header().overlay != overlay) {
       add_misplaced(overlay ? "is for a layer without a parent" : "is for a layer with a parent");
     }
-    if (header().is_resealed()) {
+    if (header().is_resealed) {
       const std::string below = id_below(chain_, index_);
       if (overlay && header().parent_id != below) {
         add_misplaced(
@@ -189,10 +189,11 @@ const RestorePoints::Point& RestorePoints::load(std::size_t index) {
   const std::string path = manifest_of(layer);
   ManifestVerdict& verdict = point.verdict;
   ManifestCheck check(chain_, index, path, verdict);
-  verdict.exists = manifest_exists(path);
+  std::shared_ptr<const File> file = point.replacement;
+  verdict.exists = file != nullptr || manifest_exists(path);
   try {
     if (verdict.exists) {
-      auto file = std::make_shared<const File>(File::open_to_read(path));
+      if (!file) file = std::make_shared<const File>(File::open_to_read(path));
       // A qcow2 image may be used as a raw file; its manifest is then not for the raw file.
       verdict.exists = layer.raw() == nullptr || ManifestReader(file).header().layer_id.empty();
       if (verdict.exists) point.manifest = std::make_shared<const Manifest>(std::move(file));
@@ -212,8 +213,9 @@ const RestorePoints::Point& RestorePoints::load(std::size_t index) {
   return point;
 }
 
-void RestorePoints::reload(std::size_t index) {
+void RestorePoints::replace(std::size_t index, std::shared_ptr<const File> manifest) {
   points_[index] = {};
+  points_[index].replacement = std::move(manifest);
   for (std::size_t above = 0; above < index; ++above) points_[above].folded.reset();
 }
 
@@ -314,7 +316,7 @@ void RestorePoints::fold_all() {
 void RestorePoints::require_resolved_links() {
   for (const Survey::Problem& problem : chain_.link_problems()) {
     const ManifestVerdict& found = verdict(problem.layer);
-    if (found.belongs && !found.is_misplaced && found.summary->header.is_resealed()) continue;
+    if (found.belongs && !found.is_misplaced && found.summary->header.is_resealed) continue;
     throw Error(problem.outcome, problem.message, Remedy::VerifyAndSeal);
   }
 }

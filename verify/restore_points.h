@@ -66,11 +66,12 @@ class RestorePoints {
   /// operations that rely on the identity of layers, such as an increment or a verified restore.
   void require_resolved_links();
 
-  /// Discards what is known about the manifest of layer `index`, because it was rewritten.
-  void reload(std::size_t index);
+  /// From now on `manifest` is the manifest of layer `index`, published or not.
+  void replace(std::size_t index, std::shared_ptr<const File> manifest);
 
  private:
   struct Point {
+    std::shared_ptr<const File> replacement;  // of the file under the manifest's name
     bool is_loaded = false;
     std::shared_ptr<const Manifest> manifest;
     ManifestVerdict verdict;

@@ -35,15 +35,28 @@ std::vector<std::byte> read_key_file(const std::string& path) {
   return bytes;
 }
 
+// Whether another PEM object begins in what was not read yet.
+bool has_more(BIO* bio) {
+  char* rest = nullptr;
+  const long length = BIO_get_mem_data(bio, &rest);
+  return length > 0 && std::string_view(rest, static_cast<std::size_t>(length)).find("-----BEGIN") !=
+                           std::string_view::npos;
+}
+
+// The keys in a file, at least one. `read` takes the next key from a BIO; nullptr: it is not one.
 template <class Read>
-std::unique_ptr<void, FreeKey> load(const std::string& path, const char* what, Read&& read) {
+std::vector<std::unique_ptr<void, FreeKey>> load(const std::string& path, const char* what, Read&& read) {
   const std::vector<std::byte> bytes = read_key_file(path);
   const std::unique_ptr<BIO, FreeBio> bio(BIO_new_mem_buf(bytes.data(), static_cast<int>(bytes.size())));
-  std::unique_ptr<void, FreeKey> key(bio ? read(bio.get()) : nullptr);
-  if (!key || EVP_PKEY_get_id(pkey(key)) != EVP_PKEY_ED25519) {
-    throw Error(Outcome::Usage, fmt::format("{}: not an Ed25519 {} key in PEM format", path, what));
-  }
-  return key;
+  std::vector<std::unique_ptr<void, FreeKey>> keys;
+  do {
+    std::unique_ptr<void, FreeKey> key(bio ? read(bio.get()) : nullptr);
+    if (!key || EVP_PKEY_get_id(pkey(key)) != EVP_PKEY_ED25519) {
+      throw Error(Outcome::Usage, fmt::format("{}: not an Ed25519 {} key in PEM format", path, what));
+    }
+    keys.push_back(std::move(key));
+  } while (has_more(bio.get()));
+  return keys;
 }
 
 // Never prompts for a passphrase: qchain may run unattended.
@@ -67,9 +80,26 @@ bool is_valid(EVP_PKEY* key, const ManifestSignature& signature, const Digest& o
 
 void FreeKey::operator()(void* key) const noexcept { EVP_PKEY_free(static_cast<EVP_PKEY*>(key)); }
 
-SigningKey::SigningKey(const std::string& path)
-    : key_(load(path, "private",
-                [](BIO* bio) { return PEM_read_bio_PrivateKey(bio, nullptr, no_passphrase, nullptr); })) {}
+SigningKey::SigningKey(const std::string& path) : path_(path) {
+  auto keys = load(path, "private",
+                   [](BIO* bio) { return PEM_read_bio_PrivateKey(bio, nullptr, no_passphrase, nullptr); });
+  if (keys.size() != 1) {
+    throw Error(Outcome::Usage, fmt::format("{}: has {} private keys: which one?", path, keys.size()));
+  }
+  key_ = std::move(keys.front());
+}
+
+TrustedKey SigningKey::public_key() const {
+  ManifestSignature signature;
+  auto* const raw = reinterpret_cast<unsigned char*>(signature.key.data());
+  std::size_t length = signature.key.size();
+  std::unique_ptr<void, FreeKey> key;
+  if (EVP_PKEY_get_raw_public_key(pkey(key_), raw, &length) == 1) {
+    key.reset(EVP_PKEY_new_raw_public_key(EVP_PKEY_ED25519, nullptr, raw, length));
+  }
+  if (!key) throw Error(Outcome::Io, fmt::format("{}: OpenSSL: cannot derive the public key", path_));
+  return {path_, std::move(key)};
+}
 
 ManifestSignature SigningKey::sign(const Digest& own_digest) const {
   ManifestSignature signature;
@@ -88,13 +118,16 @@ ManifestSignature SigningKey::sign(const Digest& own_digest) const {
   return signature;
 }
 
-TrustedKey::TrustedKey(const std::string& path)
-    : path_(path), key_(load(path, "public", [](BIO* bio) {
-        return PEM_read_bio_PUBKEY(bio, nullptr, no_passphrase, nullptr);
-      })) {}
-
 bool TrustedKey::accepts(const ManifestSignature& signature, const Digest& own_digest) const {
   return is_valid(pkey(key_), signature, own_digest);
+}
+
+void require_signable(const ManifestHeader& header, const std::string& path) {
+  if (is_cryptographic(header.algorithm)) return;
+  throw Error(Outcome::Usage,
+              fmt::format("{}: its digests are {}, which do not detect tampering: a signature "
+                          "over them proves nothing",
+                          path, to_string(header.algorithm)));
 }
 
 bool is_own_signature(const ManifestSignature& signature, const Digest& own_digest) {
@@ -106,7 +139,13 @@ bool is_own_signature(const ManifestSignature& signature, const Digest& own_dige
 
 std::vector<TrustedKey> trusted_keys(const std::vector<std::string>& paths) {
   std::vector<TrustedKey> keys;
-  for (const std::string& path : paths) keys.emplace_back(path);
+  for (const std::string& path : paths) {
+    for (auto& key : load(path, "public", [](BIO* bio) {
+           return PEM_read_bio_PUBKEY(bio, nullptr, no_passphrase, nullptr);
+         })) {
+      keys.emplace_back(path, std::move(key));
+    }
+  }
   return keys;
 }
 

@@ -37,6 +37,7 @@ FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::s
   recipe.layer.progress = options.progress;
   recipe.layer.stages = options.stages;
   recipe.algorithm = options.algorithm;
+  recipe.origin = Origin::Restore;
   recipe.warn = options.warn;
   LayerBuild build(std::move(recipe));
   FirstBytes disk(source, build.identity().length);

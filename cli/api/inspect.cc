@@ -13,6 +13,7 @@
 #include "qcow2/snapshot.h"
 #include "verify/proof.h"
 #include "verify/restore_points.h"
+#include "verify/signature.h"
 
 namespace qchain {
 
@@ -38,7 +39,13 @@ InspectedManifest value_of(const ManifestSummary& manifest) {
   value.algorithm = to_string(manifest.header.algorithm);
   value.is_cryptographic = is_cryptographic(manifest.header.algorithm);
   value.root = text_of(manifest.disk_digest());
-  if (manifest.signature) value.signing_key = hex(manifest.signature->key);
+  if (manifest.signature) {
+    value.signing_key = hex(manifest.signature->key);
+    value.has_valid_signature = is_own_signature(*manifest.signature, manifest.own_digest);
+  }
+  value.origin = to_string(manifest.header.origin);
+  value.time = manifest.header.time;
+  value.sealed_time = manifest.header.sealed_time;
   return value;
 }
 
@@ -106,6 +113,11 @@ class Inspection {
     if (!manifest_exists(path)) return;
     const ManifestSummary summary = Manifest(path).summary();
     inspected.manifest = value_of(summary);
+    if (summary.signature && !inspected.manifest->has_valid_signature) {
+      add(result_.layers.size() - 1,
+          {Outcome::BadManifest,
+           fmt::format("{}: its signature was not made with the key that it names", path), Remedy::None});
+    }
     // A proof of something that was stored here before does not count.
     std::optional<LoggedProof> proof = last_proof(layer.path());
     if (proof && proof->manifest == summary.own_digest.hex()) inspected.last_proof = std::move(proof);

@@ -32,9 +32,8 @@ void warn_about(const Chain& chain, const ActiveRun& run) {
 }  // namespace
 
 OpenedChain open_chain(const std::string& path, ImageFormat format, const OpenOptions& options, Links links,
-                       const ActiveRun& run, Remedy if_not_qcow2,
-                       const std::vector<std::string>& trust_keys) {
-  OpenedChain opened(open(path, format, options, if_not_qcow2), trusted_keys(trust_keys));
+                       const ActiveRun& run, Remedy if_not_qcow2, std::vector<TrustedKey> trusted) {
+  OpenedChain opened(open(path, format, options, if_not_qcow2), std::move(trusted));
   if (links == Links::Require) opened.points.require_resolved_links();
   warn_about(*opened.chain, run);
   return opened;

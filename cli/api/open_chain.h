@@ -27,12 +27,11 @@ struct OpenedChain {
 };
 
 /// Opens a chain. Warns about layers that QEMU has marked as corrupt, and about layers that do not match
-/// their backing files. `if_not_qcow2`: the remedy if it is not a qcow2 image. `trust_keys`: paths of keys,
-/// one of which has to verify the signature of every manifest; empty: signatures are not required. Throws
-/// Error.
+/// their backing files. `if_not_qcow2`: the remedy if it is not a qcow2 image. `trusted`: keys, one of which
+/// has to verify the signature of every manifest; empty: signatures are not required. Throws Error.
 OpenedChain open_chain(const std::string& path, ImageFormat format, const OpenOptions& options, Links links,
                        const ActiveRun& run, Remedy if_not_qcow2 = Remedy::None,
-                       const std::vector<std::string>& trust_keys = {});
+                       std::vector<TrustedKey> trusted = {});
 /// Opens as much of a qcow2 chain as possible; see Chain::open_for_salvage(). Warns likewise.
 OpenedChain open_for_salvage(const std::string& path, const OpenOptions& options, const ActiveRun& run);
 

@@ -72,6 +72,7 @@ LayerRecipe recipe_for(const PullRequest& r, NbdExport& live, OpenedChain* paren
   recipe.manifest = r.digest != "none";
   if (recipe.manifest && !r.digest.empty()) recipe.algorithm = algorithm_named(r.digest);
   recipe.key = key;
+  recipe.sign_unproven = r.sign_unproven;
   recipe.warn = run.warner();
   return recipe;
 }
@@ -120,11 +121,22 @@ PullResult result_of(const PullRequest& r, const NbdExport& live, const LayerBui
   return result;
 }
 
-std::optional<OpenedChain> open_parent(const PullRequest& r, const ActiveRun& run) {
+// The keys that have to have signed the layers below; none: they need no signature.
+std::vector<TrustedKey> keys_below(const PullRequest& r, const SigningKey* key) {
+  if (key == nullptr || r.sign_unproven) return {};
+  std::vector<TrustedKey> keys = trusted_keys(r.trust_keys);
+  keys.push_back(key->public_key());
+  return keys;
+}
+
+std::optional<OpenedChain> open_parent(const PullRequest& r, const SigningKey* key, const ActiveRun& run) {
   if (r.parent.empty()) return std::nullopt;
   const ImageFormat format = r.parent_is_raw ? ImageFormat::Raw : ImageFormat::Qcow2;
+  std::vector<TrustedKey> keys = keys_below(r, key);
+  const bool is_demanded = !keys.empty();
   std::optional<OpenedChain> parent(
-      open_chain(r.parent, format, r.open, Links::Require, run, Remedy::ParentIsRaw));
+      open_chain(r.parent, format, r.open, Links::Require, run, Remedy::ParentIsRaw, std::move(keys)));
+  if (is_demanded) require_signed_parent(parent->points);
   require_since(r, parent->chain->top(), run);
   return parent;
 }
@@ -141,7 +153,7 @@ PullResult pull(const PullRequest& r, const Run& how) {
   require_valid(r);
   std::optional<SigningKey> key;
   if (!r.sign_key.empty()) key.emplace(r.sign_key);
-  std::optional<OpenedChain> parent = open_parent(r, run);
+  std::optional<OpenedChain> parent = open_parent(r, key ? &*key : nullptr, run);
   NbdExport live(nbd_target(r.nbd, r.uri), changes_for(r));
   check_writable(live, r.require_read_only, run);
   if (parent) require_same_source(r, live, parent->chain->top());

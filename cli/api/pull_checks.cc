@@ -43,6 +43,17 @@ void require_valid_format(const PullRequest& r) {
   }
 }
 
+void require_valid_keys(const PullRequest& r) {
+  const bool says_whom = !r.trust_keys.empty() || r.sign_unproven;
+  if (!says_whom) return;
+  if (r.sign_key.empty() || r.parent.empty()) {
+    usage("trusted keys, and signing unproven layers: only for a signed increment");
+  }
+  if (r.sign_unproven && !r.trust_keys.empty()) {
+    usage("trusted keys are of no use where unproven layers are signed all the same");
+  }
+}
+
 // Rejects options that need a parent if there is none.
 void require_parent_where_needed(const PullRequest& r) {
   if (!r.parent.empty()) return;
@@ -64,6 +75,7 @@ void require_valid(const PullRequest& r) {
   if (r.output.empty()) usage("missing output file");
   require_valid_names(r);
   require_valid_format(r);
+  require_valid_keys(r);
   require_parent_where_needed(r);
   if (r.shallow && !r.bitmap.empty()) usage("shallow and bitmap are mutually exclusive");
 }
@@ -118,6 +130,18 @@ void require_same_source(const PullRequest& r, const NbdExport& live, const Laye
   if (disk == nullptr) return;
   compare("libvirt domain", identity->domain, disk->domain_uuid);
   compare("disk", identity->target, disk->target);
+}
+
+void require_signed_parent(RestorePoints& points) {
+  for (std::size_t i = 0; i < points.chain().layers().size(); ++i) {
+    const ManifestVerdict& verdict = points.verdict(i);
+    if (!verdict.trusted_key.empty()) continue;
+    throw Error(Outcome::BadManifest,
+                fmt::format("{}; a signature of the new layer would vouch for it",
+                            verdict.problems.empty() ? points.chain().layers()[i].path() + ": is not signed"
+                                                     : verdict.problems.front()),
+                Remedy::TrustOrSignUnproven);
+  }
 }
 
 void note_about(const NbdExport& live, bool is_full, const ActiveRun& run) {

@@ -5,6 +5,7 @@
 #include "cli/api/qchain.h"
 #include "extent/nbd_export.h"
 #include "qcow2/chain.h"
+#include "verify/restore_points.h"
 
 namespace qchain {
 
@@ -17,6 +18,9 @@ void require_since(const PullRequest& request, const Layer& parent, const Active
 void check_writable(const NbdExport& live, bool require_read_only, const ActiveRun& run);
 /// Checks that the parent was pulled from the same export and disk. Throws Error (Mismatch).
 void require_same_source(const PullRequest& request, const NbdExport& live, const Layer& parent);
+/// Checks that all layers of the parent's chain are signed by one of the keys of `points`. Throws Error
+/// (BadManifest).
+void require_signed_parent(RestorePoints& points);
 /// Notes about the export.
 void note_about(const NbdExport& live, bool is_full, const ActiveRun& run);
 

@@ -48,6 +48,7 @@
 #include <vector>
 
 #include "cli/api/inspect.h"
+#include "cli/api/point.h"
 #include "cli/api/run.h"
 #include "cli/api/seal.h"
 #include "cli/api/verify.h"
@@ -99,6 +100,10 @@ struct PullRequest {
   /// else sha256; "none": no manifest.
   std::string digest;
   std::string sign_key;  ///< Path of an Ed25519 private key (PEM); empty: do not sign the manifest.
+  /// With a sign_key, all layers below have to be signed with it, or with one of these keys (paths): a
+  /// signature vouches for the whole disk.
+  std::vector<std::string> trust_keys;
+  bool sign_unproven = false;  ///< Sign all the same; the manifest records that.
   CheckClean check_clean;
   OnMissed on_missed = OnMissed::CompareAll;
   bool allow_other_export = false;  ///< Accept a parent that was pulled from another export or disk.
@@ -180,6 +185,7 @@ struct RestoreRequest {
   /// Write all that can be read; list what cannot be read, or differs from what was backed up.
   bool salvage = false;
   std::vector<std::string> trust_keys;  ///< Paths: every manifest has to be signed by one of these keys.
+  PointDemand point;         ///< Which point the image has to be; Error (BadManifest) if it is another.
   bool read_back = false;    ///< Read back what was written, bypassing the page cache, and compare.
   bool zero_rest = false;    ///< Zero the rest of a device or an export after the end of the disk.
   bool preallocate = false;  ///< Allocate space for zeros too.
@@ -200,6 +206,7 @@ struct RestoreResult {
   bool has_recorded_digest = false;  ///< The digest of the disk matches the one in the image's header.
   std::uint64_t unknown_bytes = 0;   ///< Not covered by any manifest.
   std::string root;                  ///< Digest of the disk, from the manifest.
+  PointInTime point;                 ///< Of what was restored.
   std::string layer_id;              ///< Id of the layer that was written; empty: raw disk.
   Findings losses;  ///< With no_verify or salvage: what is zeros now, or differs from what was backed up.
   std::optional<Findings> read_back;

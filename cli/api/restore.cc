@@ -3,6 +3,7 @@
 #include <memory>
 
 #include "cli/api/open_chain.h"
+#include "cli/api/point_check.h"
 #include "cli/api/qchain.h"
 #include "cli/api/restore_job.h"
 
@@ -19,6 +20,10 @@ void require_valid(const RestoreRequest& r) {
   if (r.salvage && (r.no_verify || !r.trust_keys.empty())) {
     usage("salvage cannot be combined with no verification or with trusted keys");
   }
+  require_valid(r.point);
+  if (!r.point.is_empty() && (r.no_verify || r.salvage)) {
+    usage("a point cannot be asked for where manifests are not relied on");
+  }
   if (r.as_layer && r.read_back) usage("reading back is only for raw output: verify the new layer instead");
 }
 
@@ -31,6 +36,23 @@ void require_good_manifests(const std::vector<LayerProof>& layers) {
     throw Error(verdict.outcome, fmt::format("{}; nothing was written", verdict.problems.front()),
                 Remedy::Salvage);
   }
+}
+
+void require_point(const PointInTime& point, const RestoreRequest& r) {
+  for (const Verdict& verdict : check_point(point, r.point)) {
+    throw Error(verdict.outcome, fmt::format("{}: {}; nothing was written", r.image, verdict.message));
+  }
+}
+
+// A point that was asked for is told by manifests; they have to cover the disk.
+void require_verifiable(const RestoreJob& job) {
+  if (job.proof.digests && job.proof.root_follows) return;
+  throw Error(
+      Outcome::BadManifest,
+      fmt::format("{}: the manifests do not cover the disk at the point that was asked for; nothing was "
+                  "written",
+                  job.request.image),
+      Remedy::Seal);
 }
 
 // A salvage uses only valid manifests.
@@ -67,7 +89,7 @@ RestoreProof prepare_proof(const RestoreRequest& r, OpenedChain& from, const Act
 OpenedChain open_to_restore(const RestoreRequest& r, const ActiveRun& run) {
   if (r.salvage) return open_for_salvage(r.image, r.open, run);
   return open_chain(r.image, ImageFormat::Qcow2, r.open, r.no_verify ? Links::Warn : Links::Require, run,
-                    Remedy::None, r.trust_keys);
+                    Remedy::None, trusted_keys(r.trust_keys));
 }
 
 RestoreResult result_of(const RestoreJob& job, bool is_in_place) {
@@ -97,10 +119,16 @@ RestoreResult restore(const RestoreRequest& r, const Run& how) {
   const ActiveRun run(how);
   require_valid(r);
   OpenedChain from = open_to_restore(r, run);
+  const PointInTime point = top_point(from.points);
+  require_point(point, r);
   const std::unique_ptr<RestoreTarget> target = open_restore_target(r, *from.chain, run);
   RestoreJob job{r, run, *from.chain, from.points, prepare_proof(r, from, run), 0, false, {}, {}, {}, 0, {}};
+  if (!r.point.is_empty()) require_verifiable(job);
+  record_seen(point, r.point);
   target->write(job);
-  return result_of(job, target->is_in_place());
+  RestoreResult result = result_of(job, target->is_in_place());
+  result.point = point;
+  return result;
 }
 
 }  // namespace qchain

@@ -5,6 +5,7 @@
 
 #include "cli/api/active_run.h"
 #include "cli/api/nbd_access.h"
+#include "cli/api/new_layer.h"
 #include "cli/api/open_chain.h"
 #include "verify/seal.h"
 
@@ -21,15 +22,18 @@ SealResult seal(const SealRequest& request, const Run& how) {
   options.workers = worker_count(run.workers(), Work::Read);
   options.key = key ? &*key : nullptr;
   options.accept_changed = request.accept_changed;
+  options.trusted = trusted_keys(request.trust_keys);
+  options.time = recorded_time();
   SealResult result;
+  ChainSeal seal(opened.points, options);
   for (std::size_t i = layers.size(); i-- > 0;) {
     options.progress = run.progress("seal", layers[i].virtual_size());
-    const Sealed sealed = seal_layer(opened.points, i, options);
+    const Sealed sealed = seal.add(i);
     const ManifestSummary& summary = opened.points.manifest(i)->summary();
     result.layers.push_back({i, layers[i].path(), sealed, text_of(summary.disk_digest()),
                              text_of(summary.header.accepted), summary.signature.has_value()});
-    if (request.sealed) request.sealed(result.layers.back());
   }
+  seal.publish();
   return result;
 }
 

@@ -8,7 +8,6 @@
 #pragma once
 
 #include <cstddef>
-#include <functional>
 #include <string>
 #include <vector>
 
@@ -33,19 +32,19 @@ struct SealRequest {
   std::string image;  ///< Path of the topmost layer.
   OpenOptions open;
   std::string sign_key;  ///< Path of an Ed25519 key (PEM); empty: manifests are not signed.
+  /// Paths of public keys: manifests that are signed with one of these keep their signature.
+  std::vector<std::string> trust_keys;
   /// Seal also what is not what was recorded, on the operator's word; the manifest says so.
   bool accept_changed = false;
-  /// Called after each layer, from the bottom up. Its manifest stays, whatever happens to the layers above.
-  std::function<void(const SealedLayer&)> sealed;
 };
 
 struct SealResult {
-  std::vector<SealedLayer> layers;  ///< From the bottom up, as they were sealed.
+  std::vector<SealedLayer> layers;  ///< From the bottom up.
 };
 
-/// Throws Error: BadManifest where a manifest is bad or another layer's; Mismatch (Remedy::AcceptChanged)
-/// where the disk is not what was recorded; Usage where a signature would be lost. The layers above are left
-/// as they are then.
+/// All manifests get their names together, when each was made and compared with what is recorded. Throws
+/// Error: BadManifest where a manifest is bad or another layer's; Mismatch (Remedy::AcceptChanged) where the
+/// disk is not what was recorded; Usage where a signature would be lost. Nothing is changed then.
 QCHAIN_API SealResult seal(const SealRequest& request, const Run& run = {});
 
 }  // namespace qchain

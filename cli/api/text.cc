@@ -8,6 +8,7 @@
 #include <bit>
 #include <charconv>
 #include <string_view>
+#include <utility>
 
 #include "extent/error.h"
 #include "extent/range.h"
@@ -55,6 +56,24 @@ std::uint64_t parse_size(const std::string& text) {
   const std::uint64_t unit = std::uint64_t{1} << (10 * (power + 1));
   if (value > ~std::uint64_t{0} / unit) throw bad();
   return value * unit;
+}
+
+std::chrono::seconds parse_duration(const std::string& text) {
+  constexpr std::array<std::pair<char, std::int64_t>, 5> kUnits{
+      {{'s', 1}, {'m', 60}, {'h', 3600}, {'d', 86400}, {'w', 604800}}};
+  constexpr std::int64_t kMost = std::int64_t{1} << 40;
+  std::int64_t value = 0;
+  const char* const end = text.data() + text.size();
+  const auto [rest, error] = std::from_chars(text.data(), end, value);
+  const auto unit = rest + 1 == end ? std::ranges::find(kUnits, *rest, &std::pair<char, std::int64_t>::first)
+                                    : kUnits.end();
+  if (error != std::errc() || unit == kUnits.end() || value < 0 || value > kMost / unit->second) {
+    throw Error(Outcome::Usage,
+                fmt::format("\"{}\": invalid duration; give a number with the suffix s, m, h, d "
+                            "or w",
+                            escaped(text)));
+  }
+  return std::chrono::seconds(value * unit->second);
 }
 
 unsigned parse_number(std::string_view text, unsigned least, unsigned most) {

@@ -1,6 +1,7 @@
 // Conversion of values to and from text.
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <string>
 #include <string_view>
@@ -9,6 +10,8 @@ namespace qchain {
 
 /// Bytes from "4096", "64K", "1M", "2G" or "16T". Throws Error (Usage).
 std::uint64_t parse_size(const std::string& text);
+/// "90s", "15m", "36h", "7d" or "2w". Throws Error (Usage).
+std::chrono::seconds parse_duration(const std::string& text);
 /// A decimal number from `least` to `most`, with an optional leading +. Throws Error (Usage).
 unsigned parse_number(std::string_view text, unsigned least, unsigned most);
 /// "1.5 GiB", "64 KiB", "512 bytes".

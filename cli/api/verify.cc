@@ -9,6 +9,7 @@
 
 #include "cli/api/active_run.h"
 #include "cli/api/nbd_access.h"
+#include "cli/api/point_check.h"
 #include "cli/api/text.h"
 #include "extent/cancellation.h"
 #include "extent/nbd_export.h"
@@ -44,6 +45,10 @@ ManifestStatus status_of(const ManifestVerdict& verdict) {
   status.own_digest = verdict.summary->own_digest.hex();
   status.accepted = text_of(header.accepted);
   status.is_signed = verdict.summary->signature.has_value();
+  status.origin = to_string(header.origin);
+  status.time = header.time;
+  status.sealed_time = header.sealed_time;
+  status.is_signed_unproven = header.is_signed_unproven;
   return status;
 }
 
@@ -66,7 +71,7 @@ ContentStatus status_of(const Proof& proof, const ManifestSummary& manifest, con
 bool is_resolved(const LayerProof& layer) {
   const ManifestVerdict& manifest = layer.manifest;
   if (layer.same_content) return true;
-  return manifest.belongs && !manifest.is_misplaced && manifest.summary->header.is_resealed();
+  return manifest.belongs && !manifest.is_misplaced && manifest.summary->header.is_resealed;
 }
 
 bool has_usable_manifest(const LayerProof& layer) {
@@ -90,6 +95,10 @@ class Verification {
     }
     result_.outcome = result_.selected;
     if (!request_.selection.is_everything()) result_.outcome = worse(result_.outcome, Outcome::Incomplete);
+    if (result_.outcome == Outcome::Done) {
+      attempt([&] { record_seen(*result_.point, request_.point); });
+      result_.outcome = worse(result_.outcome, result_.selected);
+    }
     return std::move(result_);
   }
 
@@ -138,6 +147,10 @@ class Verification {
   void prove(Survey surveyed, std::vector<TrustedKey> trusted) {
     const std::unique_ptr<Chain> chain = Chain::open(std::move(surveyed));
     RestorePoints points(*chain, std::move(trusted));
+    result_.point = top_point(points);
+    for (const Verdict& verdict : check_point(*result_.point, request_.point)) {
+      add(verdict.outcome, fmt::format("{}: {}", request_.image, verdict.message));
+    }
     ProofOptions options;
     options.workers = worker_count(request_.nbd, run_.workers(), Work::Read);
     options.selection = request_.selection;
@@ -342,6 +355,7 @@ class Verification {
 void require_valid(const VerifyRequest& r) {
   const auto usage = [](const char* message) { throw Error(Outcome::Usage, message); };
   if (r.image.empty()) usage("missing image");
+  require_valid(r.point);
   if (r.against.empty() && (r.manifest_only || r.no_extents || r.owner != nullptr)) {
     usage("manifest_only, no_extents and owner require a live export");
   }

@@ -15,6 +15,7 @@
 #include <string>
 #include <vector>
 
+#include "cli/api/point.h"
 #include "cli/api/run.h"
 #include "cli/api/verdict.h"
 #include "extent/error.h"
@@ -39,6 +40,7 @@ struct VerifyRequest {
   Selection selection;         ///< What was left out makes the outcome Incomplete at best.
   std::optional<std::chrono::seconds> max_duration;  ///< Stop after that time; Incomplete.
   std::vector<std::string> trust_keys;  ///< Paths: every manifest has to be signed by one of these keys.
+  PointDemand point;                    ///< Which point the top has to be; BadManifest if it is another.
 };
 
 /// What was found in a layer's metadata.
@@ -56,10 +58,14 @@ struct ManifestStatus {
   Outcome outcome = Outcome::Done;
   std::string algorithm;
   bool is_cryptographic = false;
-  std::string root;           ///< The digest of the disk; empty: unknown.
-  bool root_follows = false;  ///< From the digests of all manifests down to the bottom.
-  std::string own_digest;     ///< SHA-256 of the manifest, which a signature signs: HEX.
-  std::string accepted;       ///< The recorded digest, where other content was sealed on somebody's word.
+  std::string root;                 ///< The digest of the disk; empty: unknown.
+  bool root_follows = false;        ///< From the digests of all manifests down to the bottom.
+  std::string own_digest;           ///< SHA-256 of the manifest, which a signature signs: HEX.
+  std::string origin;               ///< What the digests are of: "pull", "seal" or "restore".
+  std::string time;                 ///< The point in time, as the manifest records it; empty: unknown.
+  std::string sealed_time;          ///< With "seal": when the digests were made.
+  bool is_signed_unproven = false;  ///< Signed although layers below were not.
+  std::string accepted;  ///< The recorded digest, where other content was sealed on somebody's word.
   bool is_signed = false;
   std::string trusted_key;  ///< Path of the key that accepts the signature; empty: none was asked.
   std::vector<std::string> problems;
@@ -104,6 +110,7 @@ struct VerifyResult {
   std::vector<Verdict> notes;        ///< Worth knowing, and nothing wrong: Done.
   std::vector<LayerStatus> layers;   ///< From the top.
   std::string root;                  ///< The digest of the disk, by the top's manifest; empty: unknown.
+  std::optional<PointInTime> point;  ///< That the top is at; nullopt: the chain is not complete.
   Findings findings;                 ///< Of all layers, or of the comparison with the live side.
   std::uint64_t asserted_bytes = 0;  ///< Known to be zeros on both sides, and not read.
   bool lists_all = true;             ///< Whether `findings` lists all that differs.

@@ -109,7 +109,7 @@ class ChainInfo(ChainTest):
         self.assertEqual((top["last_proof"]["outcome"], top["last_proof"]["reach"]), ("incomplete", "part 2 of 5"))
         self.assertIsNone(middle["last_proof"])
         text = self.qchain("chaininfo", "check3.qcow2").out
-        for expected in [top["identity"]["digest"], "signed, key", "part 2 of 5"]:
+        for expected in [top["identity"]["digest"], "signature valid, key", "part 2 of 5"]:
             self.assertIn(expected, text)
 
     def test_a_missing_layer(self) -> None:

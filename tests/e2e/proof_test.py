@@ -296,6 +296,12 @@ class Signatures(ProofTest):
 
 class Sealing(ProofTest):
 
+    def records(self, manifest: str) -> bytes:
+        """All but the header and the manifest's own digest."""
+        content = self.path(manifest).read_bytes()
+        (header,) = struct.unpack_from("<L", content, 8)
+        return content[12 + header:-32]
+
     def test_lost_manifests(self) -> None:
         self.forget_manifests()
         self.qchain("verify", "check3.qcow2", "--seal")
@@ -323,10 +329,10 @@ class Sealing(ProofTest):
         for algorithm in ("sha512", "blake2b512", "xxh3-128"):
             with self.subTest(algorithm=algorithm), self.live("check1.raw") as uri:
                 self.qchain("pull", uri, "-o", "sealed.qcow2", "--digest", algorithm, "--force")
-                before = self.path("sealed.qcow2.manifest").read_bytes()
+                before = self.records("sealed.qcow2.manifest")
                 self.path("sealed.qcow2.manifest").unlink()
                 self.qchain("verify", "sealed.qcow2", "--seal")
-                self.assertEqual(self.path("sealed.qcow2.manifest").read_bytes(), before)
+                self.assertEqual(self.records("sealed.qcow2.manifest"), before)
 
 
 class Bitmaps(Case):

@@ -306,14 +306,14 @@ class LongerThanTheDisk(DestinationCase):
 
     @needs_loop
     def test_devices(self) -> None:
-        for length in (80 * M, SIZE + 512, SIZE + 64 * K + 512):
+        for length in (SIZE + 16 * M, SIZE + 512, SIZE + 64 * K + 512):
             for options in ([], ["--read-back"]):
                 with self.subTest(length=length, options=options), self.loop(self.filled("disk", length)) as device:
                     self.assert_rest(device, device.read_bytes, length, *options)
 
     def test_exports(self) -> None:
         disk = self.path("disk")
-        for length in (80 * M, SIZE + 512):
+        for length in (SIZE + 16 * M, SIZE + 512):
             servers = {"nbdkit": lambda: nbdkit(self.folder, "file", disk),
                        "without zeros": lambda: nbdkit(self.folder, "--filter=nozero", "file", disk),
                        "QEMU": lambda: qemu_nbd(self.folder, "-f", "raw", disk, writable=True)}
@@ -351,10 +351,10 @@ class ThinDevices(DestinationCase):
 
     @needs_loop
     def test_the_rest_too(self) -> None:
-        with self.loop(self.filled("disk", 80 * M)) as device:
+        with self.loop(self.filled("disk", SIZE + 16 * M)) as device:
             self.qchain("restore", "full.qcow2", device, "--zero-rest")
             self.assertLess(self.allocated(device), 5 * M)
-            self.assertTrue(device.read_bytes() == self.disk().read_bytes().ljust(80 * M, b"\0"))
+            self.assertTrue(device.read_bytes() == self.disk().read_bytes().ljust(SIZE + 16 * M, b"\0"))
 
     @needs_loop
     def test_space_that_is_wanted(self) -> None:

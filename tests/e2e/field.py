@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from harness import QCHAIN, M, Argument, Case, Done, Server, end_process, environment, qemu_nbd, words
 
-SIZE = 64 * M
+SIZE = 16 * M
 HAS_LOOP = os.geteuid() == 0 and Path("/dev/loop-control").exists()
 PULLS = ([], ["--format", "raw"])
 RESTORES = ([], ["--format", "qcow2"])
@@ -25,14 +26,34 @@ needs_root = unittest.skipUnless(os.geteuid() == 0, "needs root: mknod and chown
 
 
 class FieldCase(Case):
-    """d.qcow2: 64 MiB, the first four of data, with the persistent bitmap c0; full.qcow2: pulled at c0."""
+    """d.qcow2: a disk with four MiB of data, with the persistent bitmap c0; full.qcow2: pulled at c0."""
+
+    size = SIZE
+    _made: Path | None = None
+
+    @classmethod
+    def setUpClass(cls) -> None:
+        super().setUpClass()
+        cls._made = None
 
     def setUp(self) -> None:
         super().setUp()
-        self.image("d.qcow2", "write -P 1 0 4M", size=SIZE)
+        if not self._made:
+            self._make()
+        for path in self._made.iterdir():
+            shutil.copy2(path, self.folder)
+
+    def _make(self) -> None:
+        """Once for all tests of a class."""
+        self.image("d.qcow2", "write -P 1 0 4M", size=self.size)
         with self.serve() as server:
             self.qchain("pull", server.uri, "-o", "full.qcow2", "--checkpoint", "c0")
         self.add_bitmap("c0")
+        folder = tempfile.TemporaryDirectory(prefix="qc-")
+        self.addClassCleanup(folder.cleanup)
+        for name in ("d.qcow2", "full.qcow2", "full.qcow2.manifest"):
+            shutil.move(self.path(name), folder.name)
+        type(self)._made = Path(folder.name)
 
     def serve(self, image: str = "d.qcow2", *options: Argument, bitmap: str | None = None,
               writable: bool = False) -> contextlib.AbstractContextManager[Server]:

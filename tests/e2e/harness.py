@@ -10,15 +10,16 @@ import hashlib
 import itertools
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
 import tempfile
 import unittest
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 _REPOSITORY = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(_REPOSITORY / "fixtures"))
@@ -27,6 +28,9 @@ from qemu_tools import PathLike, nbd_uri, wait_until  # noqa: E402
 
 QCHAIN = Path(os.environ.get("QCHAIN") or _REPOSITORY / "build/dev/cli/qchain").resolve()
 
+# Set by tests/run --soak: then everything is tried of which a fixed sample is tried otherwise.
+SOAK = bool(os.environ.get("QCHAIN_SOAK"))
+
 K, M, G, T = 1 << 10, 1 << 20, 1 << 30, 1 << 40
 
 # A sanitizer report must not look like one of the tool's own exit codes.
@@ -34,6 +38,8 @@ _ENVIRONMENT = {"ASAN_OPTIONS": "exitcode=99", "UBSAN_OPTIONS": "halt_on_error=1
 _SANITIZER_WORDS = (b"Sanitizer", b"runtime error:")
 
 Argument = PathLike | int | bytes
+
+_T = TypeVar("_T")
 
 _numbers = itertools.count()
 
@@ -44,6 +50,35 @@ def environment(changes: Mapping[str, str] | None = None) -> dict[str, str]:
 
 def words(argv: Sequence[Argument]) -> list[str | bytes]:
     return [str(word) if isinstance(word, int) else os.fspath(word) for word in argv]
+
+
+def spread(cases: Iterable[_T], count: int) -> list[_T]:
+    """Some `count` of the cases, in their order: one from each of so many parts, the first and the last among them; all with
+    SOAK. Always the same ones."""
+    found = list(cases)
+    if SOAK or len(found) <= count:
+        return found
+    chance = random.Random(1)
+    bounds = [at * len(found) // count for at in range(count + 1)]
+    middle = [found[chance.randrange(low, high)] for low, high in zip(bounds[1:-2], bounds[2:-1])]
+    return [found[0], *middle, found[-1]]
+
+
+def pairs(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
+    """Combinations of one value of each axis, few in which every two values meet; all there are with SOAK. Always the same."""
+    values = [list(axis) for axis in axes]
+    every = list(itertools.product(*(range(len(axis)) for axis in values)))
+    if not SOAK:
+        def met(combination: tuple[int, ...]) -> set[tuple[tuple[int, int], ...]]:
+            return set(itertools.combinations(enumerate(combination), 2))
+
+        left = set().union(*map(met, every))
+        chosen = []
+        while left:
+            chosen.append(max(every, key=lambda combination: len(met(combination) & left)))
+            left -= met(chosen[-1])
+        every = sorted(chosen)
+    return [tuple(axis[at] for axis, at in zip(values, combination)) for combination in every]
 
 
 @dataclass(frozen=True)
@@ -251,7 +286,8 @@ class Server:
 
 
 @contextlib.contextmanager
-def _serve(folder: Path, export: str, program: str, socket_option: str, pid_option: str, *argv: Argument) -> Iterator[Server]:
+def _serve(folder: Path, export: str, program: str, socket_option: str, pid_option: str, *argv: Argument,
+           gently: bool = True) -> Iterator[Server]:
     servers = folder / "servers"
     servers.mkdir(exist_ok=True)
     number = next(_numbers)
@@ -270,7 +306,7 @@ def _serve(folder: Path, export: str, program: str, socket_option: str, pid_opti
         wait_until(answers, f"{program}: does not listen", timeout=300)
         yield Server(process, nbd_uri(export, socket))
     finally:
-        if process.poll() is None:
+        if process.poll() is None and gently:
             process.send_signal(signal.SIGCONT)
             process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
@@ -286,7 +322,8 @@ def nbdkit(folder: Path, *argv: Argument) -> contextlib.AbstractContextManager[S
 def qemu_nbd(folder: Path, *argv: Argument, writable: bool = False) -> contextlib.AbstractContextManager[Server]:
     """Serves with qemu-nbd, to 16 clients, under the name `vda`."""
     mode = [] if writable else ["-r"]
-    return _serve(folder, "vda", "qemu-nbd", "--socket", "--pid-file", *mode, "-t", "-e", "16", "-x", "vda", *argv)
+    # One that only reads has nothing to finish, and spins for seconds where a client is left.
+    return _serve(folder, "vda", "qemu-nbd", "--socket", "--pid-file", *mode, "-t", "-e", "16", "-x", "vda", *argv, gently=writable)
 
 
 def failing_server(folder: Path) -> contextlib.AbstractContextManager[Server]:

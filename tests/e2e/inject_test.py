@@ -14,9 +14,9 @@ import unittest
 from collections.abc import Iterable
 from pathlib import Path
 
-from harness import Argument, end_process, environment as plain_environment, nbdkit, words
+from harness import SOAK, Argument, end_process, environment as plain_environment, nbdkit, words
 from injected import CODES, ERRORS, ON_FILES, PUBLICATION, READING, Injected, Scenario
-from injector import RELEASE, SHORT, SOAK, Call, Injection, environment, read_log
+from injector import RELEASE, SHORT, Call, Injection, environment, read_log
 
 from qemu_tools import nbd_uri
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
-from harness import M, Case, Done, environment as plain_environment, nbdkit, qemu_nbd, sha256, words
-from injector import KILL, RELEASE, SHORT, SOAK, Call, Injection, environment, read_log, require_programs
+from harness import SOAK, M, Case, Done, environment as plain_environment, nbdkit, qemu_nbd, sha256, words
+from injector import KILL, RELEASE, SHORT, Call, Injection, environment, read_log, require_programs
 
 SIZE = M
 CODES = (0, 1, 2, 3, 4, 5, 6, 130, 143)

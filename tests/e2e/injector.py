@@ -15,7 +15,6 @@ from pathlib import Path
 _REPOSITORY = Path(__file__).resolve().parents[2]
 RELEASE = Path(os.environ.get("QCHAIN_RELEASE") or _REPOSITORY / "build/release/cli/qchain").resolve()
 LIBRARY = Path(os.environ.get("QCHAIN_INJECT") or _REPOSITORY / "build/dev/tests/inject/libqchain_inject.so").resolve()
-SOAK = bool(os.environ.get("QCHAIN_SOAK"))
 
 KILL, SHORT = "kill", "short"
 

@@ -2,7 +2,7 @@
 
 QEMU's server goes on when a job has ended, and serves the live disk. libvirt stops it later: milliseconds later, or many
 seconds where other calls hold its job lock. Here the window is held open, and the guest writes while it is.
-QCHAIN_SOAK=1 aborts fifty jobs at random moments instead of eight.
+QCHAIN_SOAK=1 aborts fifty jobs at random moments instead of four.
 
 QEMU 7.2 hangs for good where libvirt aborts a job while a client negotiates, or while one takes no replies: no job is
 aborted here while a pull connects, nor by libvirt while a pull is stopped in the middle of its reads.
@@ -20,14 +20,14 @@ import unittest
 from collections.abc import Callable
 from pathlib import Path
 
-from harness import QCHAIN, M, Case, Done, end_process, qemu_nbd
+from harness import QCHAIN, SOAK, M, Case, Done, end_process, qemu_nbd
 
 from guest import Guest
 from qemu_tools import FixtureError, wait_until
 
 SIZE = 32 * M
 SLOW = ("--requests", "1", "--connections", "1")
-ABORTS = 50 if os.environ.get("QCHAIN_SOAK") else 8
+ABORTS = 50 if SOAK else 4
 
 
 def written(pid: int, folder: Path) -> int:

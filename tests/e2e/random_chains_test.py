@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import blkhash
-from harness import K, M, Case, sha256
+from harness import SOAK, K, M, Case, sha256
 
 from export import Export
 from qemu_tools import FixtureError
 
 SEED = int(os.environ.get("QCHAIN_SEED") or 1)
-CASES = int(os.environ.get("QCHAIN_CASES") or 20)
+CASES = int(os.environ.get("QCHAIN_CASES") or (20 if SOAK else 8))
 
 LAYER_CLUSTERS = [f"{4 << n}K" for n in range(10)]
 

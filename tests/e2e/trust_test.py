@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import shutil
 import unittest
 from collections.abc import Sequence
 
-from field import SIZE, FieldCase
+from field import FieldCase
 from gate import gate
-from harness import K, M, Argument, Case, Done, nbdkit, qemu_nbd
+from harness import K, M, Argument, Case, Done, nbdkit, qemu_nbd, spread
 
 from export import Export
 
 
+SIZE = 64 * M
+
+
 class Trust(FieldCase):
+
+    size = SIZE
 
     def right_or_refused(self, uri: str, *options: Argument, codes: Sequence[int] = (1,), out: str = "inc.qcow2",
                          parent: str = "full.qcow2", since: str = "c0") -> Done:
@@ -442,7 +448,7 @@ class Reconnects(Trust):
         self.image("dense.qcow2", f"write -P 5 0 {SIZE}", size=SIZE)
         self.image("other.qcow2", f"write -P 6 0 {SIZE}", size=SIZE)
         for after in (4 * M, 50 * M):
-            for options in ([], ["--connections", "2"], ["--format", "raw"], ["--connections", "4", "--requests", "2"]):
+            for options in spread(([], ["--connections", "2"], ["--format", "raw"], ["--connections", "4", "--requests", "2"]), 2):
                 with self.subTest(after=after, options=options), self.serve("dense.qcow2") as server, self.serve("other.qcow2") as other, \
                         gate(self.folder, server, after) as held:
                     process = self.launch("pull", held.uri, "-o", "out", *options)
@@ -496,15 +502,15 @@ class Resized(Case):
 
     def test_cut_and_grown_back(self) -> None:
         """Inside a cluster of an overlay, where it cannot be deduced: everything has to be compared."""
-        for cluster_size in (64 * K, 1 * M, 2 * M):
-            for cut in (4 * M + 32 * K, 4 * M + 512, 4 * M - 4 * K):
-                with self.subTest(cluster_size=cluster_size, cut=cut):
-                    self.setUp()
-                    self.begin(8 * M, cluster_size, base=True)
-                    self.export.resize(cut)
-                    self.export.resize(8 * M)
-                    self.pull_and_prove("--check-clean", "all")
-                    self.export.stop()
+        cases = itertools.product((64 * K, 1 * M, 2 * M), (4 * M + 32 * K, 4 * M + 512, 4 * M - 4 * K))
+        for cluster_size, cut in spread(cases, 4):
+            with self.subTest(cluster_size=cluster_size, cut=cut):
+                self.setUp()
+                self.begin(8 * M, cluster_size, base=True)
+                self.export.resize(cut)
+                self.export.resize(8 * M)
+                self.pull_and_prove("--check-clean", "all")
+                self.export.stop()
 
     def test_cut_and_grown_back_to_another_size(self) -> None:
         for size in (8 * M + 512, 8 * M - 512, 16 * M):
@@ -517,15 +523,15 @@ class Resized(Case):
                 self.export.stop()
 
     def test_resized(self) -> None:
-        for size in (64 * M, 96 * M, 33 * M + 512):
-            for options in ([], ["--check-clean", "none"]):
-                with self.subTest(size=size, options=options):
-                    self.setUp()
-                    self.begin(48 * M, fill=48 * M)
-                    self.export.resize(size)
-                    self.export.io(f"write -P 7 {size - 512} 512", "write -P 7 1M 64k")
-                    self.pull_and_prove(*options)
-                    self.export.stop()
+        cases = itertools.product((32 * M, 48 * M, 17 * M + 512), ([], ["--check-clean", "none"]))
+        for size, options in spread(cases, 4):
+            with self.subTest(size=size, options=options):
+                self.setUp()
+                self.begin(24 * M, fill=24 * M)
+                self.export.resize(size)
+                self.export.io(f"write -P 7 {size - 512} 512", "write -P 7 1M 64k")
+                self.pull_and_prove(*options)
+                self.export.stop()
 
     def test_a_missed_write_of_a_live_disk(self) -> None:
         """T3: where the parent holds nothing, and over what it holds."""

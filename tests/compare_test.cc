@@ -231,6 +231,7 @@ TEST_F(CompareTest, ARecordedLengthIsCompared) {
   constexpr std::uint64_t kSize = 100001;
   Bytes bytes(kSize);
   random.fill(bytes);
+  std::fill(bytes.end() - 90, bytes.end(), std::byte{0});
   MemoryDevice device(bytes, {{guest_range(0, kSize), Kind::Data}}, kSize);
   {
     const File file = create_file(folder / "layer");
@@ -247,6 +248,30 @@ TEST_F(CompareTest, ARecordedLengthIsCompared) {
   EXPECT_EQ(comparison.different_bytes, 0U);
   EXPECT_EQ(comparison.live, comparison.chain);
   EXPECT_EQ(comparison.chain, digest_of(device, kSize, {}));
+
+  // A server that rounds the size has the same disk: zeros in the same last sector.
+  for (const std::uint64_t length : {kSize - 90, kSize - 1, kSize + 1, align_up(kSize, kSectorSize)}) {
+    Bytes rounded = bytes;
+    rounded.resize(length);
+    MemoryDevice live = live_disk(rounded, random.chance(50));
+    const Comparison same = compare(*chain, live, any_options());
+    EXPECT_EQ(same.different_bytes, 0U) << length;
+    EXPECT_EQ(same.live, same.chain) << length;
+    EXPECT_EQ(same.chain, comparison.chain) << length;
+  }
+  for (const std::uint64_t length : {align_down(kSize, kSectorSize), align_up(kSize, kSectorSize) + 1}) {
+    Bytes other = bytes;
+    other.resize(length);
+    MemoryDevice live = live_disk(other, false);
+    const Comparison different = compare(*chain, live, any_options());
+    EXPECT_EQ(different.different_bytes, kSectorSize) << length;
+    EXPECT_NE(different.live, different.chain) << length;
+  }
+  // A byte after the recorded end is not zero.
+  Bytes longer = bytes;
+  longer.resize(kSize + 1, std::byte{1});
+  MemoryDevice live = live_disk(longer, false);
+  EXPECT_EQ(compare(*chain, live, any_options()).different_bytes, kSectorSize);
 }
 
 }  // namespace

@@ -36,6 +36,13 @@ struct Job {
     return GuestOffset(std::min(a, b));
   }
 
+  // The length that the live side's digest is of. A server may round the size of a disk to sectors: the same
+  // disk then has the same digest.
+  std::uint64_t live_length() const {
+    const bool is_same = align_up(chain_length, kSectorSize) == align_up(live.size(), kSectorSize);
+    return is_same ? chain_length : live.size();
+  }
+
   void add_unread(const UnreadRange& unread) {
     result.add_unread(unread, kMaxDifferences);
     result.compared_bytes -= unread.range.length();
@@ -125,7 +132,7 @@ class CompareStage : public Stage {
       if (run.kind == Kind::Inherit) continue;  // not selected
       result.compared_bytes += run.range.length();
       if (run.kind == Kind::Zero) {
-        add_zeros(job_.live_digest, job_.live.size(), run.range);
+        add_zeros(job_.live_digest, job_.live_length(), run.range);
         add_zeros(job_.chain_digest, job_.chain_length, run.range);
         continue;
       }
@@ -147,7 +154,7 @@ class CompareStage : public Stage {
   struct Block {
     Digest live;
     Digest chain;
-    std::uint64_t live_length = 0;  // as far as that side reaches
+    std::uint64_t live_length = 0;  // that its digest is of
     std::uint64_t chain_length = 0;
     std::vector<Discrepancy> differences;
   };
@@ -175,7 +182,7 @@ class CompareStage : public Stage {
     const StoredBlock* const stored =
         job_.options.stored != nullptr ? &stored_.data[blocks_.size()] : nullptr;
     Block& block = blocks_.emplace_back();
-    block.live_length = reach(range, job_.live.size());
+    block.live_length = reach(range, job_.live_length());
     block.chain_length = reach(range, job_.chain_length);
     if (block.live_length > 0) block.live = hasher_.of(live.first(block.live_length));
     // Equal bytes have equal digests: the second one is not computed where the bytes were compared.
@@ -228,8 +235,8 @@ class CompareStage : public Stage {
   void note_differences(const GuestRange& range, std::span<const std::byte> live,
                         std::span<const std::byte> chain, const StoredBlock* stored, Block& block) {
     std::vector<std::byte> again(live.size());
-    const ReadRequest request{range.begin, std::span(again).first(block.live_length)};
-    if (block.live_length > 0) live_reader_->read(std::span(&request, 1));
+    const ReadRequest request{range.begin, std::span(again).first(reach(range, job_.live.size()))};
+    if (!request.into.empty()) live_reader_->read(std::span(&request, 1));
     Discrepancy difference;
     difference.cause = std::ranges::equal(live, again) ? cause_of(stored, chain, block) : Cause::Moving;
     difference.live = text_of(block.live);

@@ -334,6 +334,13 @@ class Verification {
       add(Outcome::Incomplete,
           fmt::format("stopped at guest offset {:#x}: time limit reached", *comparison.stopped_at));
     }
+    // Equal disks have equal digests.
+    if (result_.selected == Outcome::Done && comparison.live != comparison.chain) {
+      add(Outcome::Mismatch,
+          fmt::format("{}: no difference was found, but the digest of the disk is {}, and that "
+                      "of the live export {}",
+                      request_.image, live.chain_digest, live.live_digest));
+    }
   }
 
   // All of one cause are one verdict, whether the list has them or not.

@@ -125,7 +125,7 @@ Outcome combine(const VerifyOptions& o, Console& console) {
   }
   if (!missing.empty()) sum.outcome = worse(sum.outcome, Outcome::Incomplete);
 
-  const std::string name = sum.subject.at("image").get<std::string>();
+  const std::string name = escaped(sum.subject.at("image").get<std::string>());
   for (const Json& verdict : sum.verdicts) console.error(verdict.at("message").get<std::string>());
   console.print(fmt::format("{}: {} of {} parts{}: {}; {} read, {} known to be zeros\n", name,
                             sum.parts.size(), parts,

@@ -44,8 +44,10 @@ void Console::note(const std::string& message) { print_message("note: ", message
 void Console::warn(const std::string& message) { print_message("warning: ", message, warnings_); }
 void Console::error(const std::string& message) { print_message("", message, errors_); }
 
-void Console::print(const std::string& text) {
+// Whatever a name brings along that nobody escaped ends here.
+void Console::print(const std::string& unchecked) {
   if (json_) return;
+  const std::string text = escaped_lines(unchecked);
   if (to_standard_error_) {
     std::fputs(text.c_str(), stderr);
   } else {

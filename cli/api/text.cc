@@ -19,20 +19,56 @@ namespace {
 
 constexpr std::string_view kSuffixes = "KMGTPE";
 
-// The length of the UTF-8 sequence at the start of `text`, which is not empty; 0 if it is invalid.
-std::size_t utf8_length(std::string_view text) {
+// A character of UTF-8.
+struct Character {
+  std::size_t length = 0;  // bytes; 0: an invalid sequence
+  std::uint32_t point = 0;
+};
+
+// The first character of `text`, which is not empty.
+Character first_character(std::string_view text) {
   const auto byte = [&](std::size_t i) { return static_cast<unsigned char>(text[i]); };
   const auto length = static_cast<std::size_t>(std::countl_one(byte(0)));
-  if (length == 0) return 1;
-  if (length < 2 || length > 4 || length > text.size()) return 0;
+  if (length == 0) return {1, byte(0)};
+  if (length < 2 || length > 4 || length > text.size()) return {};
   std::uint32_t point = byte(0) & (0x7FU >> length);
   for (std::size_t i = 1; i < length; ++i) {
-    if ((byte(i) & 0xC0) != 0x80) return 0;
+    if ((byte(i) & 0xC0) != 0x80) return {};
     point = point << 6 | (byte(i) & 0x3F);
   }
   constexpr std::array<std::uint32_t, 5> kLeast{0, 0, 0x80, 0x800, 0x10000};
   const bool surrogate = point >= 0xD800 && point <= 0xDFFF;
-  return point < kLeast[length] || surrogate || point > 0x10FFFF ? 0 : length;
+  if (point < kLeast[length] || surrogate || point > 0x10FFFF) return {};
+  return {length, point};
+}
+
+// Characters that are not seen themselves, and change what is: controls, separators of lines, and Unicode's
+// Default_Ignorable_Code_Point (UAX 44): direction, joining, width, variants, tags, fillers.
+bool is_invisible(std::uint32_t point) {
+  constexpr std::array<std::pair<std::uint32_t, std::uint32_t>, 20> kRanges{
+      {{0x00, 0x1F},     {0x7F, 0x9F},       {0xAD, 0xAD},       {0x34F, 0x34F},     {0x61C, 0x61C},
+       {0x115F, 0x1160}, {0x17B4, 0x17B5},   {0x180B, 0x180F},   {0x200B, 0x200F},   {0x2028, 0x202E},
+       {0x2060, 0x206F}, {0x3164, 0x3164},   {0xFE00, 0xFE0F},   {0xFEFF, 0xFEFF},   {0xFFA0, 0xFFA0},
+       {0xFFF0, 0xFFFB}, {0x1BCA0, 0x1BCA3}, {0x1D173, 0x1D17A}, {0xE0000, 0xE0FFF}, {0x110BD, 0x110BD}}};
+  return std::ranges::any_of(
+      kRanges, [&](const auto& range) { return point >= range.first && point <= range.second; });
+}
+
+std::string escape_all_but(const std::string& text, std::uint32_t kept) {
+  std::string out;
+  for (std::string_view rest = text; !rest.empty();) {
+    const Character character = first_character(rest);
+    const std::size_t length = std::max<std::size_t>(character.length, 1);
+    if (character.length == 0 || (character.point != kept && is_invisible(character.point))) {
+      for (const char byte : rest.substr(0, length)) {
+        out += fmt::format("\\x{:02x}", static_cast<unsigned char>(byte));
+      }
+    } else {
+      out += rest.substr(0, length);
+    }
+    rest.remove_prefix(length);
+  }
+  return out;
 }
 
 }  // namespace
@@ -104,24 +140,9 @@ std::string human_size(std::uint64_t bytes) {
   return fmt::format("{} {}iB", number, kSuffixes[power - 1]);
 }
 
-std::string escaped(const std::string& text) {
-  std::string out;
-  for (std::string_view rest = text; !rest.empty();) {
-    const auto byte = static_cast<unsigned char>(rest.front());
-    const std::size_t length = utf8_length(rest);
-    const bool control =
-        byte < 0x20 || byte == 0x7F ||
-        (byte == 0xC2 && rest.size() > 1 && static_cast<unsigned char>(rest[1]) < 0xA0);  // C1 controls
-    if (length == 0 || control) {
-      out += fmt::format("\\x{:02x}", byte);
-      rest.remove_prefix(1);
-      continue;
-    }
-    out += rest.substr(0, length);
-    rest.remove_prefix(length);
-  }
-  return out;
-}
+std::string escaped(const std::string& text) { return escape_all_but(text, ~std::uint32_t{0}); }
+
+std::string escaped_lines(const std::string& text) { return escape_all_but(text, '\n'); }
 
 std::string wrapped(const std::string& text, std::size_t indent, std::size_t width) {
   const std::string margin = '\n' + std::string(indent, ' ');

@@ -16,9 +16,11 @@ std::chrono::seconds parse_duration(const std::string& text);
 unsigned parse_number(std::string_view text, unsigned least, unsigned most);
 /// "1.5 GiB", "64 KiB", "512 bytes".
 std::string human_size(std::uint64_t bytes);
-/// `text` with control characters and invalid UTF-8 escaped as \xNN, so that names cannot control a terminal
-/// or break a JSON document.
+/// `text` with control characters, invalid UTF-8, and whatever changes direction, width or line without being
+/// seen escaped as \xNN, so that names cannot control a terminal, show as other names, or break a JSON document.
 std::string escaped(const std::string& text);
+/// The same, but for its line breaks.
+std::string escaped_lines(const std::string& text);
 /// `text`, which starts at column `indent`, wrapped between words to lines of at most `width` columns (longer
 /// words are not broken), with `indent` spaces before all lines but the first and a line break at the end.
 /// Keeps line breaks in `text`.

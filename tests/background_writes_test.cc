@@ -55,7 +55,7 @@ TEST_F(BackgroundWritesTest, WriteWhatWritesWrite) {
     WriteQueue queue(file);
     BackgroundWrites background(queue);
     Bytes expected;
-    for (int round = 0; round < 10; ++round) {
+    for (int round = 0; round < rounds(10); ++round) {
       std::vector<FileWrite> writes;
       std::uint64_t at = expected.size();
       const std::uint64_t count = random.between(0, 100);  // more than are under way at a time

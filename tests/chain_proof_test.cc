@@ -140,7 +140,7 @@ class ChainProofTest : public RandomTest {
 };
 
 TEST_F(ChainProofTest, ManifestsAreWhatTheContentIs) {
-  for (int round = 0; round < 30; ++round) {
+  for (int round = 0; round < rounds(30); ++round) {
     const ProvenChain chain = any_chain(5, round % 5 == 0 ? 5 * kMiB : kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     for (std::size_t i = 0; i < chain.layers().size(); ++i) expect_law(chain, i);
@@ -157,7 +157,7 @@ TEST_F(ChainProofTest, ManifestsAreWhatTheContentIs) {
 }
 
 TEST_F(ChainProofTest, ADiskAgainstTheDigests) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < rounds(20); ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     const auto opened = chain.open();
@@ -200,7 +200,7 @@ TEST_F(ChainProofTest, ADiskThatWasTrimmed) {
 
 // A byte of any data cluster of any layer: the layer that holds it is damaged, those above are not to blame.
 TEST_F(ChainProofTest, CorruptionIsReportedWhereItIs) {
-  for (int round = 0; round < 20; ++round) {
+  for (int round = 0; round < rounds(20); ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     const std::size_t index = random.below(chain.layers().size());
@@ -355,7 +355,7 @@ TEST_F(ChainProofTest, ThePaddingOfTheLastSectorIsChecked) {
 // ----------------------------------------------------------------------------------------------------------
 
 TEST_F(ChainProofTest, SealedAgain) {
-  for (int round = 0; round < 25; ++round) {
+  for (int round = 0; round < rounds(25); ++round) {
     const ProvenChain chain = any_chain(4, kMiB);
     SCOPED_TRACE(testing::Message() << "round " << round << ": " << chain.description());
     std::vector<Bytes> before;
@@ -378,7 +378,7 @@ TEST_F(ChainProofTest, SealedAgain) {
 
 // Layers that were written while a manifest was missing: their roots are unknown until they are sealed.
 TEST_F(ChainProofTest, SealedAfterwards) {
-  for (int round = 0; round < 25; ++round) {
+  for (int round = 0; round < rounds(25); ++round) {
     ProvenChain chain(random, folder);
     const Algorithm algorithm = Algorithm::Sha256;
     const std::size_t depth = random.between(2, 4);
@@ -399,7 +399,7 @@ TEST_F(ChainProofTest, SealedAfterwards) {
 
 // Layers that QEMU made, raw bases, and layers on top of them.
 TEST_F(ChainProofTest, ForeignLayersAreSealed) {
-  for (int round = 0; round < 12; ++round) {
+  for (int round = 0; round < rounds(12); ++round) {
     const auto size_of = [&] { return kSectorSize * random.between(1, 2 * kMiB / kSectorSize); };
     std::string below;
     std::string format;

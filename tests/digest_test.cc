@@ -81,7 +81,7 @@ TEST_F(DigestTest, VectorsOfBlkhash) {
 }
 
 TEST_F(DigestTest, AnyDiskIsTheNaiveDigest) {
-  for (int round = 0; round < 24; ++round) {
+  for (int round = 0; round < rounds(24); ++round) {
     const Disk disk = any_disk();
     MemoryDevice device(disk.bytes, disk.extents, random.one_of<std::uint64_t>({700, 65536, 1 << 30}));
     DigestOptions options;

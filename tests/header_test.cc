@@ -61,7 +61,7 @@ class HeaderTest : public RandomTest {
 };
 
 TEST_F(HeaderTest, SurvivesTheDisk) {
-  for (int round = 0; round < 1000; ++round) {
+  for (int round = 0; round < rounds(1000); ++round) {
     const Header header = any_header();
     const Bytes bytes = encode_header(header);
     ASSERT_EQ(bytes.size(), std::size_t{1} << header.cluster_bits);
@@ -73,7 +73,7 @@ TEST_F(HeaderTest, SurvivesTheDisk) {
 
 // Whatever the bits: a header, or an Error; nothing else, and no byte outside is touched.
 TEST_F(HeaderTest, DecodingIsTotal) {
-  for (int round = 0; round < 3000; ++round) {
+  for (int round = 0; round < rounds(3000); ++round) {
     Bytes bytes = encode_header(any_header());
     bytes.resize(random.chance(50) ? random.below(300) : bytes.size());
     for (std::uint64_t hits = random.between(1, 12); hits > 0 && !bytes.empty(); --hits) {

@@ -76,7 +76,7 @@ class LayerTest : public RandomTest {
 };
 
 TEST_F(LayerTest, TheLaw) {
-  for (int round = 0; round < 24; ++round) {
+  for (int round = 0; round < rounds(24); ++round) {
     LayerOptions options = any_options();
     const Geometry geometry(options.cluster_bits, options.extended_l2, 0);
     const std::uint64_t clusters = options.cluster_bits > 17 ? 3 : 40;

@@ -237,7 +237,7 @@ TEST_F(ManifestTest, TheBytesOnDisk) {
 }
 
 TEST_F(ManifestTest, EveryFlippedByteIsRefused) {
-  for (int round = 0; round < 6; ++round) {
+  for (int round = 0; round < rounds(6); ++round) {
     const Draft manifest = any_manifest(40);
     write(manifest);
     const Bytes bytes = read_file(path);
@@ -256,7 +256,7 @@ TEST_F(ManifestTest, EveryFlippedByteIsRefused) {
 }
 
 TEST_F(ManifestTest, TruncatedAtAnyLengthOrTooLong) {
-  for (int round = 0; round < 6; ++round) {
+  for (int round = 0; round < rounds(6); ++round) {
     const Draft manifest = any_manifest(40);
     write(manifest);
     const Bytes bytes = read_file(path);

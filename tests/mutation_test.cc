@@ -29,10 +29,10 @@ constexpr std::uint64_t kMiB = 1 << 20;
 
 // How many mutations of a class; nothing for all.
 std::optional<std::size_t> wanted() {
-  constexpr std::size_t kUsual = 30;
+  constexpr std::size_t kUsual = 12;
   constexpr std::size_t kInSoak = 1000;
   const char* const given = std::getenv("QCHAIN_MUTATIONS");
-  if (given == nullptr) return std::getenv("QCHAIN_SOAK") != nullptr ? kInSoak : kUsual;
+  if (given == nullptr) return soaking() ? kInSoak : kUsual;
   if (std::string_view(given) == "all") return std::nullopt;
   return std::strtoull(given, nullptr, 10);
 }

@@ -30,6 +30,13 @@ inline std::uint64_t seed() {
   return value;
 }
 
+/// Whether tests/run --soak runs the tests: everything is tried then of which a fixed sample is tried
+/// otherwise.
+inline bool soaking() { return std::getenv("QCHAIN_SOAK") != nullptr; }
+
+/// How many of so many rounds a test does: all of them in a soak, a third otherwise.
+inline int rounds(int all) { return soaking() ? all : (all + 2) / 3; }
+
 class Random {
  public:
   explicit Random(std::uint64_t from) : engine_(from) {}

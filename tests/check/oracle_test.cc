@@ -37,7 +37,7 @@ class OracleTest : public RandomTest {
 };
 
 TEST_F(OracleTest, WhatQemuWroteIsCleanExactlyWhenQemuSaysSo) {
-  for (int i = 0; i < 32; ++i) {
+  for (int i = 0; i < rounds(32); ++i) {
     const Shape shape = random_shape(random);
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     make_random_image(random, shape, path);
@@ -72,7 +72,7 @@ std::string clean_image(Random& random, const std::string& path) {
 }
 
 TEST_F(OracleTest, WhatQemuCallsCorruptIsCorrupt) {
-  for (int i = 0; i < 5; ++i) {
+  for (int i = 0; i < rounds(5); ++i) {
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     SCOPED_TRACE(clean_image(random, path));
     DamagedImage image(path);
@@ -118,7 +118,7 @@ TEST_F(OracleTest, WhatQemuCallsCorruptIsCorrupt) {
 }
 
 TEST_F(OracleTest, WhatWeWroteIsSound) {
-  for (int i = 0; i < 12; ++i) {
+  for (int i = 0; i < rounds(12); ++i) {
     LayerOptions options;
     options.cluster_bits = random.bits(kMinWrittenClusterBits, 17);
     options.extended_l2 = options.cluster_bits >= kMinExtendedL2ClusterBits && random.chance(50);

@@ -23,7 +23,7 @@ class TruncationTest : public RandomTest {
 TEST_F(TruncationTest, LossesAreFoundAtAnyLength) {
   int lost = 0;
   int missed_by_qemu = 0;
-  for (int i = 0; i < 10; ++i) {
+  for (int i = 0; i < rounds(10); ++i) {
     const Shape shape = random_shape(random);
     const std::string path = folder_ / fmt::format("{}.qcow2", i);
     make_random_image(random, shape, path);

@@ -28,10 +28,11 @@ class DifferentialTest : public testing::Test {
  protected:
   // Runs cases until there are enough, or enough of them failed.
   template <class Case>
-  void for_each_case(std::uint64_t by_default, Case&& run_case) {
+  void for_each_case(int by_default, Case&& run_case) {
     constexpr int kEnoughFailures = 3;
     const char* const given = std::getenv("QCHAIN_CASES");
-    const std::uint64_t cases = given != nullptr ? std::strtoull(given, nullptr, 0) : by_default;
+    const std::uint64_t cases =
+        given != nullptr ? std::strtoull(given, nullptr, 0) : static_cast<std::uint64_t>(rounds(by_default));
     int failures = 0;
     for (std::uint64_t i = 0; i < cases && failures < kEnoughFailures; ++i) {
       Random random(seed() + i);

@@ -66,7 +66,7 @@ std::string manifest_text(const ManifestStatus& manifest) {
   if (!manifest.accepted.empty()) text += ", " + accepted_text(manifest.accepted);
   if (manifest.origin == "seal") text += ", " + sealed_text(manifest.time, manifest.sealed_time);
   if (!manifest.trusted_key.empty()) text += ", signed by " + escaped(manifest.trusted_key);
-  if (manifest.is_signed_unproven) text += " over layers that were not";
+  if (manifest.is_signed_unproven) text += ", signed although layers below were not";
   return text;
 }
 

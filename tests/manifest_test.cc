@@ -9,6 +9,7 @@
 #include <map>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "tests/random.h"
 #include "tests/support.h"
@@ -312,35 +313,44 @@ TEST_F(ManifestTest, HeadersThatCannotBe) {
       EXPECT_EQ(reading(with_end(json_of(length), blocks)), Outcome::BadManifest) << length;
     }
   }
-  for (
-      const char* const json :
-      {"",
-       " ",
-       "{",
-       "null",
-       "[]",
-       "\"text\"",
-       "5",
-       "{}",
-       "\xff\xfe",
-       "{\"algorithm\":\"sha256\"}",
-       R"({"algorithm":"md5","block_size":65536,"length":131073,"overlay":true})",
-       R"({"algorithm":["sha256"],"block_size":65536,"length":131073,"overlay":true})",
-       R"({"algorithm":"sha256","block_size":4096,"length":131073,"overlay":true,"origin":"pull"})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":""})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":"Pull"})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":"pull","time":5})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"origin":"pull","resealed":1})",
-       R"({"algorithm":"sha256","block_size":0,"length":131073,"overlay":true})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":1})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"layer":"x"})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"layer":7})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true,"since":{}})",
-       R"({"algorithm":"sha256","block_size":65536,"length":131073,"overlay":true} )"
-       "\x01"}) {
+  for (const char* const json : {"", " ", "{", "null", "[]", "\"text\"", "5", "{}", "\xff\xfe"}) {
     EXPECT_EQ(reading(with_end(json, 3)), Outcome::BadManifest) << json;
+  }
+  EXPECT_EQ(reading(with_end(json_of("131073") + " \x01", 3)), Outcome::BadManifest);
+  // One field that is missing or invalid, beside all others as they should be.
+  const std::map<std::string, std::string> valid{
+      {"algorithm", R"("sha256")"}, {"block_size", "65536"}, {"length", "131073"},
+      {"overlay", "true"},          {"origin", R"("pull")"}, {"layer", "\"" + std::string(kUuid) + "\""}};
+  const auto with_field = [&](const std::string& field, const std::string& value) {
+    std::map<std::string, std::string> fields = valid;
+    fields[field] = value;
+    std::string json;
+    for (const auto& [name, text] : fields) {
+      if (!text.empty()) json += (json.empty() ? "{\"" : ",\"") + name + "\":" + text;
+    }
+    return reading(with_end(json + "}", 3));
+  };
+  ASSERT_EQ(with_field("layer", ""), Outcome::Done);
+  ASSERT_EQ(with_field("origin", R"("seal")"), Outcome::Done);
+  const std::vector<std::pair<const char*, std::vector<const char*>>> invalid{
+      {"algorithm", {"", R"("md5")", R"(["sha256"])"}},
+      {"block_size", {"", "4096", "0", "65536.5"}},
+      {"length", {""}},
+      {"overlay", {"", "1"}},
+      {"layer", {R"("x")", "7"}},
+      {"since", {"{}"}},
+      {"parent_root", {R"("sha256:00")", "5"}},
+      {"origin", {"", R"("")", R"("Pull")", "0"}},
+      {"time", {"5"}},
+      {"sealed_time", {"5"}},
+      {"file", {"[]"}},
+      {"target", {"null"}},
+      {"resealed", {"1", R"("true")"}},
+      {"signed_unproven", {"0"}}};
+  for (const auto& [field, values] : invalid) {
+    for (const char* const value : values) {
+      EXPECT_EQ(with_field(field, value), Outcome::BadManifest) << field << ": " << value;
+    }
   }
   // Deep, and as long as it may be.
   EXPECT_EQ(reading(with_end(std::string(4096, '['), 3)), Outcome::BadManifest);

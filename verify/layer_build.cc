@@ -122,6 +122,7 @@ std::unique_ptr<LayerManifest> LayerBuild::begin_manifest() {
   if (recipe_.parent != nullptr && !parent.digests) unknown_because_ = parent.unknown_because;
   identity.parent_digest = text_of(parent.root);
   ManifestHeader header = header_for(identity, recipe_.origin);
+  if (recipe_.point_of) name_point(header, *recipe_.point_of);
   header.algorithm = algorithm_;
   header.parent_root = parent.root;
   header.file = fs::path(image_.path()).filename();

@@ -24,6 +24,8 @@ struct LayerRecipe {
   bool manifest = true;
   std::optional<Algorithm> algorithm;  ///< Of the manifest; nullopt: the parent's, else sha256.
   Origin origin = Origin::Pull;
+  /// Whose point in time and disk the manifest names; nullopt: those of `identity`.
+  std::optional<Identity> point_of;
   const SigningKey* key = nullptr;  ///< nullptr: the manifest is not signed.
   bool sign_unproven = false;       ///< Recorded: layers below are not signed by a trusted key.
   Warn warn;

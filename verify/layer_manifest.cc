@@ -62,11 +62,15 @@ ManifestHeader header_for(const Identity& identity, Origin origin) {
   header.checkpoint = identity.checkpoint;
   header.since = identity.since;
   header.origin = origin;
+  name_point(header, identity);
+  return header;
+}
+
+void name_point(ManifestHeader& header, const Identity& identity) {
   header.time = identity.time;
   header.export_name = identity.export_name;
   header.domain = identity.domain;
   header.target = identity.target;
-  return header;
 }
 
 LayerManifest::LayerManifest(const std::string& path, const ManifestHeader& header,

@@ -25,6 +25,8 @@ ParentDigests parent_digests(RestorePoints& points, std::size_t index);
 
 /// What the manifest of a layer with this identity says of it; algorithm and parent's root are filled in.
 ManifestHeader header_for(const Identity& identity, Origin origin);
+/// Gives the header the time and the disk of a layer with this identity.
+void name_point(ManifestHeader& header, const Identity& identity);
 
 /// A manifest that is being written and not yet published.
 class LayerManifest {

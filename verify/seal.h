@@ -18,8 +18,8 @@ struct SealOptions {
   std::function<void(std::uint64_t done)> progress = [](std::uint64_t) {};
   /// Seal also what is not what was recorded, on the operator's word; the manifest says so.
   bool accept_changed = false;
-  std::vector<TrustedKey> trusted =
-      {};                 ///< Manifests that are signed with one of these keep their signature.
+  /// Manifests that are signed with one of these keep their signature.
+  std::vector<TrustedKey> trusted = {};
   std::string time = {};  ///< Of what is sealed: ISO 8601, UTC.
 };
 

@@ -38,6 +38,7 @@ FlatLayer write_flat_layer(const Chain& chain, BlockDevice& source, const std::s
   recipe.layer.stages = options.stages;
   recipe.algorithm = options.algorithm;
   recipe.origin = Origin::Restore;
+  recipe.point_of = chain.top().identity().value_or(Identity());
   recipe.warn = options.warn;
   LayerBuild build(std::move(recipe));
   FirstBytes disk(source, build.identity().length);

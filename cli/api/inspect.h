@@ -69,8 +69,8 @@ struct InspectedManifest {
   bool is_cryptographic = false;
   std::string root;         ///< The digest of the disk; empty: unknown.
   std::string signing_key;  ///< The public key, HEX, that its signature names; empty: not signed.
-  bool has_valid_signature =
-      false;                ///< Made with that key; whether the key is to be trusted, verify() tells.
+  /// Made with that key; whether the key is to be trusted, verify() tells.
+  bool has_valid_signature = false;
   std::string origin;       ///< What the digests are of: "pull", "seal" or "restore".
   std::string time;         ///< The point in time: ISO 8601, UTC; empty: unknown.
   std::string sealed_time;  ///< With "seal": when the digests were made.

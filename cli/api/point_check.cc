@@ -4,6 +4,7 @@
 
 #include <array>
 #include <ctime>
+#include <filesystem>
 #include <nlohmann/json.hpp>
 #include <string_view>
 #include <utility>
@@ -63,13 +64,12 @@ void check_age(const PointInTime& point, std::chrono::seconds most, std::vector<
 
 // The file of the newest points; an empty object if there is none yet.
 Json read_last_seen(const std::string& path) {
-  std::vector<std::byte> bytes(kMaxLastSeen + 1);
-  try {
-    bytes.resize(File::open_to_read(path).read_at_most(HostOffset(0), bytes));
-  } catch (const Error& error) {
-    if (!manifest_exists(path)) return {{"schema", kSchema}, {"version", 1}, {"disks", Json::object()}};
-    throw;
+  std::error_code error;
+  if (!std::filesystem::exists(path, error) && !error) {
+    return {{"schema", kSchema}, {"version", 1}, {"disks", Json::object()}};
   }
+  std::vector<std::byte> bytes(kMaxLastSeen + 1);
+  bytes.resize(File::open_to_read(path).read_at_most(HostOffset(0), bytes));
   const std::string_view text(reinterpret_cast<const char*>(bytes.data()), bytes.size());
   Json json = bytes.size() > kMaxLastSeen ? Json() : Json::parse(text, nullptr, false);
   const bool is_valid = json.is_object() && json.value("schema", Json()) == Json(kSchema) &&
@@ -87,10 +87,12 @@ std::string text_in(const Json& object, const char* field) {
   return found != object.end() && found->is_string() ? found->get<std::string>() : std::string();
 }
 
-void check_last_seen(const PointInTime& point, const std::string& path, std::vector<Verdict>& verdicts) {
-  const Json json = read_last_seen(path);
+// Why `point` is older than the newest one of its disk in `json`, the file `path`; nullopt: it is not.
+std::optional<Verdict> find_newer(const PointInTime& point, const Json& json, const std::string& path) {
   const auto seen = json["disks"].find(point.disk);
-  if (seen == json["disks"].end()) return;
+  if (seen == json["disks"].end()) return std::nullopt;
+  // A copy of the same disk, such as a restored one, is no step back.
+  if (!point.root.empty() && text_in(*seen, "root") == point.root) return std::nullopt;
   const std::string layer = text_in(*seen, "layer");
   const std::optional<std::int64_t> newest = parse_time(text_in(*seen, "time"));
   const std::optional<std::int64_t> now = parse_time(point.time);
@@ -98,11 +100,11 @@ void check_last_seen(const PointInTime& point, const std::string& path, std::vec
     throw Error(Outcome::Usage,
                 fmt::format("{}: its entry for disk \"{}\" has no time", path, escaped(point.disk)));
   }
-  if (layer == point.layer_id || (now && *now > *newest)) return;
-  verdicts.push_back(refused(
+  if (layer == point.layer_id || (now && *now > *newest)) return std::nullopt;
+  return refused(
       fmt::format("this point (layer {}, {}) is older than the newest one seen of disk \"{}\": layer {}, {}",
                   or_unknown(point.layer_id), or_unknown(point.time), escaped(point.disk), or_unknown(layer),
-                  escaped(text_in(*seen, "time")))));
+                  escaped(text_in(*seen, "time"))));
 }
 
 }  // namespace
@@ -144,15 +146,21 @@ std::vector<Verdict> check_point(const PointInTime& point, const PointDemand& de
                                            or_unknown(point.*expected.field), escaped(expected.value))));
   }
   if (demand.not_older_than) check_age(point, *demand.not_older_than, verdicts);
-  if (!demand.last_seen.empty()) check_last_seen(point, demand.last_seen, verdicts);
+  if (demand.last_seen.empty()) return verdicts;
+  const std::optional<Verdict> newer = find_newer(point, read_last_seen(demand.last_seen), demand.last_seen);
+  if (newer) verdicts.push_back(*newer);
   return verdicts;
 }
 
 void record_seen(const PointInTime& point, const PointDemand& demand) {
   if (demand.last_seen.empty()) return;
+  // It keeps others from writing until the end: what they recorded meanwhile is neither lost nor undone.
+  Publication publication(demand.last_seen, Existing::Replace);
   Json json = read_last_seen(demand.last_seen);
-  const std::optional<std::int64_t> now = parse_time(point.time);
-  if (!now) {
+  if (const std::optional<Verdict> newer = find_newer(point, json, demand.last_seen)) {
+    throw Error(newer->outcome, fmt::format("{}: not recorded: {}", demand.last_seen, newer->message));
+  }
+  if (!parse_time(point.time)) {
     throw Error(Outcome::BadManifest, fmt::format("{}: not recorded: the manifest of layer {} has no time",
                                                   demand.last_seen, or_unknown(point.layer_id)));
   }
@@ -161,7 +169,6 @@ void record_seen(const PointInTime& point, const PointDemand& demand) {
                                {"root", point.root},
                                {"checkpoint", point.checkpoint}};
   const std::string text = json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n";
-  Publication publication(demand.last_seen, Existing::Replace);
   publication.file().append(std::as_bytes(std::span(text)));
   publication.publish();
 }

@@ -95,10 +95,7 @@ class Verification {
     }
     result_.outcome = result_.selected;
     if (!request_.selection.is_everything()) result_.outcome = worse(result_.outcome, Outcome::Incomplete);
-    if (result_.outcome == Outcome::Done) {
-      attempt([&] { record_seen(*result_.point, request_.point); });
-      result_.outcome = worse(result_.outcome, result_.selected);
-    }
+    if (result_.outcome == Outcome::Done) record();
     return std::move(result_);
   }
 
@@ -118,6 +115,17 @@ class Verification {
     } catch (const Error& error) {
       if (is_cancelled(error) || error.outcome() == Outcome::Usage) throw;
       add(error.outcome(), error.what(), error.remedy());
+    }
+  }
+
+  // That it cannot be recorded does not make the rest untrue.
+  void record() {
+    try {
+      record_seen(*result_.point, request_.point);
+    } catch (const Error& error) {
+      if (is_cancelled(error)) throw;
+      add(error.outcome() == Outcome::Usage ? Outcome::Io : error.outcome(), error.what());
+      result_.outcome = result_.selected;
     }
   }
 

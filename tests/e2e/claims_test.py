@@ -131,10 +131,36 @@ class Point(ClaimsTest):
         self.assertFalse(self.path("out.raw").exists())
         self.assertEqual(self.path("seen.json").read_bytes(), before)
 
+    def test_what_was_restored_is_as_old_as_its_source(self) -> None:
+        self.pull("a.qcow2", "--checkpoint", "daily", at=time.time() - 3 * DAY)
+        self.qchain("restore", "a.qcow2", "copy.qcow2", "--format", "qcow2")
+        names = ("time", "export", "checkpoint")
+        self.assertEqual([self.header("copy.qcow2")[name] for name in names], [self.header("a.qcow2")[name] for name in names])
+        self.refuses(5, "verify", "copy.qcow2", "--not-older-than", "2d", says=["older"])
+        self.qchain("verify", "a.qcow2", "--last-seen", "seen.json")
+        self.qchain("verify", "copy.qcow2", "--last-seen", "seen.json")
+
+    def test_disks_are_told_apart(self) -> None:
+        now = time.time()
+        self.pull("a.qcow2", at=now)
+        self.qchain("verify", "a.qcow2", "--last-seen", "seen.json")
+        self.pull("b.qcow2", at=now - DAY, content=b"b" * M)
+        self.refuses(5, "verify", "b.qcow2", "--last-seen", "seen.json", says=["older"])
+        self.edit("b.qcow2", export="vdb")
+        self.qchain("verify", "b.qcow2", "--last-seen", "seen.json")
+        self.assertEqual(sorted(json.loads(self.path("seen.json").read_text())["disks"]), ["vda", "vdb"])
+
+    def test_what_cannot_be_recorded_is_said(self) -> None:
+        """And the rest of the verdict with it."""
+        self.pull("a.qcow2")
+        done = self.qchain("verify", "a.qcow2", "--last-seen", "/proc/seen.json", "--json", expect=3)
+        self.assertEqual([verdict["outcome"] for verdict in done.json["verdicts"]], ["I/O error"])
+        self.assertEqual(done.json["layers"][0]["content"]["damaged_bytes"], 0)
+
     def test_another_layer_of_the_same_second(self) -> None:
         now = time.time()
         self.pull("a.qcow2", at=now)
-        self.pull("b.qcow2", at=now)
+        self.pull("b.qcow2", at=now, content=b"b" * M)
         self.qchain("verify", "a.qcow2", "--last-seen", "seen.json")
         self.refuses(5, "verify", "b.qcow2", "--last-seen", "seen.json", says=["older"])
 
